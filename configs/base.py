@@ -1,0 +1,109 @@
+"""The whole settings tree, once. An experiment's file is its differences from this."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from libs.build import menu, settings
+from libs.data import DATASETS
+from libs.exits import EXIT_POLICIES
+from libs.losses import Objective
+from libs.models import ESTIMATORS, SIZES, UViT
+from libs.samplers import SAMPLERS
+
+
+def config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 1234
+    c.process = "vp_linear"  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas)
+    c.pred = "noise"  # what the network regresses: noise | x0 | v
+    c.pretrained_weight = ""  # start from this U-ViT, AdaDiff or own file
+    c.nnet_path = ""  # evaluate this one
+    c.cpu = False  # run on the CPU although there is a GPU
+    c.tracker = "none"  # none | tensorboard | wandb (offline unless WANDB_MODE says otherwise); JSONL is always written
+
+    c.train = ConfigDict(
+        dict(
+            n_steps=500_000,
+            batch_size=128,  # of all processes together
+            accumulate=1,  # micro-batches per step
+            grad_clip=0.0,  # global norm; 0 = off
+            ema_rate=0.9999,
+            freeze_backbone=False,  # train the estimator and own heads only
+            log_interval=10,
+            sample_interval=5_000,  # grids; 0 = never
+            save_interval=50_000,
+            eval_interval=0,  # monitor quality, keep the best weights as best.pth; 0 = never
+            monitor_samples=2_048,
+            monitor_steps=50,
+            keep=2,  # newest checkpoints kept
+        )
+    )
+    c.optimizer = ConfigDict(dict(name="adamw", lr=2e-4, weight_decay=0.03, betas=(0.99, 0.999)))
+    c.lr_scheduler = ConfigDict(dict(name="customized", warmup_steps=2_500))
+
+    c.nnet = settings(UViT)
+    c.nnet.name = "uvit"
+    c.nnet.heads = "shared"  # shared | own: one head for all exits, or one each
+    c.nnet.points = ()  # layers after which the network can be left; () = all
+    c.uem = menu(ESTIMATORS, "linear")
+    c.loss = settings(Objective.__init__)
+    c.exit = menu(EXIT_POLICIES, "threshold")
+
+    c.dataset = menu(DATASETS, "digits")
+    c.dataset.path = ""  # where the data are; "" = the data set's own default
+    c.dataset.p_uncond = 0.0  # share of labels replaced by the null class (classifier-free guidance)
+    c.dataset.workers = 4  # decoding processes
+
+    c.sample = menu(SAMPLERS, "euler_maruyama_sde")
+    c.sample.algorithm = c.sample.name  # U-ViT's key
+    del c.sample.name
+    c.sample.sample_steps = 1_000  # network evaluations
+    c.sample.n_samples = 50_000  # images per seed in an evaluation
+    c.sample.mini_batch_size = 500
+    c.sample.scale = 0.0  # guidance: eps = cond + scale (cond - null)
+    c.sample.pair = "free"  # free | tied: guidance rows leave on their own or together
+
+    c.eval = ConfigDict(
+        dict(
+            extractor="inception",
+            reference="",  # npz with mu and sigma; "" = statistics of the training data
+            seeds=(0,),  # reported noise seeds
+            selection_seed=99,  # chooses the recommended point; takes no part in what is reported
+            tolerance=0.05,  # recommended: the fastest point at most this much worse than full depth
+            thresholds=(),  # certainties of the exit policy; () = the one in `exit`
+            fixed=(),  # also leave every image at these layers
+            fewer_steps=(),  # also full depth with these step counts
+            paired=2_048,  # images compared with full depth (PSNR, SSIM)
+            timing_runs=5,
+            timing_batch=64,
+        )
+    )
+    return c
+
+
+def uvit(c: ConfigDict, size: str, **differences) -> None:
+    """Set config.nnet to a published size (libs/models/uvit.py) with `differences`."""
+    c.nnet.update(SIZES[size])
+    c.nnet.update(differences)
+
+
+def finish(c: ConfigDict, arg: str) -> ConfigDict:
+    """Apply the file's argument: "" is the experiment, "quick" its small twin on synthetic data (seconds on a CPU)."""
+    if arg not in ("", "quick"):
+        raise ValueError(f"config argument is {arg!r}; it must be empty or 'quick'")
+    if arg == "quick":
+        classes = c.nnet.num_classes - (c.dataset.p_uncond > 0)
+        c.nnet.update(img_size=4 * c.nnet.patch_size, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
+        if c.nnet.num_classes > 0:
+            classes = min(classes, 10)
+            c.nnet.num_classes = classes + (c.dataset.p_uncond > 0)
+        c.dataset.name, c.dataset.path, c.dataset.workers = "synthetic", "", 0
+        c.dataset.synthetic.update(resolution=c.nnet.img_size, channels=c.nnet.in_chans, n_classes=max(classes, 0))
+        c.train.update(n_steps=2, batch_size=8, log_interval=1, sample_interval=2, monitor_steps=3, eval_interval=0)
+        c.sample.update(sample_steps=5, n_samples=8, mini_batch_size=8)
+        c.eval.update(extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=())
+    return c
+
+

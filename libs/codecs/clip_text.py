@@ -1,0 +1,89 @@
+"""Prompts -> contexts: the text half of CLIP, as Stable Diffusion and U-ViT read it."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class ClipText:
+    """Contexts (n, length, width): the last hidden state after the final layer norm, without a padding mask.
+
+    U-ViT's text features include the padded positions, so a mask, which would change them, is not passed. Nothing is
+    ever downloaded from here.
+
+    Args:
+        path: folder with the model and its tokenizer, or the name of a model that is in huggingface_hub's cache.
+        length: tokens per prompt, in tokens; shorter prompts are padded, longer ones cut.
+        chunk: prompts per pass of the network; bounds the memory.
+        device: where the network lives.
+
+    Raises:
+        FileNotFoundError: model or tokenizer is missing.
+        ValueError: an impossible setting, or files that lack some of the model's tensors.
+        ImportError: transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str = "openai/clip-vit-large-patch14",
+        length: int = 77,
+        chunk: int = 64,
+        device: torch.device | str = "cpu",
+    ):
+        try:
+            from transformers import CLIPTextModel, CLIPTokenizer
+        except ImportError as error:
+            raise ImportError("The CLIP text encoder needs transformers: pip install transformers") from error
+        for key, value in (("length", length), ("chunk", chunk)):
+            if value < 1:
+                raise ValueError(f"clip.{key} is {value}; it must be at least 1.")
+        try:
+            model, info = CLIPTextModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+            tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        except OSError as error:
+            where = "in that folder" if os.path.isdir(path) else "a folder, nor in the cache of huggingface_hub"
+            raise FileNotFoundError(
+                f"The CLIP text encoder {path!r} is not {where}: {str(error).partition(chr(10))[0]} "
+                "`python -m scripts.download clip` fetches it, or set clip.path to a folder with config.json, "
+                "model.safetensors, vocab.json and merges.txt."
+            ) from error
+        # Both libraries go on where files are incomplete: with random tensors, with a tokenizer that knows no words.
+        missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+        if missing:
+            raise ValueError(f"The CLIP text encoder {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
+        if len(tokenizer) != model.config.vocab_size:
+            raise FileNotFoundError(
+                f"The tokenizer of {path!r} has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
+                "vocab.json and merges.txt (or tokenizer.json) are missing or belong to another model. "
+                "`python -m scripts.download clip` fetches them."
+            )
+        if length > model.config.max_position_embeddings:
+            raise ValueError(
+                f"clip.length is {length}; {path!r} reads at most {model.config.max_position_embeddings} tokens."
+            )
+        self.model, self.tokenizer = model.eval().requires_grad_(False).float().to(device), tokenizer
+        self.length, self.chunk, self.width = length, chunk, model.config.hidden_size
+
+    def to(self, device: torch.device | str) -> "ClipText":
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """n prompts ("" is the null prompt of guidance) -> contexts (n, length, width) float32, on the model's device."""
+        if isinstance(prompts, str):
+            raise ValueError(f"ClipText.encode takes a list of prompts, not the text {prompts!r}.")
+        if not prompts:
+            return torch.empty(0, self.length, self.width, device=self.model.device)
+        return torch.cat([self._pass(prompts[i : i + self.chunk]) for i in range(0, len(prompts), self.chunk)])
+
+    def _pass(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        device = self.model.device
+        with torch.autocast(device.type, enabled=False):
+            return self.model(input_ids=tokens.input_ids.to(device)).last_hidden_state  # (b, length, width)

@@ -1,0 +1,21 @@
+"""Data sets by name, and the order in which training reads them."""
+
+from libs.data.batches import batches
+from libs.data.celeba import CelebA
+from libs.data.cifar10 import CIFAR10
+from libs.data.dataset import Dataset
+from libs.data.digits import Digits
+from libs.data.imagenet import ImageNet
+from libs.data.images import Images
+from libs.data.synthetic import Synthetic
+
+DATASETS = {
+    "digits": Digits,
+    "images": Images,
+    "cifar10": CIFAR10,
+    "celeba": CelebA,
+    "imagenet": ImageNet,
+    "synthetic": Synthetic,
+}
+
+__all__ = ["DATASETS", "Dataset", "batches"]

@@ -1,0 +1,106 @@
+"""The endless sequence of training batches: the same for any number of processes, exact after a resume."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from libs import rng
+from libs.data.dataset import Dataset
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+    flip: bool = False,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one process, from step `start_step` on, without end.
+
+    The sequence is a function of (seed, position), where sample j of the global batch of step s has position
+    s * batch_size + j; epoch after epoch of len(dataset) positions, an epoch ends anywhere in a batch. Process r of
+    `world` reads the r-th slice of every global batch.
+
+    Args:
+        batch_size: images per step over all processes; a multiple of `world`.
+        flip: mirror each image with probability 1/2.
+        workers: processes that decode ahead; 0 decodes in this one.
+
+    Yields:
+        x (batch_size / world, C, H, W) float32 in [-1, 1] and labels (batch_size / world,) int64, -1 for none.
+
+    Raises:
+        ValueError: at the call, for a batch size that `world` does not divide and other impossible settings.
+    """
+    if len(dataset) == 0:
+        raise ValueError(f"The data set {dataset.name!r} is empty; batches need at least one image.")
+    for key, value, least in (("batch_size", batch_size, 1), ("start_step", start_step, 0), ("workers", workers, 0)):
+        if value < least:
+            raise ValueError(f"{key} is {value}; it must be at least {least}.")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank}; it must be from 0 to {world - 1} with {world} processes.")
+    if batch_size % world:
+        raise ValueError(f"batch_size is {batch_size}; the number of processes, {world}, must divide it.")
+    rows = _rows(Order(len(dataset), seed, flip), batch_size, start_step, rank, world)
+    if workers == 0:
+        return (dataset.gather(indices, flips) for indices, flips in rows)
+    loader = DataLoader(
+        _Gather(dataset),
+        sampler=rows,
+        batch_size=None,  # one item is one batch, made by one worker
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=rng.stream(seed, "workers"),  # else starting the workers would draw from the global generator
+    )
+    return ((x, labels) for x, labels in loader)
+
+
+class Order:
+    """Which image stands at each position of training, and whether it is mirrored: a permutation per epoch."""
+
+    def __init__(self, n: int, seed: int, flip: bool):
+        self.n, self.seed, self.flip = n, seed, flip
+        self._epoch = None  # (number, order (n,), flips (n,)) of the last epoch asked for
+
+    def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Indices (count,) int64 and flips (count,) bool of the positions first, first + 1, ..."""
+        parts = []
+        while count:
+            epoch, offset = divmod(first, self.n)
+            taken = min(count, self.n - offset)
+            parts.append([column[offset : offset + taken] for column in self._columns(epoch)])
+            first, count = first + taken, count - taken
+        indices, flips = (torch.cat(column) for column in zip(*parts, strict=True))
+        return indices, flips
+
+    def _columns(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = torch.randperm(self.n, generator=rng.stream(self.seed, "order", epoch))
+            flips = torch.zeros(self.n, dtype=torch.bool)
+            if self.flip:
+                flips.random_(generator=rng.stream(self.seed, "flip", epoch))
+            self._epoch = epoch, order, flips
+        return self._epoch[1:]
+
+
+def _rows(order: Order, batch_size: int, step: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+    local = batch_size // world
+    while True:
+        yield order.at(step * batch_size + rank * local, local)
+        step += 1
+
+
+class _Gather:
+    """A data set whose item is the batch with the given (indices, flips)."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.dataset.gather(*row)

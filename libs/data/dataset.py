@@ -1,0 +1,79 @@
+"""What a data set is: images by index, as bytes for statistics and in [-1, 1] for training."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Dataset(ABC):
+    """Images by index. Reading an index twice gives the same image; nothing here draws random numbers.
+
+    Keyword-only constructor arguments of a subclass are its settings (`dataset.<argument>`).
+
+    shape         (C, H, W)
+    n_classes     0 when the images have no labels
+    labels        (n,) int64, -1 where there is no label
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    n_classes: int
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def pixels(self, index: int) -> Tensor:
+        """Image `index` as (C, H, W) uint8, never mirrored."""
+
+    def get(self, index: int, flip: bool) -> tuple[Tensor, int]:
+        """Image `index` as (C, H, W) float32 in [-1, 1], mirrored left to right if `flip`, and its label (or -1)."""
+        x, labels = self.gather(torch.tensor([index]), torch.tensor([flip]))
+        return x[0], int(labels[0])
+
+    def gather(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+        """Many images at once.
+
+        Args:
+            indices: (b,) int64.
+            flips: (b,) bool.
+
+        Returns:
+            (b, C, H, W) float32 in [-1, 1] and (b,) int64 labels.
+        """
+        x = torch.stack([self.pixels(i) for i in indices.tolist()])
+        return mirrored(in_unit_range(x), flips), self.labels[indices]
+
+
+class InMemory(Dataset):
+    """Images held as one array of levels 0..`white`; a batch is one indexing operation.
+
+    Args:
+        levels: (n, C, H, W) uint8.
+        labels: (n,) int64.
+        white: the level that means 1 in [-1, 1].
+    """
+
+    def __init__(self, levels: Tensor, labels: Tensor, n_classes: int, white: int = 255):
+        self.levels, self.labels, self.n_classes, self.white = levels, labels, n_classes, white
+        self.shape = tuple(levels.shape[1:])
+
+    def pixels(self, index: int) -> Tensor:
+        return (self.levels[index].double() * (255 / self.white)).round().to(torch.uint8)
+
+    def gather(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+        return mirrored(in_unit_range(self.levels[indices], self.white), flips), self.labels[indices]
+
+
+def in_unit_range(levels: Tensor, white: int = 255) -> Tensor:
+    """Levels 0..white -> float32 in [-1, 1]; for bytes this is ToTensor followed by Normalize(0.5, 0.5)."""
+    return levels.float().div_(white / 2).sub_(1)
+
+
+def mirrored(x: Tensor, flips: Tensor) -> Tensor:
+    """Mirror, in place, the rows of x (b, C, H, W) whose flag in flips (b,) is set."""
+    if flips.any():
+        x[flips] = x[flips].flip(-1)
+    return x

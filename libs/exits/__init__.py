@@ -1,0 +1,30 @@
+"""Exit policies, and the executor that applies them. To add one: a class with `start`, and a line here."""
+
+from __future__ import annotations
+
+from libs.exits.execute import dense_decisions, run_dense, run_with_exits
+from libs.exits.fixed import Fixed, Full, Schedule
+from libs.exits.policy import ExitPolicy, Look, Tied
+from libs.exits.released import ReleasedBatchMean
+from libs.exits.threshold import Patience, Threshold
+from libs.exits.trace import Trace
+
+EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
+    "full": Full,
+    "fixed": Fixed,
+    "threshold": Threshold,
+    "patience": Patience,
+    "schedule": Schedule,
+    "released_batch_mean": ReleasedBatchMean,
+}
+
+__all__ = [
+    "EXIT_POLICIES",
+    "ExitPolicy",
+    "Look",
+    "Tied",
+    "Trace",
+    "dense_decisions",
+    "run_dense",
+    "run_with_exits",
+]

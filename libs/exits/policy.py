@@ -1,0 +1,81 @@
+"""What an exit policy sees and answers.
+
+A policy is asked once per exit point, for the rows that are still running, and says which of them leave now. It never
+touches the batch: `libs/exits/execute.py` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """All a policy may see when it is asked at exit k."""
+
+    k: int
+    rows: Tensor  # (b,) which rows of the call are asked, ascending: index per-row memory with it
+    u: Tensor | None = None  # (b,) mean uncertainty, if the policy reads "u"
+    patches: Tensor | None = None  # (b, N, D) patch tokens, if it reads "patches"
+
+
+# A decision: True or False for all rows at once (no device work, no synchronisation), or a (b,) bool tensor.
+Decision = bool | Tensor
+Decide = Callable[[Look], Decision]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitPolicy:
+    """Base of the policies. `at` are the exits where the question is asked; () asks at every exit of the model."""
+
+    at: tuple[int, ...] = ()
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def asked(self, points: tuple[int, ...]) -> tuple[int, ...]:
+        """The exits, among the model's `points`, at which this policy wants to be asked. The last is no question."""
+        asked = tuple(self.at) or points[:-1]
+        if set(asked) - set(points):
+            raise ValueError(f"exit.at asks at {sorted(set(asked) - set(points))}; this model can be left at {points}")
+        return tuple(k for k in asked if k != points[-1])
+
+    def start(self, n_rows: int, depth: int, t: Tensor) -> Decide:
+        """Called once per network call with the times t (n_rows,) in [0, 1] on the CPU: no memory between calls."""
+        raise NotImplementedError
+
+
+def check_certainty(value: float) -> float:
+    """The released convention, converted in one place: leave when certainty 1 - u exceeds `value`; returns max u."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
+        raise ValueError(f"exit_threshold is {value!r}; it is a certainty and must lie in (0, 1], 1 = never exit early")
+    return 1.0 - value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tied(ExitPolicy):
+    """Guidance pairs that leave together: a pair stops when both of its rows would. Rows are [cond; null]."""
+
+    inner: ExitPolicy
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.inner.reads
+
+    def asked(self, points):
+        return self.inner.asked(points)
+
+    def start(self, n_rows, depth, t):
+        inner = self.inner.start(n_rows, depth, t)
+
+        def decide(look: Look) -> Decision:
+            stop = inner(look)
+            if isinstance(stop, bool):
+                return stop
+            return stop.view(2, -1).all(0).repeat(2)  # pairs left together before, so the halves still match
+
+        return decide
+

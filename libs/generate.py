@@ -1,0 +1,74 @@
+"""From image ids to images: the one generator that grids, metrics, sweeps and timings all iterate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from libs import rng
+from libs.build import lookup
+from libs.denoiser import Denoiser, Guidance
+from libs.exits import ExitPolicy
+from libs.images import Images
+from libs.models import EarlyExitModel
+from libs.regimes import Regime
+from libs.run import Run
+from libs.samplers import SAMPLERS, Plan, sample
+from sde import Process
+
+
+def make_plan(process: Process, config_sample, steps: int | None = None) -> Plan:
+    """The sampler of config.sample as a table; `steps` overrides the configured number of network evaluations."""
+    builder = lookup(SAMPLERS, config_sample.algorithm, "sample.algorithm")
+    options = dict(config_sample.get(config_sample.algorithm) or {})
+    return builder(process, steps=steps or config_sample.sample_steps, **options)
+
+
+def generate(
+    model: EarlyExitModel,
+    regime: Regime,
+    *,
+    pred: str,
+    plan: Plan,
+    policy: ExitPolicy,
+    guidance: Guidance,
+    seed: int,
+    ids: np.ndarray,
+    batch_size: int,
+    run: Run,
+) -> Iterator[Images]:
+    """This process's share of the images `ids`, batch by batch.
+
+    Image i depends on (seed, i). Whole batches are dealt to the processes in turn, so a batch holds the same images for
+    any number of processes, and the images are the same to the last bit.
+    """
+    if batch_size < 1:
+        raise ValueError(f"sample.mini_batch_size is {batch_size}; it must be at least 1")
+    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    for batch in batches[run.rank :: run.world]:
+        yield generate_batch(
+            model, regime, pred=pred, plan=plan, policy=policy, guidance=guidance, seed=seed, ids=batch, run=run
+        )
+
+
+@torch.inference_mode()
+def generate_batch(model, regime, *, pred, plan, policy, guidance, seed, ids, run) -> Images:
+    """The images `ids` (n,) as one batch."""
+    noise = rng.SeededNoise(seed, ids, regime.shape)
+    labels = regime.conditions.for_ids(seed, ids)
+    null = regime.conditions.null(len(ids))
+    denoiser = Denoiser(
+        model,
+        regime.process,
+        pred,
+        policy,
+        cond=None if labels is None else labels.to(run.device),
+        null=None if null is None else null.to(run.device),
+        guidance=guidance,
+    )
+    with run.accelerator.autocast():
+        x = sample(plan, noise.draw().to(run.device), denoiser, noise if plan.stochastic else None)
+        pixels = regime.codec.decode(x)
+    return Images(pixels, ids, None if labels is None else labels.numpy(), denoiser.trace)

@@ -1,0 +1,104 @@
+"""The layer-wise training objective: simple loss, uncertainty fit, and weighted losses of the earlier exits.
+
+    L = L_simple + lambda_u L_u + lambda_layers sum_k w_k err_k + lambda_extra mean_k err_k        (paper Eq. 13)
+
+err_k is the mean squared error of exit k in what the network regresses (config `pred`); L_u fits the estimate u_k to
+tanh|eps_k - eps| per pixel (Eq. 10, 11). The uncertainty is about eps, whatever the network predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from libs.models import AllExits
+from sde import Process
+
+
+def ual(u: Tensor, k: Tensor) -> Tensor:
+    """Paper Eq. 12: w_k = 1 - u_k, per image, stopped, summed over exits."""
+    return 1 - u.detach()
+
+
+def adadiff(u: Tensor, k: Tensor) -> Tensor:
+    """The released code: the batch's mean certainty, normalised over exits to sum to one, and not stopped."""
+    certainty = (1 - u).mean(1, keepdim=True)
+    return (certainty / certainty.sum(0)).expand_as(u)
+
+
+def berxit(u: Tensor, k: Tensor) -> Tensor:
+    """Plain average over exits (BERxiT as adapted in the DeeDiff rebuttal)."""
+    return torch.full_like(u, 1 / len(k))
+
+
+def calm(u: Tensor, k: Tensor) -> Tensor:
+    """CALM's decay: deeper exits weigh more, w_k = k / sum k."""
+    return (k / k.sum())[:, None].expand_as(u)
+
+
+def unweighted(u: Tensor, k: Tensor) -> Tensor:
+    """Plain sum over exits."""
+    return torch.ones_like(u)
+
+
+# (u (E, B) mean uncertainty, k (E,) layers) -> w (E, B)
+LAYER_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ual": ual,
+    "adadiff": adadiff,
+    "berxit": berxit,
+    "calm": calm,
+    "unweighted": unweighted,
+}
+TARGETS = ("error", "excess")
+
+
+class Objective:
+    """The loss of one batch, per image.
+
+    `target` is what the estimator is fitted to, always stopped: "error" is tanh|eps_k - eps| (paper); "excess" is
+    tanh|eps_k - eps_K|, what leaving at k costs against full depth, without the error that no depth can remove.
+    `lambda_u = 0` and `lambda_layers = 0` give plain diffusion training.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str = "ual",
+        target: str = "error",
+        lambda_u: float = 1.0,
+        lambda_layers: float = 1.0,
+        lambda_extra: float = 0.0,
+    ):
+        for name, value, allowed in (("weights", weights, LAYER_WEIGHTS), ("target", target, TARGETS)):
+            if value not in allowed:
+                raise ValueError(f"loss.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        for name, value in (("lambda_u", lambda_u), ("lambda_layers", lambda_layers), ("lambda_extra", lambda_extra)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"loss.{name} is {value}; it must be a finite number >= 0")
+        self.weights, self.target = LAYER_WEIGHTS[weights], target
+        self.lambda_u, self.lambda_layers, self.lambda_extra = lambda_u, lambda_layers, lambda_extra
+
+    def __call__(
+        self, exits: AllExits, process: Process, pred: str, x0: Tensor, noise: Tensor, t: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """x0, noise (B, C, H, W), t (B,) -> loss (B,) and its named parts, each (B,), detached, for the log."""
+        x = process.noised(x0, t, noise)
+        wanted = process.target(pred, x0, noise, t)
+        err = (exits.out - wanted).square().flatten(2).mean(2)  # (E, B)
+        with torch.no_grad():
+            eps = torch.stack([process.eps(pred, out, x, t) for out in exits.out])  # (E, B, C, H, W)
+            gap = (eps - (noise if self.target == "error" else eps[-1])).abs().tanh()
+            if exits.u.dim() == 2:
+                gap = gap.flatten(2).mean(2)  # a scalar estimator is fitted to the image's mean
+        fit = (exits.u - gap).square()
+        fit = (fit.flatten(2).mean(2) if fit.dim() > 2 else fit).mean(0)  # (B,)
+        k = torch.tensor(exits.points, device=err.device, dtype=err.dtype)
+        layers = (self.weights(exits.mean_u, k) * err).sum(0)
+        simple = err[-1]
+        loss = simple + self.lambda_u * fit + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
+        parts = {"simple": simple, "uem": fit, "layers": layers}
+        parts |= {f"err_{point}": e for point, e in zip(exits.points, err, strict=True)}
+        parts |= {f"u_{point}": u for point, u in zip(exits.points, exits.mean_u, strict=True)}
+        return loss, {name: part.detach() for name, part in parts.items()}

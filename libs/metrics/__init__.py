@@ -1,0 +1,43 @@
+"""Metrics of generated images. Each has `update(batch)`, once per `Images`, and `compute(run) -> {key: float}`, which
+reduces over processes. Positional arguments are what a run provides, keyword-only ones are settings:
+
+    Frechet(extractor, reference)           fid (Inception) | fd_<extractor>
+    KID(extractor, real)                    kid_<extractor>, kid_<extractor>_std
+    RBFMMD(extractor, real)                 mmd_<extractor>
+    PrecisionRecall(extractor, real)        precision_<extractor>, recall_<extractor>
+    Paired(baseline)                        psnr, ssim
+    ExitStatistics()                        mean_depth, depth_std, exit_share_<k>
+"""
+
+from libs.metrics.exits import ExitStatistics
+from libs.metrics.extractors import EXTRACTORS, build_extractor, extract
+from libs.metrics.frechet import Frechet, Moments, Statistics, frechet_distance, real_halves
+from libs.metrics.kernel import KID, RBFMMD
+from libs.metrics.paired import Paired
+from libs.metrics.prc import PrecisionRecall
+
+METRICS = {
+    "frechet": Frechet,
+    "kid": KID,
+    "rbf_mmd": RBFMMD,
+    "precision_recall": PrecisionRecall,
+    "paired": Paired,
+    "exits": ExitStatistics,
+}
+
+__all__ = [
+    "EXTRACTORS",
+    "METRICS",
+    "KID",
+    "RBFMMD",
+    "ExitStatistics",
+    "Frechet",
+    "Moments",
+    "Paired",
+    "PrecisionRecall",
+    "Statistics",
+    "build_extractor",
+    "extract",
+    "frechet_distance",
+    "real_halves",
+]

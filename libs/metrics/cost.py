@@ -1,0 +1,16 @@
+"""Multiply-accumulates actually spent, from the trace: what was run, what was asked, one head per row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from libs.exits import Trace
+from libs.models.backbone import Macs
+
+CONVENTION = "multiply-accumulates; attention products, heads and uncertainty estimators counted; norms and activations not"
+
+
+def macs_per_image(trace: Trace, macs: Macs) -> np.ndarray:
+    """(n,) MACs of a whole sampling, all calls and guidance branches together."""
+    by_exit = np.array([macs.at(k, trace.asked) for k in range(trace.depth + 1)], dtype=np.float64)
+    return by_exit[trace.used].sum(axis=(0, 1))

@@ -1,0 +1,259 @@
+"""Feature extractors: what a distance between sets of images is measured in.
+
+A distance means nothing without the features it was measured in, so every extractor has an exact name and every metric
+puts that name in its key (`fd_digits_cnn`). Only the released FID Inception network may say `fid`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from libs.images import Images
+from libs.run import Run
+
+DIGITS_WEIGHTS = Path(__file__).with_name("digits_cnn.safetensors")
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # as in torch.hub, the name ends in the start of its sha256
+
+
+class Extractor:
+    """Features of images of one shape. Subclasses define `n_features`, `preprocessing` and `features`.
+
+    Args:
+        shape: (C, H, W) of the images; others are refused.
+        device: where the network runs and where the features stay.
+    """
+
+    name: str
+    n_features: int
+    preprocessing: str  # what happens to the pixels, and with which weights: part of a reference's identity
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        self.shape, self.device = tuple(shape), torch.device(device)
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    @property
+    def resolution(self) -> str:
+        """The shape as written in reference files, for example "3x32x32"."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def resolution_note(self) -> str:
+        """What a reader of a table must know about image sizes."""
+        return f"{self.resolution}, not resized"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(n, C, H, W) uint8 on `device` -> (n, n_features)."""
+        raise NotImplementedError
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Features of images.
+
+        Args:
+            pixels: (n, C, H, W) uint8.
+
+        Returns:
+            (n, n_features) float32 on `device`, computed in float32 whatever autocast or TF32 settings are active.
+
+        Raises:
+            ValueError: not 8-bit images of the shape that the extractor was built for.
+        """
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.shape:
+            raise ValueError(
+                f"The extractor {self.name!r} was built for uint8 images of shape {self.shape} and was given "
+                f"{pixels.dtype} of shape {tuple(pixels.shape)}."
+            )
+        # Several metrics look at the same batch one after the other: the network runs once.
+        if self._last is not None and self._last[0] is pixels and self._last[1] == pixels._version:
+            return self._last[2]
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), exact:
+            out = self.features(pixels.to(self.device)).float()  # (n, F)
+        self._last = (pixels, pixels._version, out)
+        return out
+
+
+class Pixels(Extractor):
+    """Flattened pixels in [0, 1]: no network, no weights."""
+
+    name = "pixels"
+    preprocessing = "uint8 / 255, flattened"
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        super().__init__(shape, device)
+        self.n_features = math.prod(self.shape)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1) / 255.0  # (n, C H W)
+
+
+class DigitsClassifier(nn.Module):
+    """A small CNN that tells 8x8 digits apart; its 64 penultimate activations are the features of `digits_cnn`.
+
+    Smooth activations: with ReLU some of the 64 could be zero for every image, and their covariance singular.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.hidden = nn.Linear(32 * 4 * 4, 64)
+        self.logits = nn.Linear(64, 10)
+
+    def penultimate(self, x: Tensor) -> Tensor:
+        """(n, 1, 8, 8) in [0, 1] -> (n, 64)."""
+        h = F.gelu(self.conv1(x))  # (n, 16, 8, 8)
+        h = F.max_pool2d(F.gelu(self.conv2(h)), 2)  # (n, 32, 4, 4)
+        return F.gelu(self.hidden(h.flatten(1)))  # (n, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.penultimate(x))  # (n, 10)
+
+
+class DigitsCNN(Extractor):
+    """The classifier made by `scripts/digits_classifier.py`, shipped with the code: needs no download."""
+
+    name = "digits_cnn"
+    n_features = 64
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        super().__init__(shape, device)
+        if self.shape != (1, 8, 8):
+            raise ValueError(
+                "The extractor 'digits_cnn' knows grey 8x8 digits only: images must have the shape (1, 8, 8), not "
+                f"{self.shape}; choose another one of {', '.join(EXTRACTORS)}."
+            )
+        self.preprocessing = f"uint8 / 255, weights {sha256(DIGITS_WEIGHTS)[:8]}"
+        self.net = DigitsClassifier().requires_grad_(False).eval()
+        self.net.load_state_dict(load_file(DIGITS_WEIGHTS))
+        self.net.to(self.device)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.net.penultimate(pixels / 255.0)  # (n, 64)
+
+
+class Inception(Extractor):
+    """The Inception network of FID (Heusel et al. 2017) as ported by pytorch-fid: 2048 pooled features.
+
+    Never downloads. A weights file that is not the released one still loads, but its features are then called
+    `inception_<start of its sha256>`: what is measured in them is not FID and cannot be mistaken for it.
+
+    Raises:
+        FileNotFoundError: the weights are in none of the expected places; says how to get them.
+        ImportError: pytorch-fid is not installed.
+    """
+
+    n_features = 2048
+    preprocessing = "pytorch-fid Inception: uint8 / 255, bilinear to 299x299, scaled to [-1, 1]; grey repeated to RGB"
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        super().__init__(shape, device)
+        if self.shape[0] not in (1, 3):
+            raise ValueError(f"The extractor 'inception' takes images of 1 or 3 channels, not {self.shape[0]}.")
+        path = inception_path()
+        digest = sha256(path)[:8]
+        self.name = "inception" if INCEPTION_FILE.endswith(f"-{digest}.pth") else f"inception_{digest}"
+        self.net = load_inception(path).to(self.device)
+
+    @property
+    def resolution_note(self) -> str:
+        return f"{self.resolution}, resized to 299x299 by the network"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        x = (pixels / 255.0).expand(-1, 3, -1, -1)  # (n, 3, H, W)
+        return self.net(x)[0].flatten(1)  # (n, 2048)
+
+
+def inception_path() -> Path:
+    """The weights file: in `assets/inception/`, `assets/`, or torch's own cache (`$TORCH_HOME/hub/checkpoints/`)."""
+    folders = ASSETS / "inception", ASSETS, Path(torch.hub.get_dir()) / "checkpoints"
+    paths = [folder / INCEPTION_FILE for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"The weights of the extractor 'inception' are missing; they are expected at {paths[0]} (or {paths[1]}, or "
+        f"{paths[2]}). Get them with: python -m scripts.download inception"
+    )
+
+
+def load_inception(path: Path) -> nn.Module:
+    """pytorch-fid's network with the weights of a local file."""
+    from unittest.mock import patch
+
+    try:
+        from pytorch_fid import inception
+    except ImportError as error:
+        raise ImportError("The extractor 'inception' needs the package pytorch-fid: pip install pytorch-fid") from error
+
+    def read(url, progress):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    # Its constructor always asks torch.hub for the weights, which would download; here it gets the file instead.
+    with patch.object(inception, "load_state_dict_from_url", read):
+        return inception.InceptionV3([3]).requires_grad_(False).eval()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+EXTRACTORS = {"digits_cnn": DigitsCNN, "pixels": Pixels, "inception": Inception}
+
+
+def build_extractor(name: str, shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Extractor:
+    """An extractor by name for images of shape (C, H, W).
+
+    Raises:
+        ValueError: unknown name, or a shape that the extractor cannot take.
+    """
+    if name not in EXTRACTORS:
+        raise ValueError(f"The feature extractor is {name!r}; it must be one of {', '.join(EXTRACTORS)}.")
+    return EXTRACTORS[name](shape, device)
+
+
+def extract(extractor: Extractor, batches: Iterable[Tensor]) -> np.ndarray:
+    """Features (total, n_features) float32 of all images of some (n, C, H, W) uint8 batches."""
+    empty = np.zeros((0, extractor.n_features), np.float32)
+    return np.concatenate([empty, *(extractor(pixels).cpu().numpy() for pixels in batches)])
+
+
+class FeatureBank:
+    """Features of this process's images, for metrics that compare images one by one (kernels, neighbours).
+
+    Args:
+        extractor: gives the features.
+        real: (m, F) features of real images, from `extract`.
+    """
+
+    def __init__(self, extractor: Extractor, real: np.ndarray):
+        if real.ndim != 2 or real.shape[1] != extractor.n_features:
+            raise ValueError(
+                f"The real features have shape {real.shape}; the extractor {extractor.name!r} needs "
+                f"(images, {extractor.n_features})."
+            )
+        self.extractor, self.real = extractor, real
+        self._features = [np.zeros((0, real.shape[1]), np.float32)]
+        self._ids = [np.zeros(0, np.int64)]
+
+    def update(self, batch: Images) -> None:
+        self._features.append(self.extractor(batch.pixels).cpu().numpy())
+        self._ids.append(np.asarray(batch.ids))
+
+    def gather(self, run: Run) -> np.ndarray:
+        """Features of all processes in the order of the image ids, so the number of processes cannot matter: (n, F)."""
+        features = run.gather(np.concatenate(self._features))  # (n, F)
+        ids = run.gather(np.concatenate(self._ids))  # (n,)
+        return features[np.argsort(ids, kind="stable")]

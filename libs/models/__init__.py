@@ -1,0 +1,11 @@
+"""Networks only: no exits are decided and nothing is sampled here."""
+
+from __future__ import annotations
+
+from libs.models.early_exit import AllExits, EarlyExitModel
+from libs.models.uem import ESTIMATORS
+from libs.models.uvit import SIZES, UViT
+
+BACKBONES = {"uvit": UViT}
+
+__all__ = ["BACKBONES", "ESTIMATORS", "SIZES", "AllExits", "EarlyExitModel", "UViT"]

@@ -1,0 +1,97 @@
+"""A backbone that can be left early: own or shared heads, and an uncertainty estimator at each exit point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from libs.models.backbone import Backbone, Carry, Macs
+from libs.models.uvit import unpatchify
+
+HEADS = ("shared", "own")
+
+
+@dataclass(frozen=True)
+class AllExits:
+    """Every exit of one network call: what training and dense evaluation look at."""
+
+    points: tuple[int, ...]  # the E exits, in layers used, ending in K
+    out: Tensor  # (E, B, C, H, W) raw network outputs
+    u: Tensor  # (E, B, C, H, W), or (E, B) from a scalar estimator
+
+    @property
+    def mean_u(self) -> Tensor:
+        """(E, B) image-level uncertainty: what an exit policy compares with its threshold."""
+        return self.u.flatten(2).mean(2) if self.u.dim() > 2 else self.u
+
+
+class EarlyExitModel(nn.Module):
+    """backbone + heads + estimator. The network never decides: policies do (libs/exits).
+
+    `points` are the layers after which it may be left; () means after every layer. `heads` "shared" uses the backbone's
+    head at every exit (released AdaDiff); "own" gives every exit but the last a head of its own, which starts as a copy.
+    """
+
+    def __init__(self, backbone: Backbone, estimator: type[nn.Module], *, points=(), heads="shared", **estimator_options):
+        super().__init__()
+        depth = backbone.depth
+        points = tuple(points) or tuple(range(1, depth + 1))
+        if heads not in HEADS:
+            raise ValueError(f"nnet.heads is {heads!r}; it must be one of {', '.join(HEADS)}")
+        if list(points) != sorted(set(points)) or not 0 < points[0] or points[-1] > depth:
+            raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 1..{depth}")
+        self.points = points if points[-1] == depth else (*points, depth)
+        self.depth, self.backbone = depth, backbone
+        own = self.points[:-1] if heads == "own" else ()
+        self.heads = nn.ModuleDict({str(k): backbone.new_head() for k in own})
+        patch_dim = backbone.patch_size**2 * backbone.channels
+        self.uem = estimator(backbone.embed_dim, patch_dim, self.points, **estimator_options)
+
+    def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
+        return self.backbone.embed(x, time, cond)
+
+    def layer(self, i: int, carry: Carry) -> Carry:
+        return self.backbone.layer(i, carry)
+
+    def head(self, k: int, carry: Carry) -> Tensor:
+        """(b, C, H, W): exit k's prediction, through its own head where it has one."""
+        if str(k) in self.heads:
+            return self.heads[str(k)](self.backbone.patches(carry))
+        return self.backbone.head(k, carry)
+
+    def uncertainty(self, k: int, carry: Carry) -> Tensor:
+        """(b,): the mean of exit k's uncertainty over the image."""
+        u = self.uem(k, self.backbone.patches(carry), carry.time)
+        return u.flatten(1).mean(1) if u.dim() > 1 else u
+
+    def uncertainty_map(self, k: int, carry: Carry) -> Tensor:
+        """(b, C, H, W), or (b,) from a scalar estimator."""
+        u = self.uem(k, self.backbone.patches(carry), carry.time)
+        return unpatchify(u, self.backbone.channels) if u.dim() > 1 else u
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> AllExits:
+        """Run every layer and leave at every exit. x (B, C, H, W), time (B,)."""
+        carry = self.embed(x, time, cond)
+        out, u = [], []
+        for k in range(1, self.depth + 1):
+            carry = self.layer(k - 1, carry)
+            if k in self.points:
+                out.append(self.head(k, carry))
+                u.append(self.uncertainty_map(k, carry))
+        return AllExits(points=self.points, out=torch.stack(out).float(), u=torch.stack(u))
+
+    def copy_heads(self) -> None:
+        """Start every own head as a copy of the backbone's: called after a plain U-ViT was loaded."""
+        for head in self.heads.values():
+            head.load_state_dict(self.backbone.new_head().state_dict())
+
+    def freeze_backbone(self) -> None:
+        """Train the estimator and the own heads only. With shared heads nothing but the estimator is left to train."""
+        self.backbone.requires_grad_(False)
+
+    def macs(self) -> Macs:
+        """Per image and call: backbone, heads and questions to the estimator."""
+        ask = self.uem.macs(self.backbone.n_patches)
+        return replace(self.backbone.macs(), ask=tuple(ask * (k in self.points) for k in range(self.depth + 1)))

@@ -1,0 +1,273 @@
+"""U-ViT (Bao et al., CVPR 2023, arXiv 2209.12152), for class labels, text and neither, with the released names.
+
+Token order as released: [label, time, patches], [time, patches] or [time, text, patches].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from libs.models.backbone import Backbone, Carry, Macs
+
+# The published sizes: width, layers in the two halves (the middle layer comes on top), attention heads. method: U-ViT
+# Table 1; "S-deep" is the text model with four more layers.
+SIZES = {
+    "S": dict(embed_dim=512, depth=12, num_heads=8),
+    "S-deep": dict(embed_dim=512, depth=16, num_heads=8),
+    "M": dict(embed_dim=768, depth=16, num_heads=12),
+    "L": dict(embed_dim=1024, depth=20, num_heads=16),
+    "H": dict(embed_dim=1152, depth=28, num_heads=16),
+}
+ATTENTION = ("sdpa", "math", "xformers")
+INITS = ("released", "xavier")
+
+
+def time_embedding(time: Tensor, dim: int) -> Tensor:
+    """Sinusoid of `time` (B,), any float: (B, dim), cosines first, wavelengths 2 pi .. 2 pi 10^4."""
+    half = dim // 2
+    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+    angles = time[:, None].float() * freqs  # (B, half)
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, 1)) if dim % 2 else embedding
+
+
+def unpatchify(tokens: Tensor, channels: int) -> Tensor:
+    """(b, N, p p C), channels fastest, N a square grid -> (b, C, H, W)."""
+    side = math.isqrt(tokens.shape[1])
+    patch = math.isqrt(tokens.shape[2] // channels)
+    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=side, w=side, p=patch, q=patch, c=channels)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, backend: str):
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        if backend == "xformers":
+            try:
+                import xformers.ops
+            except ImportError as error:
+                raise ValueError("nnet.attention='xformers' needs the xformers package; use 'sdpa'") from error
+            self.memory_efficient_attention = xformers.ops.memory_efficient_attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.num_heads, d // self.num_heads)
+        if self.backend == "xformers":  # its layout is (b, n, heads, d)
+            if not x.is_cuda:
+                raise ValueError("nnet.attention='xformers' runs on CUDA only; use 'sdpa' on a CPU")
+            y = self.memory_efficient_attention(*qkv.unbind(2))
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (b, heads, n, d / heads), in the activations' own dtype
+            if self.backend == "sdpa":
+                y = F.scaled_dot_product_attention(q, k, v)
+            else:
+                y = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+            y = y.transpose(1, 2)
+        return self.proj(y.reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with `skip`, first mixes a long skip in: x <- W [x, skip]."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, backend: str, skip: bool = False):
+        super().__init__()
+        self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, qkv_bias, backend)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if skip is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, patch: int, channels: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)  # (b, N, D), row-major patches
+
+
+class Head(nn.Module):
+    """Patch tokens -> image: LayerNorm, linear, unpatchify, 3x3 convolution (paper Eq. 9: g)."""
+
+    def __init__(self, dim: int, patch: int, channels: int, conv: bool):
+        super().__init__()
+        self.channels = channels
+        self.norm = nn.LayerNorm(dim)
+        self.decoder_pred = nn.Linear(dim, patch * patch * channels)
+        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.final_layer(unpatchify(self.decoder_pred(self.norm(tokens)), self.channels))
+
+
+class UViT(Backbone):
+    """The released U-ViT. `depth` counts the layers of the two halves; with the middle one, K = depth + 1.
+
+    `num_classes` > 0 adds a label token (the last class may be the null class of guidance); `clip_dim` > 0 adds
+    `num_clip_token` text tokens. `init` is "released" (normal, std 0.02) or "xavier" (which trains small models in far
+    fewer steps).
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        mlp_time_embed: bool = False,
+        num_classes: int = -1,
+        clip_dim: int = 0,
+        num_clip_token: int = 77,
+        conv: bool = True,
+        use_checkpoint: bool = False,
+        attention: str = "sdpa",
+        init: str = "released",
+    ):
+        super().__init__()
+        for name, value, allowed in (("attention", attention, ATTENTION), ("init", init, INITS)):
+            if value not in allowed:
+                raise ValueError(f"nnet.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        if depth < 2 or depth % 2:
+            raise ValueError(f"nnet.depth is {depth}; it must be even and at least 2 (the middle layer comes on top)")
+        if img_size % patch_size:
+            raise ValueError(f"nnet.img_size {img_size} is not a multiple of nnet.patch_size {patch_size}")
+        if embed_dim % num_heads:
+            raise ValueError(f"nnet.embed_dim {embed_dim} is not a multiple of nnet.num_heads {num_heads}")
+        if num_classes > 0 and clip_dim > 0:
+            raise ValueError("a U-ViT takes labels (nnet.num_classes) or text (nnet.clip_dim), not both")
+        self.depth = depth + 1
+        self.in_chans, self.embed_dim, self.patch_size = in_chans, embed_dim, patch_size
+        self.img_size, self.num_classes, self.use_checkpoint = img_size, max(num_classes, 0), use_checkpoint
+        self.n_patches = (img_size // patch_size) ** 2
+        self.extras = 1 + (num_classes > 0) + (num_clip_token if clip_dim else 0)
+        self.context_shape = (num_clip_token, clip_dim) if clip_dim else None
+
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.time_embed = (
+            nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
+            if mlp_time_embed
+            else nn.Identity()
+        )
+        if num_classes > 0:
+            self.label_emb = nn.Embedding(num_classes, embed_dim)
+        if clip_dim:
+            self.context_embed = nn.Linear(clip_dim, embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + self.n_patches, embed_dim))
+
+        def block(skip=False):
+            return Block(embed_dim, num_heads, mlp_ratio, qkv_bias, attention, skip)
+
+        self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+        # The head's parts are top-level names in the released files, so they are registered here, not as one module.
+        head = Head(embed_dim, patch_size, in_chans, conv)
+        self.norm, self.decoder_pred, self.final_layer = head.norm, head.decoder_pred, head.final_layer
+        self._initialise(init)
+
+    def _initialise(self, init: str) -> None:
+        """Released: N(0, 0.02) linear weights, zero biases; the convolutions and the label table keep torch's own."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                if init == "released":
+                    nn.init.normal_(module.weight, std=0.02)
+                else:
+                    nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.pos_embed, std=0.02 if init == "released" else 0.5)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
+    def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
+        tokens = [self.time_embed(time_embedding(time, self.embed_dim))[:, None], self.patch_embed(x)]
+        if self.num_classes:
+            if cond is None:
+                raise ValueError(f"this U-ViT has {self.num_classes} classes and needs labels")
+            tokens.insert(0, self.label_emb(cond)[:, None])
+        elif self.context_shape:
+            if cond is None:
+                raise ValueError(f"this U-ViT needs a text context of shape {self.context_shape} per row")
+            tokens.insert(1, self.context_embed(cond))
+        elif cond is not None:
+            raise ValueError("this U-ViT is unconditional: it takes no labels and no text")
+        h = torch.cat([token.to(tokens[-1].dtype) for token in tokens], dim=1) + self.pos_embed  # (B, L, D)
+        return Carry(h=h, time=time, rows=torch.arange(len(x), device=x.device))
+
+    def layer(self, i: int, carry: Carry) -> Carry:
+        half = self.depth // 2
+        skip = None
+        if i > half:
+            skip, carry = carry.pop()
+        block = self.blocks[i]
+        if self.use_checkpoint and torch.is_grad_enabled():
+            h = checkpoint(block, carry.h, skip, use_reentrant=False)
+        else:
+            h = block(carry.h, skip)
+        carry = Carry(h=h, time=carry.time, rows=carry.rows, skips=carry.skips)
+        return carry.push() if i < half else carry
+
+    def patches(self, carry: Carry) -> Tensor:
+        return carry.h[:, self.extras :]
+
+    def head(self, k: int, carry: Carry) -> Tensor:
+        return Head.forward(self, self.patches(carry))
+
+    @property
+    def channels(self) -> int:
+        return self.in_chans
+
+    def new_head(self) -> Head:
+        """A head of the same shape, starting as a copy of this network's."""
+        head = Head(self.embed_dim, self.patch_size, self.in_chans, isinstance(self.final_layer, nn.Conv2d))
+        head.norm.load_state_dict(self.norm.state_dict())
+        head.decoder_pred.load_state_dict(self.decoder_pred.state_dict())
+        head.final_layer.load_state_dict(self.final_layer.state_dict())
+        return head
+
+    def macs(self) -> Macs:
+        d, n = self.embed_dim, self.n_patches
+        length = n + self.extras
+        weights = sum(m.weight.numel() for m in self.mid_block.modules() if isinstance(m, nn.Linear))
+        block = length * weights + 2 * length * length * d  # linear maps; Q K^T and A V
+        embed = n * self.patch_embed.proj.weight.numel()
+        embed += sum(m.weight.numel() for m in self.time_embed.modules() if isinstance(m, nn.Linear))
+        if self.context_shape:
+            embed += self.context_shape[0] * self.context_embed.weight.numel()
+        head = n * self.decoder_pred.weight.numel()
+        if isinstance(self.final_layer, nn.Conv2d):
+            head += self.img_size**2 * self.final_layer.weight.numel()
+        half = self.depth // 2
+        layers = [block] * (half + 1) + [block + length * 2 * d * d] * half
+        return Macs(embed=embed, layers=tuple(layers), head=(head,) * (self.depth + 1))

@@ -1,0 +1,294 @@
+"""What an evaluation directory holds, checked on the way in: every malformed piece is a ValueError naming its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# The frontier, the 10 % bar and every sentence read quality as a distance: smaller is better.
+HIGHER_IS_BETTER = ("psnr", "ssim", "clip_score", "precision", "recall", "density", "coverage", "inception_score")
+UMAP_ARRAYS = ("t", "k", "u", "error", "x0", "ids")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluated point: a line of `results.jsonl`. None marks what was not measured."""
+
+    run: str  # name of the evaluation directory, for display
+    dir: Path
+    slug: str
+    family: str  # "full", "fixed", "steps" or the name of an exit policy
+    label: str
+    nfe: int
+    depth: int  # K, layers of the full network
+    quality_key: str
+    quality: float  # a distance: smaller is better
+    quality_per_seed: tuple[float, ...]
+    mean_depth: float | None  # layers per network call
+    gmacs: float | None  # 1e9 multiply-accumulates per image, whole sampling
+    seconds: float | None  # per image, median over runs
+    seconds_runs: tuple[float, ...]
+    images_per_s: float | None
+    recommended: bool
+    record: dict[str, Any] = field(repr=False)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the quality over noise seeds; None with fewer than two seeds."""
+        return statistics.stdev(self.quality_per_seed) if len(self.quality_per_seed) > 1 else None
+
+    @property
+    def series(self) -> tuple[str, str]:
+        """Points of one series are joined by a line."""
+        return self.run, self.family
+
+    def metric(self, key: str) -> float | None:
+        value = self.record["metrics"].get(key)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Maps of some images at T times and E exits: u and the true |eps_k - eps_K| (T, E, n, H, W), x0 (T, n, C, H, W)."""
+
+    t: np.ndarray  # (T,) 1 = noise
+    k: np.ndarray  # (E,) layers used at the exit
+    u: np.ndarray
+    error: np.ndarray
+    x0: np.ndarray  # uint8
+    ids: np.ndarray  # (n,)
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Layers used: `used` (calls, branches, n), at times `t` (calls,), by a network of `depth` layers."""
+
+    t: np.ndarray
+    used: np.ndarray
+    depth: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation directory, read and checked."""
+
+    name: str
+    dir: Path
+    points: tuple[Point, ...]
+    config: dict[str, Any] | None
+    reference: dict[str, Any]
+    train: tuple[dict[str, float], ...]
+    notes: tuple[str, ...]  # what a reader must know about the files themselves
+
+    def floor(self) -> float | None:
+        """Quality of one half of the real images against the other: what no sampler can be asked to beat."""
+        return number(self.reference, f"{self.points[0].quality_key}_real_halves", self.dir / "reference.json")
+
+    def grid(self, point: Point) -> bytes | None:
+        path = self.dir / "points" / point.slug / "grid.png"
+        if not path.is_file():
+            return None
+        data = path.read_bytes()
+        if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+            raise ValueError(f"{path}: not a PNG file. Evaluate the point {point.slug} again or remove the file.")
+        return data
+
+    def exits(self, point: Point) -> Exits | None:
+        path = self.dir / "points" / point.slug / "trace.npz"
+        if not path.is_file():
+            return None
+        arrays = load_npz(path, ("t", "used", "depth"))
+        t, used, depth = np.asarray(arrays["t"], float), arrays["used"], int(arrays["depth"])
+        if used.ndim != 3 or used.shape[0] != len(t) or used.shape[1] not in (1, 2) or used.size == 0:
+            raise ValueError(
+                f"{path}: `used` has shape {used.shape} and `t` {t.shape}; expected (calls, 1 or 2 branches, images) "
+                "and (calls,), none of them empty."
+            )
+        if used.max() > depth:
+            raise ValueError(f"{path}: `used` reaches {used.max()} layers, more than its `depth` of {depth}.")
+        return Exits(t, used, depth)
+
+    def uncertainty(self) -> Uncertainty | None:
+        path = self.dir / "umaps.npz"
+        if not path.is_file():
+            return None
+        maps = Uncertainty(**load_npz(path, UMAP_ARRAYS))
+        shape = (len(maps.t), len(maps.k), len(maps.ids))
+        if maps.u.ndim != 5 or maps.u.shape[:3] != shape or maps.error.shape != maps.u.shape or maps.u.size == 0:
+            raise ValueError(
+                f"{path}: `u` {maps.u.shape} and `error` {maps.error.shape} must both be (times, exits, images, H, W), "
+                f"here {shape} + (H, W), none of them empty."
+            )
+        if maps.x0.ndim != 5 or maps.x0.shape[:2] != (shape[0], shape[2]) or maps.x0.shape[2] not in (1, 3):
+            raise ValueError(f"{path}: `x0` has shape {maps.x0.shape}; expected (times, images, 1 or 3 channels, H, W).")
+        return maps
+
+
+def read(directories: Sequence[str | Path]) -> list[Evaluation]:
+    """Evaluation directories, in order; all must report the same quality metric, or their points cannot be compared."""
+    if not directories:
+        raise ValueError("No evaluation directory was given; at least one is needed.")
+    paths = [Path(directory) for directory in directories]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"The same evaluation directory was given twice: {', '.join(map(str, paths))}.")
+    names = [path.resolve().name for path in paths]
+    evaluations = [
+        read_directory(path, name if names.count(name) == 1 else str(path))
+        for path, name in zip(paths, names, strict=True)
+    ]
+    keys = {evaluation.points[0].quality_key: evaluation for evaluation in evaluations}
+    if len(keys) > 1:
+        used = ", ".join(f"{key} in {evaluation.dir / 'results.jsonl'}" for key, evaluation in keys.items())
+        raise ValueError(f"The directories report different quality metrics ({used}); a report compares only one.")
+    return evaluations
+
+
+def read_directory(path: Path, name: str) -> Evaluation:
+    results = path / "results.jsonl"
+    if not results.is_file():
+        raise ValueError(f"{results}: no such file. Give a directory that an evaluation has written.")
+    lines = json_lines(results)
+    if not lines:
+        raise ValueError(f"{results}: empty, no point was evaluated. Run the evaluation first.")
+    points: dict[str, Point] = {}
+    replaced: list[str] = []
+    for line, record in lines:
+        point = read_point(record, f"{results}, line {line}", path, name)
+        if points.pop(point.slug, None) is not None:
+            replaced.append(point.slug)
+        points[point.slug] = point
+    keys = {point.quality_key for point in points.values()}
+    if len(keys) > 1:
+        raise ValueError(f"{results}: quality_key differs between lines ({', '.join(sorted(keys))}); one is allowed.")
+    notes = []
+    if replaced:
+        notes.append(f"{results.name} holds some points twice; the last line counts: {', '.join(sorted(set(replaced)))}.")
+    config, reference = json_object(path / "config.json"), json_object(path / "reference.json")
+    train = path / "train.jsonl"
+    rows = tuple(train_row(record, f"{train}, line {line}") for line, record in json_lines(train))
+    return Evaluation(name, path, tuple(points.values()), config, reference or {}, rows, tuple(notes))
+
+
+def read_point(record: dict[str, Any], where: str, directory: Path, run: str) -> Point:
+    def text(key: str) -> str:
+        if not isinstance(record.get(key), str) or not record[key]:
+            raise ValueError(f"{where}: `{key}` is {record.get(key)!r}; a non-empty string is needed.")
+        return record[key]
+
+    def whole(key: str) -> int:
+        if not isinstance(record.get(key), int) or isinstance(record[key], bool) or record[key] < 1:
+            raise ValueError(f"{where}: `{key}` is {record.get(key)!r}; a whole number of at least 1 is needed.")
+        return record[key]
+
+    metrics = record.get("metrics")
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{where}: `metrics` is {metrics!r}; an object of numbers is needed.")
+    slug, key = text("slug"), text("quality_key")
+    if Path(slug).name != slug or slug == "..":
+        raise ValueError(f"{where}: `slug` is {slug!r}; it names a folder, so it must be a single path component.")
+    if key.startswith(HIGHER_IS_BETTER):
+        raise ValueError(f"{where}: `quality_key` is {key!r}, where larger is better; the report needs a distance.")
+    quality = number(metrics, key, where)
+    if quality is None:
+        raise ValueError(f"{where}: `metrics` has no {key!r}, which `quality_key` names.")
+    seconds = number(metrics, "seconds_per_image", where)
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"{where}: `seconds_per_image` is {seconds}; it must be positive.")
+    images_per_s = number(metrics, "images_per_s", where)
+    if images_per_s is None and seconds is not None:
+        images_per_s = 1 / seconds
+    return Point(
+        run=run,
+        dir=directory,
+        slug=slug,
+        family=text("family"),
+        label=text("label"),
+        nfe=whole("nfe"),
+        depth=whole("depth"),
+        quality_key=key,
+        quality=quality,
+        quality_per_seed=numbers(metrics, f"{key}_per_seed", where),
+        mean_depth=number(metrics, "mean_depth", where),
+        gmacs=number(metrics, "gmacs", where),
+        seconds=seconds,
+        seconds_runs=numbers(metrics, "seconds_per_image_runs", where),
+        images_per_s=images_per_s,
+        recommended=bool(record.get("recommended", False)),
+        record=record,
+    )
+
+
+def number(values: dict[str, Any], key: str, where: str | Path) -> float | None:
+    """A finite number, or None where the key is missing or null."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where}: `{key}` is {value!r}; a finite number is needed.")
+    return float(value)
+
+
+def numbers(values: dict[str, Any], key: str, where: str | Path) -> tuple[float, ...]:
+    many = values.get(key)
+    if many is None:
+        return ()
+    if not isinstance(many, list) or any(number({key: value}, key, where) is None for value in many):
+        raise ValueError(f"{where}: `{key}` is {many!r}; a list of finite numbers is needed.")
+    return tuple(float(value) for value in many)
+
+
+def train_row(record: dict[str, Any], where: str) -> dict[str, float]:
+    """The numeric columns of a training line; a loss that was not finite stays a gap in the curve."""
+    if number(record, "step", where) is None:
+        raise ValueError(f"{where}: no `step`; every line of a training log needs one.")
+    return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+
+
+def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON-lines file; none where the file is missing."""
+    if not path.is_file():
+        return []
+    found = []
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno}).") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {line}: a JSON object is needed, not {type(record).__name__}.")
+        found.append((line, record))
+    return found
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}, line 1: a JSON object is needed, not {type(value).__name__}.")
+    return value
+
+
+def load_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            missing = [name for name in names if name not in data]
+            arrays = {name: data[name] for name in names if name in data}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable npz file ({error}).") from error
+    if missing:
+        raise ValueError(f"{path}: lacks the arrays {', '.join(missing)}.")
+    return arrays

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The main job, end to end on a CPU: train an early-exit U-ViT on the embedded digits, evaluate it, write the report.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+CONFIG=configs/digits_uvit_tiny.py
+WORKDIR=${1:-demo}
+
+python train.py --config=$CONFIG --workdir="$WORKDIR"
+python eval.py --config=$CONFIG --nnet_path="$WORKDIR/last.ckpt" --output_path="$WORKDIR/eval"
+python -m scripts.report "$WORKDIR/eval" --output "$WORKDIR/report.html"

@@ -1,0 +1,9 @@
+# Sourced by the other scripts: creates .venv on first use (Python 3.11 or newer) and puts it first on PATH.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ ! -f .venv/installed ] || [ requirements.txt -nt .venv/installed ]; then
+    echo "installing into .venv (once, a few minutes)" >&2
+    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    touch .venv/installed
+fi
+export PATH="$PWD/.venv/bin:$PATH"

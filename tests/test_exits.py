@@ -1,0 +1,264 @@
+"""Per-image exits: a batch of B equals B batches of one, and the work done is the sum of the layers used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import inputs, tiny
+from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
+
+from libs.denoiser import Denoiser, Guidance
+from libs.exits import EXIT_POLICIES, Tied, dense_decisions, run_dense, run_with_exits
+from libs.models.backbone import Carry
+from sde import VPLinear
+
+# One instance of every policy, with settings at which the tiny model's exits differ between images.
+SETTINGS = {
+    "full": {},
+    "fixed": {"layer": 3},
+    "threshold": {"certainty": 0.8},
+    "patience": {"certainty": 0.6, "times": 2, "consecutive": True},
+    "schedule": {},
+    "released_batch_mean": {"certainty": 0.8},
+}
+PER_IMAGE = [name for name in SETTINGS if name != "released_batch_mean"]
+MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding
+TOLERANCE = 2e-6  # of predictions of order one, fp32
+
+
+def test_every_policy_is_tested():
+    """Catches a policy that was added to the registry without the contract tests below."""
+    assert set(SETTINGS) == set(EXIT_POLICIES)
+
+
+def check_batch_equals_singles(model, policy, n=64):
+    """A batch of n and n batches of one give the same exits (outside MARGIN) and predictions (within TOLERANCE)."""
+    x, t, time, cond = inputs(n, model=model)
+    out, used = run_with_exits(model, policy, x, t, time, cond)
+    exits = run_dense(model, x, time, cond)
+    singles = [run_with_exits(model, policy, x[i : i + 1], t[i : i + 1], time[i : i + 1], cond) for i in range(n)]
+    close = np.zeros(n, bool)
+    if "u" in policy.reads:
+        distance = (exits.mean_u - (1 - policy.certainty)).abs().amin(0)  # (n,)
+        close = (distance < MARGIN).numpy()
+        assert close.mean() < 0.05, "the test's threshold lies in the middle of the estimates"
+    np.testing.assert_array_equal(used[~close], np.array([int(single[1][0]) for single in singles])[~close])
+    wanted = torch.cat([single[0] for single in singles])
+    assert (out - wanted)[~close].abs().max() < TOLERANCE * wanted.abs().max()
+    return used
+
+
+@pytest.mark.parametrize("heads", ["shared", "own"])
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_batch_equals_single_images(name, heads):
+    """Catches decisions that depend on batch mates, rows scattered back in the wrong order, wrong heads, wrong skips."""
+    model = tiny("time", heads)
+    used = check_batch_equals_singles(model, EXIT_POLICIES[name](**SETTINGS[name]))
+    if name in ("threshold", "patience", "schedule"):
+        assert len(set(used)) > 3, "the exits must be spread or the test shows nothing"
+
+
+def test_a_batch_mean_exit_is_caught():
+    """The released code's rule, taken for a per-image one."""
+    with pytest.raises(AssertionError):
+        check_batch_equals_singles(tiny("time"), BatchMeanExit(certainty=0.8))
+
+
+def test_a_probe_chosen_by_the_first_row_is_caught(monkeypatch):
+    """A public attempt picked one timestep's probe for the whole batch."""
+    model = tiny("time")
+    monkeypatch.setattr(model.uem, "__class__", FirstRowTime)
+    with pytest.raises(AssertionError):
+        check_batch_equals_singles(model, EXIT_POLICIES["threshold"](certainty=0.8))
+
+
+def test_skips_that_are_not_gathered_are_caught(monkeypatch):
+    """Without the gather, survivors read the skips of rows that left."""
+    monkeypatch.setattr(Carry, "pop", UngatheredSkips.pop)
+    with pytest.raises(AssertionError):
+        check_batch_equals_singles(tiny("time"), EXIT_POLICIES["threshold"](certainty=0.8))
+
+
+def check_no_memory(policy):
+    """The same call twice gives the same exits."""
+    model = tiny()
+    x, t, time, cond = inputs()
+    first = run_with_exits(model, policy, x, t, time, cond)[1]
+    np.testing.assert_array_equal(run_with_exits(model, policy, x, t, time, cond)[1], first)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_state_between_calls(name):
+    """Catches counters that live on the policy or the model."""
+    check_no_memory(EXIT_POLICIES[name](**SETTINGS[name]))
+
+
+def test_state_between_calls_is_caught():
+    """The released forward pass keeps such a list."""
+    with pytest.raises(AssertionError):
+        check_no_memory(RememberingPatience(certainty=0.6, times=2))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_row_order_does_not_matter(name):
+    """Catches outputs that are returned in the order in which rows left."""
+    model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name])
+    x, t, time, _ = inputs()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    out, used = run_with_exits(model, policy, x, t, time, None)
+    shuffled, used_shuffled = run_with_exits(model, policy, x[order], t[order], time[order], None)
+    np.testing.assert_array_equal(used_shuffled, used[order.numpy()])
+    assert (shuffled - out[order]).abs().max() < TOLERANCE * out.abs().max()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_decisions_equal_the_dense_reference(name):
+    """Catches an executor that decides on other uncertainties than a dense call shows (wrong rows, wrong exit)."""
+    model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name])
+    x, t, time, _ = inputs()
+    out, used = run_with_exits(model, policy, x, t, time, None)
+    exits = run_dense(model, x, time, None)
+    np.testing.assert_array_equal(dense_decisions(model, policy, exits, t), used)
+    wanted = torch.stack([exits.out[exits.points.index(k), i] for i, k in enumerate(used)])
+    assert (out - wanted).abs().max() < TOLERANCE * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_work_is_the_sum_of_layers_used(name):
+    """Catches exits that are only simulated: rows entering layers, heads and estimators are counted as they run."""
+    model, policy = tiny(), EXIT_POLICIES[name](**SETTINGS[name])
+    layers, heads, asked = [], [], []
+    for block in model.backbone.blocks:
+        block.register_forward_hook(lambda module, args, out: layers.append(len(out)))
+    model.backbone.norm.register_forward_hook(lambda module, args, out: heads.append(len(out)))
+    model.uem.register_forward_hook(lambda module, args, out: asked.append(len(out)))
+    x, t, time, _ = inputs()
+    _, used = run_with_exits(model, policy, x, t, time, None)
+    assert sum(layers) == used.sum()
+    assert sum(heads) == len(x), "one head per image"
+    questions = policy.asked(model.points) if "u" in policy.reads else ()
+    assert sum(asked) == sum(int((used >= k).sum()) for k in questions)
+
+
+def test_asking_at_some_exits_only():
+    """Catches a policy that is asked, or that leaves, where it did not want to be asked."""
+    model = tiny()
+    x, t, time, _ = inputs()
+    _, used = run_with_exits(model, EXIT_POLICIES["threshold"](certainty=0.8, at=(2, 5)), x, t, time, None)
+    assert set(used) <= {2, 5, 7} and len(set(used)) > 1
+    with pytest.raises(ValueError, match="exit.at asks at"):
+        EXIT_POLICIES["threshold"](at=(9,)).asked(model.points)
+    with pytest.raises(ValueError, match="exit.fixed.layer is 9"):
+        EXIT_POLICIES["fixed"](layer=9).asked(model.points)
+
+
+def test_a_subset_of_exit_points():
+    """Catches estimators or heads that are indexed by position instead of by layer."""
+    model = tiny("time", "own", points=(2, 4))
+    assert model.points == (2, 4, 7)
+    used = check_batch_equals_singles(model, EXIT_POLICIES["threshold"](certainty=0.7))
+    assert set(used) <= {2, 4, 7}
+
+
+@pytest.mark.parametrize("pair", ["free", "tied"])
+@pytest.mark.parametrize("name", ["threshold", "patience", "fixed", "schedule"])
+def test_guidance_pairs(pair, name):
+    """Catches mixed guidance halves and pairs that separate although they are tied."""
+    model = tiny("time", num_classes=4)
+    policy = EXIT_POLICIES[name](**SETTINGS[name])
+    x, t, time, cond = inputs(32, model=model)
+    t[:], null, scale, process = 0.5, torch.full((32,), 3), 1.5, VPLinear()
+    denoiser = Denoiser(model, process, "noise", policy, cond=cond, null=null, guidance=Guidance(scale, pair))
+    eps = denoiser(x, t)
+    used = denoiser.trace.used[0]  # (branches, n)
+    time = process.network_time(t).float()
+    dense = [run_dense(model, x, time, c).out for c in (cond, null)]
+    picked = [torch.stack([out[k - 1, i] for i, k in enumerate(row)]) for out, row in zip(dense, used, strict=True)]
+    wanted = picked[0] + scale * (picked[0] - picked[1])
+    assert (eps - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    if pair == "tied":
+        np.testing.assert_array_equal(used[0], used[1])
+        alone = [run_with_exits(model, policy, x, t, time, c)[1] for c in (cond, null)]
+        if name == "threshold":  # a threshold pair cannot leave before its later row would
+            assert (used[0] >= np.maximum(*alone)).all()
+    elif name == "threshold":
+        assert (used[0] != used[1]).any()
+
+
+def test_guidance_needs_a_null_condition():
+    """Catches guidance that silently runs unguided."""
+    model = tiny(num_classes=4)
+    with pytest.raises(ValueError, match="null condition"):
+        Denoiser(model, VPLinear(), "noise", EXIT_POLICIES["full"](), cond=torch.zeros(2), guidance=Guidance(1.0))
+    with pytest.raises(ValueError, match="sample.scale"):
+        Guidance(float("nan"))
+    with pytest.raises(ValueError, match="sample.pair"):
+        Guidance(1.0, "loose")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.01, float("nan"), float("inf"), "0.9"])
+@pytest.mark.parametrize("name", ["threshold", "patience", "released_batch_mean"])
+def test_certainty_range(name, value):
+    """Catches thresholds that would silently never or always exit."""
+    with pytest.raises(ValueError, match="exit_threshold"):
+        EXIT_POLICIES[name](certainty=value)
+
+
+def test_certainty_one_never_exits():
+    """The public flag's meaning: 1.0 = full depth, whatever the estimate."""
+    model = tiny()
+    for linear in model.uem.maps.values():
+        linear.bias.data -= 1e4  # u = 0 exactly
+    x, t, time, _ = inputs()
+    assert (run_with_exits(model, EXIT_POLICIES["threshold"](certainty=1.0), x, t, time, None)[1] == 7).all()
+
+
+def test_patience_counts():
+    """Catches a patience that needs one hit too few or many, or that does not reset when it should."""
+    from libs.exits import Look
+
+    u = {1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1}
+
+    def leaves(**settings):
+        decide = EXIT_POLICIES["patience"](certainty=0.5, **settings).start(1, 7, torch.zeros(1))
+        rows = torch.zeros(1, dtype=torch.long)
+        return next(k for k in u if decide(Look(k=k, rows=rows, u=torch.tensor([u[k]])))[0])
+
+    assert leaves(times=1) == 1
+    assert leaves(times=2) == 3
+    assert leaves(times=2, consecutive=True) == 4
+    assert leaves(times=3, consecutive=True) == 5
+
+
+def test_released_batch_rule():
+    """The released models leave the first half at the second crossing only, the second half at the first."""
+    from libs.exits import Look
+
+    def leaves(us, **settings):
+        decide = EXIT_POLICIES["released_batch_mean"](certainty=0.9, **settings).start(2, 7, torch.zeros(2))
+        rows = torch.arange(2)
+        return next(k for k, u in enumerate(us, 1) if decide(Look(k=k, rows=rows, u=torch.tensor([u - 0.02, u + 0.02]))))
+
+    assert leaves([0.05, 0.5, 0.05]) == 3
+    assert leaves([0.5, 0.5, 0.5, 0.05]) == 4  # layer 4 of 7 is in the second half
+    assert leaves([0.05], second_in_first_half=False) == 1
+
+
+def test_schedule_follows_time():
+    """Catches a schedule read from the wrong end: few layers belong to the noise end, t = 1."""
+    model = tiny()
+    x, _, _, _ = inputs(4)
+    t = torch.tensor([0.0, 0.35, 0.75, 1.0], dtype=torch.float64)
+    _, used = run_with_exits(model, EXIT_POLICIES["schedule"](), x, t, (999 * t).float(), None)
+    np.testing.assert_array_equal(used, [7, 6, 4, 3])  # ceil of 7 times 1, 24/28, 16/28, 12/28
+    with pytest.raises(ValueError, match="shares"):
+        EXIT_POLICIES["schedule"](shares=(0.5, 1.5))
+
+
+def test_tied_passes_batchwise_decisions_through():
+    """Catches a pairing rule that turns a fixed layer's host decision into device work."""
+    decide = Tied(inner=EXIT_POLICIES["fixed"](layer=3)).start(4, 7, torch.zeros(4))
+    from libs.exits import Look
+
+    assert decide(Look(k=3, rows=torch.arange(4))) is True

@@ -1,0 +1,132 @@
+"""Starting a command: flags, the resolved config, the run directory, errors that a person can act on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from accelerate import Accelerator
+from ml_collections import config_flags
+
+from libs.exits.policy import check_certainty
+from libs.run import Run
+
+FLAGS = flags.FLAGS
+
+
+def define_flags(kind: str) -> None:
+    """The flags of the public U-ViT and AdaDiff scripts. `kind` is "train" or "eval"."""
+    config_flags.DEFINE_config_file("config", None, "Experiment file (configs/*.py), settings as --config.a.b=value.")
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_bool("dry_run", False, "Print the resolved config and the cost of every exit, then stop.")
+    if kind == "train":
+        flags.DEFINE_string("workdir", None, "Directory of the run. Default: workdir/<config>/<overrides>.")
+        flags.DEFINE_string("pretrained_weight", None, "Start from these U-ViT, AdaDiff or own weights.")
+    else:
+        flags.DEFINE_string("nnet_path", None, "Weights to evaluate: a file or a <step>.ckpt folder.")
+        flags.DEFINE_string("output_path", None, "Directory for results. Default: <config>-eval below the weights' folder.")
+        flags.DEFINE_list("exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps.")
+    flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
+
+
+def launch(work: Callable, regime: Callable, kind: str) -> None:
+    """Run `work(config, regime(config), run)` as the main program; mistakes in settings become one clear line."""
+
+    def main(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --config.name=value")
+        try:
+            config = resolve(kind)
+            if FLAGS.dry_run:
+                return dry_run(config)
+            directory = workdir(config, kind)
+            run = Run(directory, make_accelerator(config, directory))
+            run.accelerator.init_trackers("adaptive-depth-diffusion", config=flat(config.to_dict()))
+            work(config, regime(config), run)
+            run.accelerator.end_training()
+        except (ValueError, FileNotFoundError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    define_flags(kind)
+    app.run(main)
+
+
+def resolve(kind: str):
+    """The config with the command's own flags folded in, locked."""
+    config = FLAGS.config
+    if FLAGS.is_train is not None:
+        print("note: --is_train has no effect: training never exits early and sampling may", file=sys.stderr)
+    if kind == "train":
+        config.pretrained_weight = FLAGS.pretrained_weight or config.pretrained_weight
+    else:
+        config.nnet_path = FLAGS.nnet_path or config.nnet_path
+        if FLAGS.exit_threshold:
+            config.eval.thresholds = tuple(certainty(text) for text in FLAGS.exit_threshold)
+            if "certainty" not in (config.exit.get(config.exit.name) or {}):
+                config.exit.name = "threshold"
+    return config
+
+
+def certainty(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    try:
+        check_certainty(value)
+    except ValueError:
+        raise ValueError(
+            f"--exit_threshold={text}: it is a certainty and must be a number in (0, 1], 1 = never exit early"
+        ) from None
+    return value
+
+
+def workdir(config, kind: str) -> Path:
+    stem = Path(config_flags.get_config_filename(FLAGS["config"])).stem
+    if kind == "eval":
+        if not config.nnet_path:
+            raise ValueError("--nnet_path is missing: give the weights to evaluate (a file or a <step>.ckpt folder)")
+        return Path(FLAGS.output_path or Path(config.nnet_path).parent / f"{stem}-eval")
+    return Path(FLAGS.workdir or Path("workdir", stem, run_name()))
+
+
+def run_name() -> str:
+    """"default", or the overrides as key=value joined by dashes, with the last part of each key (U-ViT's rule)."""
+    values = config_flags.get_override_values(FLAGS["config"])
+    parts = [f"{key.split('.')[-1]}={value}" for key, value in values.items() if not key.endswith("path")]
+    return "-".join(parts).replace("/", "_").replace(" ", "") or "default"
+
+
+def make_accelerator(config, directory: Path) -> Accelerator:
+    trackers = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
+    if config.tracker not in trackers:
+        raise ValueError(f"tracker is {config.tracker!r}; it must be one of {', '.join(trackers)}")
+    if config.tracker == "wandb":
+        import os
+
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return Accelerator(cpu=config.cpu, log_with=trackers[config.tracker], project_dir=directory)
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested settings as one level of name -> number or text, which every tracker accepts."""
+    out = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value if isinstance(value, int | float) else str(value)}
+    return out
+
+
+def dry_run(config) -> None:
+    from libs.evaluator import build_model
+
+    print(config)
+    model = build_model(config)
+    macs = model.macs()
+    n = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{n:,} parameters; GMACs of one call per image, by the exit that is taken (attention products and head counted):")
+    for k in model.points:
+        print(f"  after {k:2d} of {model.depth} layers: {macs.at(k) / 1e9:.4f}")
