@@ -53,10 +53,11 @@ def config() -> ConfigDict:
 
     c.dataset = menu(DATASETS, "digits")
     c.dataset.path = ""  # where the data are; "" = the data set's own default
+    c.dataset.random_flip = False  # mirror half of the training images
     c.dataset.p_uncond = 0.0  # share of labels replaced by the null class (classifier-free guidance)
     c.dataset.workers = 4  # decoding processes
 
-    c.sample = menu(SAMPLERS, "euler_maruyama_sde")
+    c.sample = menu(SAMPLERS, "euler_maruyama_sde", omit=("steps",))
     c.sample.algorithm = c.sample.name  # U-ViT's key
     del c.sample.name
     c.sample.sample_steps = 1_000  # network evaluations

@@ -11,11 +11,11 @@ from ml_collections.config_dict import placeholder
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple": tuple}
 
 
-def settings(variant: Callable) -> ConfigDict:
+def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
     """The keyword-only parameters of `variant` with their defaults; required ones are typed placeholders."""
     tree = ConfigDict()
     for name, parameter in inspect.signature(variant).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
+        if parameter.kind is not parameter.KEYWORD_ONLY or name in omit:
             continue
         default = parameter.default
         if default is parameter.empty or default is None:
@@ -26,11 +26,11 @@ def settings(variant: Callable) -> ConfigDict:
     return tree
 
 
-def menu(registry: Mapping[str, Callable], name: str) -> ConfigDict:
-    """A config group: the chosen `name` plus one sub-tree per variant that has settings."""
+def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()) -> ConfigDict:
+    """A config group: the chosen `name` plus one sub-tree per variant that has settings (those in `omit` left out)."""
     tree = ConfigDict({"name": name})
     for key, variant in registry.items():
-        options = settings(variant)
+        options = settings(variant, omit)
         if len(options):
             tree[key] = options
     return tree

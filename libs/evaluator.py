@@ -319,7 +319,7 @@ def save_uncertainty_maps(model, config, regime: Regime, run: Run, n: int = 4, t
             rows["t"].append(float(t[0]))
             rows["u"].append(u.mean(2).cpu().numpy())
             rows["error"].append((eps - eps[-1]).abs().mean(2).cpu().numpy())
-            rows["x0"].append(regime.codec.decode(regime.process.x0(eps[-1], x, moved)).numpy())
+            rows["x0"].append(regime.codec.decode(regime.process.x0(eps[-1], x, moved)).cpu().numpy())
         calls += 1
         return eps[-1]
 

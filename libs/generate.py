@@ -70,5 +70,5 @@ def generate_batch(model, regime, *, pred, plan, policy, guidance, seed, ids, ru
     )
     with run.accelerator.autocast():
         x = sample(plan, noise.draw().to(run.device), denoiser, noise if plan.stochastic else None)
-        pixels = regime.codec.decode(x)
+        pixels = regime.codec.decode(x).cpu()
     return Images(pixels, ids, None if labels is None else labels.numpy(), denoiser.trace)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -38,7 +37,3 @@ def save_png(path: str | Path, pixels: Tensor) -> None:
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
     os.replace(part, path)
 
-
-def uint8(x: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, rounded, clamped, on the CPU."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()

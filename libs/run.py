@@ -95,7 +95,8 @@ def say_progress(iterable, total: int, label: str, run: Run, done: int = 0):
     """A progress bar over what is left of `total` items, on the main process's stderr."""
     from tqdm import tqdm
 
-    return tqdm(iterable, total=total, initial=done, desc=label, disable=not run.is_main, file=sys.stderr)
+    interval = 0.2 if sys.stderr.isatty() else 15  # seconds: a log file needs no animation
+    return tqdm(iterable, total=total, initial=done, desc=label, disable=not run.is_main, file=sys.stderr, mininterval=interval)
 
 
 def describe_machine() -> dict:

@@ -58,7 +58,7 @@ def fit(config, regime: Regime, run: Run) -> None:
         rank=run.rank,
         world=run.world,
         seed=config.seed,
-        flip=dataset.random_flip,
+        flip=config.dataset.random_flip,
         workers=config.dataset.workers,
     )
 
@@ -70,7 +70,7 @@ def fit(config, regime: Regime, run: Run) -> None:
         cond = regime.conditions.for_training(labels, drop, config.dataset.p_uncond)
         sums: dict[str, torch.Tensor] = {}
         for micro in shares[1]:
-            x0 = regime.codec.encode(x[micro].to(run.device))  # (m, C, H, W)
+            x0 = regime.codec.sample(x[micro].to(run.device))  # (m, C, H, W)
             t = regime.process.times(uniform[micro]).to(run.device)  # (m,)
             eps = noise[micro].to(run.device)
             time = regime.process.network_time(t)

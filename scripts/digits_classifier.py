@@ -1,7 +1,7 @@
 """Train the small classifier whose features measure digits (`libs/metrics/digits_cnn.safetensors`).
 
-    python -m scripts.digits_classifier                      # one CPU core, about 15 seconds
-    python -m scripts.digits_classifier --output=/tmp/x.safetensors
+    python -m scripts.digits_classifier                      # one CPU core, about 10 seconds
+    python -m scripts.digits_classifier --output=x.safetensors
 
 The data are scikit-learn's 1797 digits (UCI Optical Recognition of Handwritten Digits; E. Alpaydin, C. Kaynak). A fifth
 of each class is held out; the accuracy printed is on those. The same library versions and processor give the same

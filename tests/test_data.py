@@ -1,6 +1,7 @@
 """Data sets, and the order in which training reads them."""
 
 import io
+import os
 import pickle
 import shutil
 import zipfile
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 from torchvision import datasets as published
 
-from libs.data import DATASETS, batches
-from libs.data.images import centre_crop
+from libs.data import DATASETS, Dataset, batches
+from libs.data.images import centre_crop, natural
 
+IMAGES = ("digits", "images", "cifar10", "celeba", "imagenet", "synthetic")
 BAD = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
 
 
@@ -106,7 +108,7 @@ def make(tmp_path, monkeypatch):
 # ---- every data set
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_contract(name, make):
     """An item that changes between reads, a wrong range, labels out of range, statistics of mirrored images."""
     data = make(name)
@@ -121,7 +123,7 @@ def test_contract(name, make):
         data.get(len(data), False)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_gather_is_get_for_many(name, make):
     """A batch path that orders, mirrors or labels rows unlike single items, or edits the stored data."""
     data = make(name)
@@ -132,7 +134,7 @@ def test_gather_is_get_for_many(name, make):
     assert labels.dtype == torch.int64 and labels.tolist() == [label for _, label in items]
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_pickled_copy_reads_the_same(name, make):
     """Workers that are not forked get a pickled copy: an open archive inside it could not travel."""
     data = make(name)
@@ -241,6 +243,12 @@ def test_folder_and_zip_are_the_same_data_set(tmp_path):
             assert np.array_equal(data.pixels(i).permute(1, 2, 0).numpy(), stored)
 
 
+def test_natural_order():
+    """A class whose images are torn apart by another class, or two names that tie and keep the order of the disk."""
+    order = ["a/2.png", "a/10.png", "a/b/1.png", "a-b/01.png", "a-b/1.png", "a01/x.png"]
+    assert sorted(reversed(order), key=natural) == order
+
+
 def test_flat_folder_and_shards_have_no_labels(tmp_path):
     """A label per file where there are no classes, or per shard where folders only spread the files."""
     flat = DATASETS["images"](path=make_folder(tmp_path / "flat", {f"{i}.png": png(picture(i)) for i in range(3)}))
@@ -300,10 +308,10 @@ def test_images_path_refused(tmp_path):
 def test_images_settings_refused(tmp_path):
     """Settings that would be ignored or fail far from here."""
     path = make_zip(tmp_path / "x.zip", CLASSES)
-    refused("images", "dataset.channels is 2", "3", path=path, channels=2)
-    refused("images", "dataset.resolution is -1", path=path, resolution=-1)
+    refused("images", "dataset.images.channels is 2", "3", path=path, channels=2)
+    refused("images", "dataset.images.resolution is -1", path=path, resolution=-1)
     mixed = make_zip(tmp_path / "mixed.zip", {**CLASSES, "lost.png": png(picture(0))})
-    refused("images", "lost.png lies in none", "a/img1.png does", "dataset.labels=False", path=mixed)
+    refused("images", "lost.png lies in none", "a/img1.png does", "dataset.images.labels=False", path=mixed)
 
 
 def test_several_sizes_refused(tmp_path):
@@ -341,6 +349,19 @@ def test_damaged_images_are_named(tmp_path):
         folder.pixels(3)
 
 
+def test_unreadable_folder_is_named(tmp_path, monkeypatch):
+    """A class that vanishes from training because its folder may not be listed."""
+    path, scandir = make_folder(tmp_path / "folder", CLASSES), os.scandir
+
+    def locked(folder):
+        if os.path.basename(folder) == "b2":
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    refused("images", "folder/b2 cannot be listed", "Permission denied", path=path)
+
+
 def test_damaged_zips_are_named(tmp_path):
     """Bytes that changed on disk and are trained on, or reported without the name of the file."""
     path = tmp_path / "x.zip"
@@ -359,13 +380,13 @@ def test_damaged_zips_are_named(tmp_path):
 def test_published_data_sets_refused(tmp_path):
     """torchvision's messages name neither the setting nor the files."""
     empty = str(tmp_path)
-    refused("cifar10", f"dataset.path={empty!r}", "cifar-10-batches-py/", "dataset.download=True", path=empty)
-    refused("celeba", f"dataset.path={empty!r}", "img_align_celeba/", "dataset.download=True", path=empty)
-    refused("celeba", "dataset.resolution is 0", path=empty, resolution=0)
+    refused("cifar10", f"dataset.path={empty!r}", "cifar-10-batches-py/", "dataset.cifar10.download=True", path=empty)
+    refused("celeba", f"dataset.path={empty!r}", "img_align_celeba/", "dataset.celeba.download=True", path=empty)
+    refused("celeba", "dataset.celeba.resolution is 0", path=empty, resolution=0)
     refused("imagenet", f"dataset.path={empty!r}", "train/", path=empty)
     path = make_folder(tmp_path / "imagenet", {"train/n01_1.png": png(picture(0)), "train/n02_1.webp": b""})
     refused("imagenet", "has 1 jpg", "expected 1281167", path=path, expected=1_281_167)
-    refused("imagenet", "dataset.resolution is 0", path=path, resolution=0)
+    refused("imagenet", "dataset.imagenet.resolution is 0", path=path, resolution=0)
     shutil.rmtree(tmp_path / "imagenet" / "train")
     (tmp_path / "imagenet" / "train").mkdir()
     refused("imagenet", "has 0 jpg", "at least one", path=path)
@@ -374,7 +395,7 @@ def test_published_data_sets_refused(tmp_path):
 @pytest.mark.parametrize("setting", [{"resolution": 0}, {"channels": 4}, {"n_classes": -1}, {"n_images": 0}])
 def test_synthetic_settings_refused(setting):
     """A quick run on no images, or on a shape no picture has."""
-    refused("synthetic", f"dataset.{next(iter(setting))} is {next(iter(setting.values()))}", **setting)
+    refused("synthetic", f"dataset.synthetic.{next(iter(setting))} is {next(iter(setting.values()))}", **setting)
 
 
 @pytest.mark.parametrize(
@@ -473,3 +494,25 @@ def test_damaged_image_is_named_through_a_worker(tmp_path):
     data = DATASETS["images"](path=make_zip(tmp_path / "x.zip", {"1.png": BAD}), resolution=8)
     with pytest.raises(ValueError, match=r"x\.zip:1\.png cannot be read as an image"):
         next(batches(data, batch_size=2, workers=1))
+
+
+class Drawn(Dataset):
+    """A data set that chooses at random: its item is (index, draw)."""
+
+    name, shape, n_classes, draws, labels = "drawn", (1, 1, 1), 0, True, torch.full((10,), -1)
+
+    def pixels(self, index):
+        return torch.zeros(self.shape, dtype=torch.uint8)
+
+    def gather(self, indices, flips, draws):
+        return indices, draws
+
+
+def test_draws_follow_the_position():
+    """A caption drawn per rank or since the last resume, or the same caption of an image in every epoch."""
+    indices, draws = read(Drawn(), 20, batch_size=8, seed=2)
+    assert 0 <= draws.min() and draws.max() < 1 and len(draws.unique()) == 160
+    resumed = read(Drawn(), 10, batch_size=8, seed=2, start_step=10)
+    assert torch.equal(resumed[0], indices[80:]) and torch.equal(resumed[1], draws[80:])
+    ranks = [read(Drawn(), 20, batch_size=8, seed=2, rank=rank, world=2)[1].reshape(20, 4) for rank in range(2)]
+    assert torch.equal(torch.cat(ranks, dim=1).flatten(), draws)

@@ -17,7 +17,8 @@ LAYERS = [
     ["libs.checkpoints", "libs.generate"],
     ["libs.evaluator", "libs.report"],
     ["libs.trainer"],
-    ["utils", "configs", "train", "eval", "scripts"],
+    ["utils", "configs", "scripts"],
+    ["train", "eval"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

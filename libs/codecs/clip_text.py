@@ -73,7 +73,7 @@ class ClipText:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """n prompts ("" is the null prompt of guidance) -> contexts (n, length, width) float32, on the model's device."""
+        """n prompts ("" is the null prompt of guidance) -> contexts (n, length, width) float32, where the model is."""
         if isinstance(prompts, str):
             raise ValueError(f"ClipText.encode takes a list of prompts, not the text {prompts!r}.")
         if not prompts:

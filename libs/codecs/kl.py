@@ -103,13 +103,13 @@ class KL:
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise ValueError(
-                f"The autoencoder was given images of shape {tuple(images.shape)}; it encodes (B, 3, H, W) with H and W "
-                f"multiples of {self.factor}."
+                f"The autoencoder was given images of shape {tuple(images.shape)}; it encodes (B, 3, H, W) with H and "
+                f"W multiples of {self.factor}."
             )
         return self._chunked(lambda x: self.vae.encode(x).latent_dist.parameters, images)
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """What a data set of latents yields -> x0: moments (B, 8, h, w), standard normal noise (B, 4, h, w) -> z like noise."""
+        """What a data set of latents yields -> x0: moments (B, 8, h, w) and standard normal noise -> z (B, 4, h, w)."""
         mean, logvar = moments.float().chunk(2, dim=1)  # (B, 4, h, w) each
         return self.scale * (mean + (logvar.clamp(-30, 20) / 2).exp() * noise)
 

@@ -33,7 +33,8 @@ def batches(
         workers: processes that decode ahead; 0 decodes in this one.
 
     Yields:
-        x (batch_size / world, C, H, W) float32 in [-1, 1] and labels (batch_size / world,) int64, -1 for none.
+        x (batch_size / world, C, H, W) float32 in [-1, 1] and labels (batch_size / world,) int64, -1 for none;
+        for other kinds of data sets whatever their `gather` returns.
 
     Raises:
         ValueError: at the call, for a batch size that `world` does not divide and other impossible settings.
@@ -47,9 +48,9 @@ def batches(
         raise ValueError(f"rank is {rank}; it must be from 0 to {world - 1} with {world} processes.")
     if batch_size % world:
         raise ValueError(f"batch_size is {batch_size}; the number of processes, {world}, must divide it.")
-    rows = _rows(Order(len(dataset), seed, flip), batch_size, start_step, rank, world)
+    rows = _rows(Order(len(dataset), seed, flip=flip, draws=dataset.draws), batch_size, start_step, rank, world)
     if workers == 0:
-        return (dataset.gather(indices, flips) for indices, flips in rows)
+        return (dataset.gather(*row) for row in rows)
     loader = DataLoader(
         _Gather(dataset),
         sampler=rows,
@@ -62,34 +63,38 @@ def batches(
 
 
 class Order:
-    """Which image stands at each position of training, and whether it is mirrored: a permutation per epoch."""
+    """What stands at each position of training: the image, whether it is mirrored, and a random number if asked for.
 
-    def __init__(self, n: int, seed: int, flip: bool):
-        self.n, self.seed, self.flip = n, seed, flip
-        self._epoch = None  # (number, order (n,), flips (n,)) of the last epoch asked for
+    Every epoch is a permutation. `at` returns the columns that `Dataset.gather` takes.
+    """
 
-    def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Indices (count,) int64 and flips (count,) bool of the positions first, first + 1, ..."""
+    def __init__(self, n: int, seed: int, *, flip: bool, draws: bool = False):
+        self.n, self.seed, self.flip, self.draws = n, seed, flip, draws
+        self._epoch = None  # (number, columns) of the last epoch asked for
+
+    def at(self, first: int, count: int) -> tuple[Tensor, ...]:
+        """Positions first, first + 1, ...: indices (count,) int64, flips (count,) bool, and with `draws` uniforms."""
         parts = []
         while count:
             epoch, offset = divmod(first, self.n)
             taken = min(count, self.n - offset)
             parts.append([column[offset : offset + taken] for column in self._columns(epoch)])
             first, count = first + taken, count - taken
-        indices, flips = (torch.cat(column) for column in zip(*parts, strict=True))
-        return indices, flips
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _columns(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _columns(self, epoch: int) -> list[Tensor]:
         if self._epoch is None or self._epoch[0] != epoch:
-            order = torch.randperm(self.n, generator=rng.stream(self.seed, "order", epoch))
-            flips = torch.zeros(self.n, dtype=torch.bool)
+            columns = [torch.randperm(self.n, generator=rng.stream(self.seed, "order", epoch))]
+            columns.append(torch.zeros(self.n, dtype=torch.bool))
             if self.flip:
-                flips.random_(generator=rng.stream(self.seed, "flip", epoch))
-            self._epoch = epoch, order, flips
-        return self._epoch[1:]
+                columns[1].random_(generator=rng.stream(self.seed, "flip", epoch))
+            if self.draws:
+                columns.append(torch.rand(self.n, generator=rng.stream(self.seed, "draw", epoch)))
+            self._epoch = epoch, columns
+        return self._epoch[1]
 
 
-def _rows(order: Order, batch_size: int, step: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _rows(order: Order, batch_size: int, step: int, rank: int, world: int) -> Iterator[tuple[Tensor, ...]]:
     local = batch_size // world
     while True:
         yield order.at(step * batch_size + rank * local, local)
@@ -97,10 +102,10 @@ def _rows(order: Order, batch_size: int, step: int, rank: int, world: int) -> It
 
 
 class _Gather:
-    """A data set whose item is the batch with the given (indices, flips)."""
+    """A data set whose item is the batch made of the given columns of `Order`."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitem__(self, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         return self.dataset.gather(*row)

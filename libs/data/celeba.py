@@ -35,14 +35,14 @@ class CelebA(Dataset):
         from torchvision import datasets
 
         if resolution < 1:
-            raise ValueError(f"dataset.resolution is {resolution}; it must be at least 1.")
+            raise ValueError(f"dataset.celeba.resolution is {resolution}; it must be at least 1.")
         try:
             data = datasets.CelebA(path, split="train", target_type=[], download=download)
         except RuntimeError as error:  # torchvision: "not found or corrupted" (it compares md5 sums of the text files)
             raise ValueError(
                 f"dataset.path={path!r} must hold celeba/ with img_align_celeba/ and the intact files "
                 "list_attr_celeba.txt, identity_CelebA.txt, list_bbox_celeba.txt, list_landmarks_align_celeba.txt and "
-                "list_eval_partition.txt; put them there or set dataset.download=True."
+                "list_eval_partition.txt; put them there or set dataset.celeba.download=True."
             ) from error
         self.folder = os.path.join(path, data.base_folder, "img_align_celeba")
         self.names = np.array(data.filename, dtype=np.bytes_)

@@ -23,7 +23,7 @@ class CIFAR10(InMemory):
         except RuntimeError as error:  # torchvision: "not found or corrupted" (it compares md5 sums)
             raise ValueError(
                 f"dataset.path={path!r} must hold an intact cifar-10-batches-py/ (data_batch_1..5, test_batch, "
-                "batches.meta); unpack cifar-10-python.tar.gz there or set dataset.download=True."
+                "batches.meta); unpack cifar-10-python.tar.gz there or set dataset.cifar10.download=True."
             ) from error
         levels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (50000, 3, 32, 32)
         super().__init__(levels, torch.tensor(data.targets), n_classes=10)

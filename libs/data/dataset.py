@@ -9,17 +9,19 @@ from torch import Tensor
 class Dataset(ABC):
     """Images by index. Reading an index twice gives the same image; nothing here draws random numbers.
 
-    Keyword-only constructor arguments of a subclass are its settings (`dataset.<argument>`).
+    Keyword-only constructor arguments of a subclass are its settings (`dataset.<name>.<argument>`).
 
     shape         (C, H, W)
     n_classes     0 when the images have no labels
     labels        (n,) int64, -1 where there is no label
+    draws         whether `gather` also takes a uniform number in [0, 1) per image, for choices such as a caption
     """
 
     name: str
     shape: tuple[int, int, int]
     n_classes: int
     labels: Tensor
+    draws: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -27,13 +27,13 @@ class ImageNet(ImageFiles):
         if not os.path.isdir(train):
             raise ValueError(f"dataset.path={path!r} must be a folder with train/ in it, and it is not.")
         if resolution < 1:
-            raise ValueError(f"dataset.resolution is {resolution}; it must be at least 1.")
+            raise ValueError(f"dataset.imagenet.resolution is {resolution}; it must be at least 1.")
         files = Folder(train)
         names = files.names((".jpg", ".jpeg", ".png", ".gif"))
         if not names or expected not in (0, len(names)):
             raise ValueError(
                 f"dataset.path={path!r} has {len(names)} jpg, jpeg, png or gif images below train/; expected "
-                f"{expected or 'at least one'} (dataset.expected={expected}, 0 for any number)."
+                f"{expected or 'at least one'} (dataset.imagenet.expected={expected}, 0 for any number)."
             )
         classes = [os.path.basename(name).partition("_")[0] for name in names]
         super().__init__(files, names, classes, resolution=resolution)

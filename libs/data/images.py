@@ -111,9 +111,11 @@ class Images(ImageFiles):
         labels: bool = True,
     ):
         if channels not in (1, 3):
-            raise ValueError(f"dataset.channels is {channels}; it must be 3 (colour) or 1 (grey).")
+            raise ValueError(f"dataset.images.channels is {channels}; it must be 3 (colour) or 1 (grey).")
         if resolution < 0:
-            raise ValueError(f"dataset.resolution is {resolution}; it must be a size in pixels, or 0 to keep it.")
+            raise ValueError(
+                f"dataset.images.resolution is {resolution}; it must be a size in pixels, or 0 to keep it."
+            )
         wanted = f"a folder or zip file of images ({', '.join(EXTENSIONS)})"
         if os.path.isdir(path):
             files = Folder(path)
@@ -140,7 +142,7 @@ def class_folders(names: Sequence[str]) -> list[str] | None:
         outside, inside = names[classes.index("")], next(n for n, c in zip(names, classes, strict=True) if c)
         raise ValueError(
             f"Folders are classes, but {outside} lies in none and {inside} does; move the images into class folders or "
-            "set dataset.labels=False."
+            "set dataset.images.labels=False."
         )
     return classes
 

@@ -21,14 +21,14 @@ class Synthetic(InMemory):
 
     def __init__(self, *, resolution: int = 32, channels: int = 3, n_classes: int = 10, n_images: int = 256):
         if channels not in (1, 3):
-            raise ValueError(f"dataset.channels is {channels}; it must be 1 or 3.")
+            raise ValueError(f"dataset.synthetic.channels is {channels}; it must be 1 or 3.")
         for key, value, least in (
             ("resolution", resolution, 1),
             ("n_classes", n_classes, 0),
             ("n_images", n_images, 1),
         ):
             if value < least:
-                raise ValueError(f"dataset.{key} is {value}; it must be at least {least}.")
+                raise ValueError(f"dataset.synthetic.{key} is {value}; it must be at least {least}.")
         index = torch.arange(n_images)
         kind = index % max(n_classes, 1)
         turn = kind / max(n_classes, 1)  # (n,) in [0, 1): half turns of the grating, full turns of the hue

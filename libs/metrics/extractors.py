@@ -74,12 +74,13 @@ class Extractor:
                 f"{pixels.dtype} of shape {tuple(pixels.shape)}."
             )
         # Several metrics look at the same batch one after the other: the network runs once.
-        if self._last is not None and self._last[0] is pixels and self._last[1] == pixels._version:
+        version = 0 if pixels.is_inference() else pixels._version  # inference tensors do not count their changes
+        if self._last is not None and self._last[0] is pixels and self._last[1] == version:
             return self._last[2]
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), exact:
             out = self.features(pixels.to(self.device)).float()  # (n, F)
-        self._last = (pixels, pixels._version, out)
+        self._last = (pixels, version, out)
         return out
 
 

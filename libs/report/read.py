@@ -57,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Maps of some images at T times and E exits: u and the true |eps_k - eps_K| (T, E, n, H, W), x0 (T, n, C, H, W)."""
+    """Maps of n images at T times and E exits: u and the true |eps_k - eps_K| (T, E, n, H, W), x0 (T, n, C, H, W)."""
 
     t: np.ndarray  # (T,) 1 = noise
     k: np.ndarray  # (E,) layers used at the exit
@@ -128,7 +128,9 @@ class Evaluation:
                 f"here {shape} + (H, W), none of them empty."
             )
         if maps.x0.ndim != 5 or maps.x0.shape[:2] != (shape[0], shape[2]) or maps.x0.shape[2] not in (1, 3):
-            raise ValueError(f"{path}: `x0` has shape {maps.x0.shape}; expected (times, images, 1 or 3 channels, H, W).")
+            raise ValueError(
+                f"{path}: `x0` has shape {maps.x0.shape}; expected (times, images, 1 or 3 channels, H, W)."
+            )
         return maps
 
 
@@ -170,7 +172,9 @@ def read_directory(path: Path, name: str) -> Evaluation:
         raise ValueError(f"{results}: quality_key differs between lines ({', '.join(sorted(keys))}); one is allowed.")
     notes = []
     if replaced:
-        notes.append(f"{results.name} holds some points twice; the last line counts: {', '.join(sorted(set(replaced)))}.")
+        notes.append(
+            f"{results.name} holds some points twice; the last line counts: {', '.join(sorted(set(replaced)))}."
+        )
     config, reference = json_object(path / "config.json"), json_object(path / "reference.json")
     train = path / "train.jsonl"
     rows = tuple(train_row(record, f"{train}, line {line}") for line, record in json_lines(train))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from libs.report.read import Point
 
 FAMILY_NAMES = {"full": "full depth", "fixed": "fixed layer", "steps": "fewer steps, full depth"}
+MACS = (
+    "GMACs are 10⁹ multiply-accumulates (one multiplication with its addition counts once, not twice) over the whole "
+    "sampling of one image; attention products, output heads and the uncertainty estimators that ran are counted."
+)
 NBSP = "\u00a0"
 
 
@@ -28,7 +32,7 @@ def sig(value: float | None, digits: int = 3) -> str:
 def time_unit(seconds: float) -> tuple[float, str]:
     """(factor, unit) that makes this many seconds readable."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
+        if seconds * factor >= 0.1:
             return factor, unit
     return 1e6, "µs"
 
@@ -40,7 +44,9 @@ def duration(seconds: float | None) -> str:
     return f"{sig(seconds * factor)}{NBSP}{unit}"
 
 
-def percent(share: float, signed: bool = False, digits: int = 0) -> str:
+def percent(share: float, signed: bool = False) -> str:
+    """Whole percents, with a decimal where a signed change is smaller than one."""
+    digits = 1 if signed and 0 < abs(share) < 0.0095 else 0
     text = f"{100 * share:+.{digits}f}" if signed else f"{100 * share:.{digits}f}"
     return f"{text.replace('-', '−')}{NBSP}%"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from libs.report.read import Exits, Point, Uncertainty
-from libs.report.text import duration, percent, plus_minus, point_name, quality_word, series_name, sig
+from libs.report.text import duration, percent, point_name, quality_word, series_name, sig
 
 TOLERANCE = 0.10  # "as good as full depth" allows a distance this much larger
 BASELINES = ("full", "fixed", "steps")  # families that decide nothing from the input; all others are exit policies
@@ -30,15 +31,31 @@ def bar(full: Point) -> float:
     return full.quality + TOLERANCE * abs(full.quality)
 
 
+def within_tolerance(point: Point, full: Point) -> bool:
+    return point.quality <= bar(full)
+
+
+def indistinguishable(point: Point, full: Point) -> bool:
+    """Better than full depth, or worse by no more than the noise over seeds."""
+    return point.quality <= full.quality or outside_noise(point, full) is False
+
+
+# what counts as full-depth quality, and how a sentence says it
+BARS = {
+    f"within {percent(TOLERANCE)} of full-depth quality": within_tolerance,
+    "as good as full depth up to noise": indistinguishable,
+}
+
+
 def cost_of(full: Point) -> str | None:
     """What "fast" means here: measured seconds if there are any, else GMACs, else nothing."""
     return next((name for name in ("seconds", "gmacs") if getattr(full, name) is not None), None)
 
 
-def fastest_within(points: Sequence[Point], full: Point) -> Point | None:
-    """Cheapest point whose quality is within TOLERANCE of full depth."""
+def fastest(points: Sequence[Point], full: Point, good: Callable = within_tolerance) -> Point | None:
+    """Cheapest point that passes the bar `good(point, full)`."""
     cost = cost_of(full)
-    good = [p for p in points if cost and getattr(p, cost) is not None and p.quality <= bar(full)]
+    good = [p for p in points if cost and getattr(p, cost) is not None and good(p, full)]
     return min(good, key=lambda p: getattr(p, cost), default=None)
 
 
@@ -48,7 +65,7 @@ def recommend(points: Sequence[Point], full: Point | None) -> tuple[Point | None
     if marked is not None:
         return marked, "marked by the evaluation"
     policies = [point for point in points if point.family not in BASELINES]
-    if full is not None and (best := fastest_within(policies, full)) is not None:
+    if full is not None and (best := fastest(policies, full)) is not None:
         return best, f"the fastest early-exit point within {percent(TOLERANCE)} of full-depth quality"
     closest = min(policies, key=lambda p: p.quality, default=None)
     return closest, "the early-exit point of best quality, as none is shown to be within the bar"
@@ -57,7 +74,7 @@ def recommend(points: Sequence[Point], full: Point | None) -> tuple[Point | None
 def best_fixed(points: Sequence[Point], full: Point | None) -> Point | None:
     """The fixed layer to hold against early exit: the fastest within the bar, else the best in quality."""
     fixed = [point for point in points if point.family == "fixed"]
-    best = fastest_within(fixed, full) if full is not None else None
+    best = fastest(fixed, full) if full is not None else None
     return best or min(fixed, key=lambda p: p.quality, default=None)
 
 
@@ -92,7 +109,8 @@ def noise_words(a: Point, b: Point) -> str:
     outside = outside_noise(a, b)
     if outside is None:
         return "one noise seed, so the noise is unknown"
-    return f"{'outside' if outside else 'inside'} the noise over {min(len(a.quality_per_seed), len(b.quality_per_seed))} seeds"
+    seeds = min(len(a.quality_per_seed), len(b.quality_per_seed))
+    return f"{'outside' if outside else 'inside'} the noise over {seeds} seeds"
 
 
 def change(point: Point, base: Point) -> float | None:
@@ -125,12 +143,15 @@ def verdicts(points: Sequence[Point], floor: float | None = None) -> list[Verdic
     several = len({point.run for point in points}) > 1
     full = full_depth(points)
     if full is None:
-        return [Verdict("No reference.", "No full-depth point was evaluated, so nothing can be compared with it."), *warnings(points)]
+        return [
+            Verdict("No reference.", "No full-depth point was evaluated, so nothing can be compared with it."),
+            *warnings(points),
+        ]
     cost = cost_of(full)
     if cost is None:
         text = "Full depth has neither a time nor GMACs, so no point can be called faster than it."
         return [Verdict("No cost.", text), *warnings(points)]
-    found = [winner(points, full, cost, several)]
+    found = winners(points, full, cost, several)
     found += [family_verdict(group, full, cost, several) for group in groups(points) if full not in group]
     chosen, _ = recommend(points, full)
     if chosen is not None:
@@ -139,9 +160,9 @@ def verdicts(points: Sequence[Point], floor: float | None = None) -> list[Verdic
         if ratio is not None:
             text = (
                 f"At {point_name(chosen, several)}, GMACs fall by {percent(saved(chosen, full, 'gmacs'))} and time by "
-                f"{percent(saved(chosen, full, 'seconds'))}: {sig(ratio, 2)} of the saved arithmetic is saved time."
+                f"{percent(saved(chosen, full, 'seconds'))}, a ratio of {sig(ratio, 2)}."
             )
-            found.append(Verdict("Arithmetic is not time.", text))
+            found.append(Verdict("Arithmetic and time.", text))
     if floor:
         text = (
             f"Two halves of the real images are {sig(floor)} apart and full depth is at {sig(full.quality)}, "
@@ -158,13 +179,24 @@ def groups(points: Sequence[Point]) -> list[list[Point]]:
     return [[p for p in points if p.series == key] for key, _ in series]
 
 
-def winner(points: Sequence[Point], full: Point, cost: str, several: bool) -> Verdict:
+def winners(points: Sequence[Point], full: Point, cost: str, several: bool) -> list[Verdict]:
+    """Early exit against everything else, at each of the BARS; the second needs noise to be known."""
+    if all(p.family in BASELINES for p in points):
+        return [Verdict("No early exit here.", "No early-exit policy was evaluated, so nothing can be said about one.")]
+    first, second = (winner(points, full, cost, several, words) for words in BARS)
+    if not any(p.family in ("fixed", "steps") for p in points):
+        text = "Neither fixed layers nor fewer steps were evaluated: without them this is no evidence for early exit."
+        first = Verdict(first.lead, f"{first.text} {text}", first.tone)
+    if full.spread is None:
+        return [first]
+    second = Verdict(f"At a stricter bar, {second.lead[0].lower()}{second.lead[1:]}", second.text, second.tone)
+    return [first, second]
+
+
+def winner(points: Sequence[Point], full: Point, cost: str, several: bool, words: str) -> Verdict:
     policies = [p for p in points if p.family not in BASELINES]
     baselines = [p for p in points if p.family in BASELINES]
-    if not policies:
-        return Verdict("No early exit here.", "No early-exit policy was evaluated, so nothing can be said about one.")
-    early, base = fastest_within(policies, full), fastest_within(baselines, full)
-    within = f"within {percent(TOLERANCE)} of full-depth quality"
+    early, base = fastest(policies, full, BARS[words]), fastest(baselines, full, BARS[words])  # full depth passes
     base_name = point_name(base, several)
     if early is None:
         other = (
@@ -172,11 +204,11 @@ def winner(points: Sequence[Point], full: Point, cost: str, several: bool) -> Ve
             if base is full
             else f"while {base_name} is, at {relative_cost(base, full, cost)} of full depth"
         )
-        return Verdict("Early exit loses.", f"None of its points is {within}, {other}.", "bad")
-    name = point_name(early, several)
+        return Verdict("Early exit loses.", f"None of its points is {words}, {other}.", "bad")
     text = (
-        f"Among the points {within}, the fastest early exit is {name} ({cost_words(early, cost)}) and the fastest "
-        f"without early exit is {base_name} ({cost_words(base, cost)}): early exit has {relative_cost(early, base, cost)}."
+        f"Among the points {words}, the fastest early exit is {point_name(early, several)} ({cost_words(early, cost)}) "
+        f"and the fastest without early exit is {base_name} ({cost_words(base, cost)}): early exit has "
+        f"{relative_cost(early, base, cost)}."
     )
     overlap = timings_overlap(early, base) if cost == "seconds" else False
     if overlap:
@@ -191,16 +223,13 @@ def winner(points: Sequence[Point], full: Point, cost: str, several: bool) -> Ve
             text += " Their timing runs do not overlap."
     if cost == "gmacs":
         text += " No times were measured, and GMACs are not a speed-up."
-    text += f" {quality_word(full.quality_key)} {against(early, base)}."
-    if not any(p.family in ("fixed", "steps") for p in points):
-        text += " Neither fixed layers nor fewer steps were evaluated: without them this is no evidence for early exit."
-    return Verdict(lead, text, tone)
+    return Verdict(lead, f"{text} {quality_word(full.quality_key)} {against(early, base)}.", tone)
 
 
 def family_verdict(group: Sequence[Point], full: Point, cost: str, several: bool) -> Verdict:
     name = series_name(group[0], several)
     lead = f"{name[0].upper()}{name[1:]}."
-    best = fastest_within(group, full)
+    best = fastest(group, full)
     if best is None:
         closest = min(group, key=lambda p: p.quality)
         text = (
@@ -241,7 +270,10 @@ def warnings(points: Sequence[Point]) -> list[Verdict]:
     """What makes two points of the report incomparable."""
     found = []
     for keys, what in (
-        (("n_images", "seeds"), "Their qualities are not strictly comparable: a Fréchet distance depends on the number of images."),
+        (
+            ("n_images", "seeds"),
+            "Their qualities are not strictly comparable: a Fréchet distance depends on the number of images.",
+        ),
         (("device", "threads", "batch_size"), "Their seconds are not comparable."),
         (("commit",), "They were made by different code."),
     ):
@@ -293,25 +325,21 @@ def exit_sentence(exits: Exits) -> str:
     return f"{lead}: the policy adapts to the image more than to time."
 
 
-def correlations(maps: Uncertainty) -> tuple[float | None, float | None, np.ndarray]:
-    """How well u ranks the true error: Spearman over all pixels, median within one (time, exit), and all of those.
+def correlations(maps: Uncertainty) -> tuple[float | None, float | None]:
+    """How well u ranks the true error: Spearman over all pixels, and the median within one time and exit.
 
-    The first can be high merely because both fall with time and depth; the second cannot. Array (T, E), NaN where
-    the error is constant, as at the last layer.
+    The first can be high merely because both fall with time and depth; the second cannot. None where a side is
+    constant, as the error of the last layer is.
     """
-    every = spearman(maps.u.ravel(), maps.error.ravel())
-    cells = np.array(
-        [[spearman(u.ravel(), e.ravel()) for u, e in zip(us, es, strict=True)] for us, es in zip(maps.u, maps.error, strict=True)],
-        dtype=float,
-    )  # (T, E)
-    known = cells[np.isfinite(cells)]
-    return every, float(np.median(known)) if len(known) else None, cells
+    cells = [spearman(u, e) for us, es in zip(maps.u, maps.error, strict=True) for u, e in zip(us, es, strict=True)]
+    known = [value for value in cells if value is not None]
+    return spearman(maps.u, maps.error), statistics.median(known) if known else None
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     ranks = []
     for values in (a, b):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])  # ties share their mean rank
     if min(rank.std() for rank in ranks) == 0:
         return None

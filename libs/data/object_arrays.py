@@ -1,0 +1,109 @@
+"""`.npy` files of objects, as U-ViT's feature files are, without the danger of unpickling.
+
+Such a file holds a pickle, and a pickle may name any function to call. numpy's own pickles of arrays name only four
+things; `read_objects` has its own stand-ins for these and refuses every other name, so that no file runs code.
+"""
+
+import pickle
+import re
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+
+
+def read_objects(path: str) -> list:
+    """The elements of a `.npy` object array of arrays, numbers and texts. Runs no code, whatever the file holds.
+
+    Raises:
+        ValueError: the file is no such array.
+    """
+    try:
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) == (1, 0):
+                header = np.lib.format.read_array_header_1_0(file)
+            else:
+                header = np.lib.format.read_array_header_2_0(file)
+            if not header[2].hasobject:
+                raise ValueError("it is an array of numbers")
+            value = ArrayReader(file).load()
+            if not (isinstance(value, Placeholder) and isinstance(value.value, list)):
+                raise ValueError("its pickle holds no object array")
+            return value.value
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist.") from error
+    except Exception as error:  # a hostile or damaged pickle can fail in any way
+        raise ValueError(
+            f"{path} is refused: it must be an object array of arrays, numbers and texts ({error})."
+        ) from error
+
+
+def object_array(values: Sequence) -> bytes:
+    """A `.npy` file of the object array `values`, as every version of numpy reads it with allow_pickle=True."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    file = BytesIO()
+    header = {"descr": "|O", "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    # numpy 2 names its own module in pickles, which numpy 1 does not have; all versions know the older name.
+    pickled = pickle.dumps(array, protocol=3)
+    return file.getvalue() + pickled.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
+
+
+class Placeholder:
+    """Stands for an array while a pickle is read: what numpy would be told is interpreted here instead."""
+
+    def __new__(cls, *arguments):
+        return super().__new__(cls)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        if isinstance(data, list):
+            self.value = [item.value if isinstance(item, Placeholder) else plain(item) for item in data]
+        else:
+            self.value = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
+
+
+class DType:
+    """Stands for a numpy dtype; only numbers of fixed size become one."""
+
+    def __init__(self, name: str, *flags):
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        if not re.fullmatch(r"[fiu][1248]|b1", self.name) or self.order not in ("<", ">", "=", "|"):
+            raise ValueError(f"an array of type {self.name!r}")
+        return np.dtype(self.order + self.name)
+
+
+class Scalar(Placeholder):
+    """Stands for a numpy number."""
+
+    def __new__(cls, dtype: DType, data: bytes):
+        return np.frombuffer(data, dtype.numpy())[0]
+
+
+class ArrayReader(pickle.Unpickler):
+    """Knows the names that numpy writes for arrays and numbers, and no other."""
+
+    KNOWN = {
+        ("multiarray", "_reconstruct"): Placeholder,
+        ("multiarray", "scalar"): Scalar,
+        ("numpy", "ndarray"): Placeholder,
+        ("numpy", "dtype"): DType,
+    }
+
+    def find_class(self, module: str, name: str):
+        short = "multiarray" if module in ("numpy.core.multiarray", "numpy._core.multiarray") else module
+        if (short, name) not in self.KNOWN:
+            raise ValueError(f"it names {module}.{name}")
+        return self.KNOWN[short, name]
+
+
+def plain(item):
+    if not isinstance(item, int | float | str | np.number):
+        raise ValueError(f"an element of type {type(item).__name__}")
+    return item

@@ -1,0 +1,369 @@
+"""Samplers as tables: each of them is linear in x, in what the network said, and in fresh noise.
+
+A `Plan` has one row per network evaluation (NFE = number of rows). With eps predicted at the row's (x, t), a row does
+
+    h  = px x + pm eps                                    what to remember: eps itself, or x0 = (x - sigma eps) / alpha
+    x' = ca anchor + sum_j cm[j] history[j] + cz z        history = the last three h, newest last; z ~ N(0, I)
+    anchor' = x' if commit else anchor                    the x at the start of a multi-stage step
+
+Rows are gathered by each sample's own row number, so that samples at different steps can share a batch.
+
+Notation: a node t has alpha, sigma and lam = log(alpha / sigma); a step leads from s to t, h = lam_t - lam_s > 0.
+Papers: DDPM (Ho et al. 2020), DDIM (Song et al. 2021a), SDE (Song et al. 2021b), DPM-Solver (Lu et al. 2022a) and
+DPM-Solver++ (Lu et al. 2022b).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from libs.rng import SeededNoise, positions
+from sde import Process
+
+HISTORY = 3  # the longest memory: DPM-Solver-3 combines the outputs at s and at its two interior points
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sampler on a process with a number of evaluations: float64 tensors on the CPU, (nfe,) unless noted."""
+
+    t: Tensor  # where the network is evaluated
+    px: Tensor
+    pm: Tensor
+    ca: Tensor
+    cm: Tensor  # (nfe, 3), newest last
+    cz: Tensor
+    commit: Tensor  # bool
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample."""
+        return len(self.t)
+
+    @cached_property
+    def stochastic(self) -> bool:
+        """Whether fresh noise enters after the initial draw."""
+        return bool((self.cz != 0).any())
+
+    @cached_property
+    def table(self) -> Tensor:
+        """All coefficients, (nfe, 8): gathered and moved in one go."""
+        return torch.cat([torch.stack([self.px, self.pm, self.ca, self.cz, self.commit.double()], 1), self.cm], 1)
+
+
+@dataclass(frozen=True)
+class State:
+    """Samples on their way, each at its own row of the plan."""
+
+    x: Tensor  # (B, C, H, W), where the network is evaluated next
+    anchor: Tensor  # (B, C, H, W)
+    history: tuple[Tensor, ...]  # 3 x (B, C, H, W), newest last
+    row: Tensor  # (B,) int64 on the CPU
+
+    @classmethod
+    def start(cls, x: Tensor) -> State:
+        """Initial noise x (B, C, H, W) at row 0."""
+        return cls(x, x, (torch.zeros_like(x),) * HISTORY, torch.zeros(len(x), dtype=torch.long))
+
+    def done(self, plan: Plan) -> Tensor:
+        """(B,) bool: samples that have been through every row."""
+        return self.row >= plan.nfe
+
+    def keep(self, index: Tensor) -> State:
+        """The samples at `index`: positions (b,) or a mask (B,)."""
+        rows = positions(index)
+        index = rows.to(self.x.device)
+        return State(self.x[index], self.anchor[index], tuple(h[index] for h in self.history), self.row[rows])
+
+    @staticmethod
+    def cat(states: Sequence[State]) -> State:
+        """One batch of all samples, in order."""
+        return State(
+            torch.cat([s.x for s in states]),
+            torch.cat([s.anchor for s in states]),
+            tuple(torch.cat(h) for h in zip(*(s.history for s in states), strict=True)),
+            torch.cat([s.row for s in states]),
+        )
+
+
+def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> State:
+    """One row further for every sample: eps (B, C, H, W) predicted at (state.x, plan.t[state.row]), noise z alike."""
+    if plan.stochastic and z is None:
+        raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
+    x = state.x
+    table = plan.table[state.row].to(x.device, x.dtype)  # (B, 8)
+    px, pm, ca, cz, commit, *cm = table.view(len(x), -1, *(1,) * (x.dim() - 1)).unbind(1)  # each (B, 1, 1, 1)
+    history = (*state.history[1:], px * x + pm * eps.to(x.dtype))
+    x = ca * state.anchor
+    for weight, output in zip(cm, history, strict=True):
+        x = x + weight * output
+    if plan.stochastic:
+        x = x + cz * z.to(x)
+    return State(x, torch.where(commit.bool(), x, state.anchor), history, state.row + 1)
+
+
+def sample(
+    plan: Plan, x: Tensor, eps_fn: Callable[[Tensor, Tensor], Tensor], noise: SeededNoise | None = None
+) -> Tensor:
+    """Run every row on the initial noise x (B, C, H, W); returns the samples, (B, C, H, W).
+
+    `eps_fn(x (B, C, H, W), t (B,) float64 on the CPU)` predicts the noise. A stochastic plan takes one draw of `noise`
+    per row, whether the row uses it or not, so that an image's k-th draw always belongs to row k.
+    """
+    if plan.stochastic and noise is None:
+        raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
+    state = State.start(x)
+    for _ in range(plan.nfe):
+        eps = eps_fn(state.x, plan.t[state.row])
+        state = advance(plan, state, eps, noise.draw() if plan.stochastic else None)
+    return state.x
+
+
+# ---- Euler-Maruyama ------------------------------------------------------------------------------------------------
+
+
+def euler_maruyama_sde(process: Process, *, steps: int, t_end: float | None = None) -> Plan:
+    """The reverse SDE dx = [-beta x / 2 - beta score] dt + sqrt(beta) dw, score = -eps / sigma (SDE, eq. 6).
+
+    `steps` nodes uniform in time from 1 to `t_end` (default 1e-3), then 0; the last step, t_end to 0, adds no noise.
+    """
+    return euler(process, steps, t_end, sde=True)
+
+
+def euler_maruyama_ode(process: Process, *, steps: int, t_end: float | None = None) -> Plan:
+    """The probability flow ODE dx/dt = -beta x / 2 - beta score / 2 (SDE, eq. 13) on the nodes of the SDE's solver."""
+    return euler(process, steps, t_end, sde=False)
+
+
+def euler(process: Process, steps: int, t_end: float | None, sde: bool) -> Plan:
+    t_end = check(process, steps, t_end, default=1e-3)
+    nodes = torch.cat([torch.linspace(1, t_end, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    t, dt = nodes[:-1], nodes.diff()  # dt < 0
+    beta, rows = process.beta(t), []
+    for i, (ca, cm) in enumerate(zip(1 - beta * dt / 2, beta / process.sigma(t) * dt, strict=True)):
+        noisy = sde and i < steps - 1
+        rows.append(Row(t[i], ca, (0, 0, cm if sde else cm / 2), cz=torch.sqrt(-beta[i] * dt[i]) if noisy else 0))
+    return plan_of(rows)
+
+
+# ---- DDPM and DDIM -------------------------------------------------------------------------------------------------
+
+
+def ddim(process: Process, *, steps: int, eta: float = 0.0) -> Plan:
+    """DDIM, eq. 12 and 16: x' = alpha_t x0 + sqrt(sigma_t^2 - v^2) eps + v z, v = eta times DDPM's posterior deviation.
+
+    Nodes uniform in time from 1 to 0; the network is called at 1, ..., 1/steps, and the last step returns its x0.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; it must lie in [0, 1], 0 for no noise and 1 for DDPM's")
+    check(process, steps)
+    if 1 / steps < process.t_min * (1 - 1e-9):
+        most = round(1 / process.t_min)
+        raise ValueError(f"steps is {steps}; this process ends at t = {process.t_min:g}, so at most {most} steps fit")
+    nodes = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    log_alpha, sigma = process.log_alpha(nodes), process.sigma(nodes)
+    rows = []
+    for i in range(steps):
+        ratio = log_alpha[i] - log_alpha[i + 1]  # < 0: log of alpha_s / alpha_t
+        v = eta * sigma[i + 1] / sigma[i] * torch.sqrt(-torch.expm1(2 * ratio))
+        cm = torch.sqrt((sigma[i + 1] ** 2 - v**2).clamp_min(0)) - sigma[i] * torch.exp(-ratio)
+        rows.append(Row(nodes[i], torch.exp(-ratio), (0, 0, cm), cz=v))
+    return plan_of(rows)
+
+
+def ddpm(process: Process, *, steps: int) -> Plan:
+    """Ancestral sampling with the posterior variance (DDPM, eq. 6-7), which is DDIM with eta = 1."""
+    return ddim(process, steps=steps, eta=1.0)
+
+
+# ---- DPM-Solver and DPM-Solver++ -----------------------------------------------------------------------------------
+
+
+def dpm_solver(process: Process, *, steps: int, order: int = 3, t_end: float | None = None) -> Plan:
+    """DPM-Solver "fast" (section 3.4): single steps of order <= 3 in noise prediction.
+
+    Steps are uniform in lam from 1 to `t_end` (default 1e-4); interior points at r = 1/2 or 1/3, 2/3 of a step. The
+    remainder of `steps` is spent on lower orders at the end, so that exactly `steps` evaluations are made.
+    """
+    t_end = check(process, steps, t_end, default=1e-4)
+    orders = fast_orders(steps, order)
+    ends = nodes(process, len(orders), t_end, "logsnr")
+    lam, spans = process.lam(ends), []
+    for i, k in enumerate(orders):
+        interior = process.t_of_lam(torch.lerp(lam[i], lam[i + 1], torch.arange(1, k, dtype=torch.float64) / k))
+        spans.append(torch.cat([ends[i : i + 1], interior, ends[i + 1 : i + 2]]))  # (k + 1,)
+    return singlestep(process, spans, data=False)
+
+
+def dpm_solver_pp(process: Process, *, steps: int, order: int = 3, t_end: float | None = None) -> Plan:
+    """DPM-Solver++ "fast": single steps of order <= 3 in data prediction (DPM-Solver++).
+
+    `steps` + 1 nodes uniform in time from 1 to `t_end` (default 1e-3). A step of order k spans k intervals, and its
+    interior points are the nodes in between, so its r1, r2 vary with the schedule.
+    """
+    t_end = check(process, steps, t_end, default=1e-3)
+    grid, spans, i = nodes(process, steps, t_end, "time_uniform"), [], 0
+    for k in fast_orders(steps, order):
+        spans.append(grid[i : i + k + 1])
+        i += k
+    return singlestep(process, spans, data=True)
+
+
+def fast_orders(steps: int, order: int) -> list[int]:
+    """The order of each step of a "fast" solver; they sum to `steps` evaluations (DPM-Solver, section 3.4)."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"order is {order}; it must be 1, 2 or 3")
+    if order == 3 and steps % 3 == 0:
+        return [3] * (steps // 3 - 1) + [2, 1]  # as published: it never ends on order 3
+    return [order] * (steps // order) + [steps % order] * (steps % order > 0)
+
+
+def singlestep(process: Process, spans: Sequence[Tensor], data: bool) -> Plan:
+    """DPM-Solver-1, -2, -3 or their data-prediction twins, on steps given by their nodes.
+
+    A span (k + 1,) holds s, the k - 1 interior points, and t. Both kinds share one form: with m the remembered output,
+    (lead, keep) = (sigma, alpha) and w = h for noise, (alpha, sigma) and w = -h for data prediction,
+
+        order 1: keep_t/keep_s x - lead_t (e^w - 1) m_s                          =: first(t)
+        order 2: first(t) - lead_t (e^w - 1) (m_1 - m_s) / (2 r1)
+        order 3: x_2 = first(2) - lead_2 ((e^{r2 w} - 1) / (r2 w) - 1) (m_1 - m_s) r2 / r1
+                 x_t = first(t) - lead_t ((e^w - 1) / w - 1) (m_2 - m_s) / r2
+    """
+    rows = []
+    for span in spans:
+        order = len(span) - 1
+        alpha, sigma, lam = process.alpha(span), process.sigma(span), process.lam(span)
+        lead, keep = (alpha, sigma) if data else (sigma, alpha)
+        h = lam - lam[0]  # (k + 1,): r_j h
+        w = -h if data else h
+        for j in range(1, order + 1):  # called at point j - 1, this row leads to point j
+            first = -lead[j] * torch.expm1(w[j])
+            if j == 1:
+                slope = 0.0
+            elif order == 2:
+                slope = first * h[2] / h[1] / 2
+            else:
+                slope = -lead[j] * (torch.expm1(w[j]) / w[j] - 1) * h[j] / h[j - 1]
+            cm = [0.0, 0.0, 0.0]
+            cm[-j] += float(first - slope)  # m_s, j calls ago
+            cm[-1] += float(slope)  # the latest output
+            x0 = (alpha[j - 1], sigma[j - 1]) if data else None
+            rows.append(Row(span[j - 1], keep[j] / keep[0], cm, x0=x0, commit=j == order))
+    return plan_of(rows)
+
+
+def dpm_solver_pp_2m(
+    process: Process,
+    *,
+    steps: int,
+    skip: str = "time_uniform",
+    lower_order_final: bool = True,
+    t_end: float | None = None,
+) -> Plan:
+    """DPM-Solver++(2M) (DPM-Solver++, algorithm 2): second order with one evaluation per step, in data prediction.
+
+    `skip` places the nodes from 1 to `t_end` (default 1e-3): "time_uniform" or "logsnr". `lower_order_final` makes the
+    last step first order, which is steadier with few steps.
+    """
+    return multistep(process, steps, skip, lower_order_final, t_end, sde=False)
+
+
+def sde_dpm_solver_pp_2m(
+    process: Process,
+    *,
+    steps: int,
+    skip: str = "time_uniform",
+    lower_order_final: bool = True,
+    t_end: float | None = None,
+) -> Plan:
+    """SDE-DPM-Solver++(2M), the stochastic form of dpm_solver_pp_2m (DPM-Solver++), with the same options."""
+    return multistep(process, steps, skip, lower_order_final, t_end, sde=True)
+
+
+def multistep(process: Process, steps: int, skip: str, lower_order_final: bool, t_end: float | None, sde: bool) -> Plan:
+    """x_t = sigma_t/sigma_s x - alpha_t (e^{-h} - 1) D, D = m_s + (m_s - m_before) h / (2 h_before).
+
+    The stochastic form has e^{-h} sigma_t/sigma_s, e^{-2h} - 1, and adds sigma_t sqrt(1 - e^{-2h}) z.
+    """
+    t_end = check(process, steps, t_end, default=1e-3)
+    grid = nodes(process, steps, t_end, skip)
+    alpha, sigma, lam = process.alpha(grid), process.sigma(grid), process.lam(grid)
+    h, rows = lam.diff(), []  # (steps,)
+    for i in range(steps):
+        first = -alpha[i + 1] * torch.expm1(-2 * h[i] if sde else -h[i])
+        multi = i > 0 and not (lower_order_final and i == steps - 1)
+        slope = first * h[i] / h[i - 1] / 2 if multi else 0.0
+        ca = sigma[i + 1] / sigma[i] * (torch.exp(-h[i]) if sde else 1)
+        cz = sigma[i + 1] * torch.sqrt(-torch.expm1(-2 * h[i])) if sde else 0
+        rows.append(Row(grid[i], ca, (0, -slope, first + slope), cz=cz, x0=(alpha[i], sigma[i])))
+    return plan_of(rows)
+
+
+SAMPLERS = {
+    "euler_maruyama_sde": euler_maruyama_sde,
+    "euler_maruyama_ode": euler_maruyama_ode,
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "dpm_solver_pp": dpm_solver_pp,
+    "dpm_solver_pp_2m": dpm_solver_pp_2m,
+    "sde_dpm_solver_pp_2m": sde_dpm_solver_pp_2m,
+}
+
+
+# ---- shared --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row on its way into a plan; x0 = (alpha, sigma) at t if the row remembers x0 instead of eps."""
+
+    t: float
+    ca: float
+    cm: Sequence[float]
+    cz: float = 0.0
+    x0: tuple[float, float] | None = None
+    commit: bool = True
+
+
+def plan_of(rows: Sequence[Row]) -> Plan:
+    def column(values) -> Tensor:
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+    return Plan(
+        t=column(r.t for r in rows),
+        px=column(1 / r.x0[0] if r.x0 else 0 for r in rows),
+        pm=column(-r.x0[1] / r.x0[0] if r.x0 else 1 for r in rows),
+        ca=column(r.ca for r in rows),
+        cm=torch.stack([column(r.cm) for r in rows]),
+        cz=column(r.cz for r in rows),
+        commit=torch.tensor([r.commit for r in rows]),
+    )
+
+
+def nodes(process: Process, n: int, t_end: float, skip: str) -> Tensor:
+    """n + 1 times from 1 down to t_end, uniform in time or in lam."""
+    if skip == "time_uniform":
+        return torch.linspace(1, t_end, n + 1, dtype=torch.float64)
+    if skip == "logsnr":
+        start, end = process.lam(torch.tensor([1, t_end], dtype=torch.float64)).tolist()
+        grid = process.t_of_lam(torch.linspace(start, end, n + 1, dtype=torch.float64))
+        grid[0], grid[-1] = 1, t_end  # without the rounding of the inverse
+        return grid
+    raise ValueError(f"skip is {skip!r}; it must be time_uniform or logsnr")
+
+
+def check(process: Process, steps: int, t_end: float | None = None, default: float = 0.0) -> float:
+    """Refuse what no solver can do; returns where to stop: t_end, or the default as far as the process reaches."""
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; a sampler needs at least 1 network evaluation")
+    if t_end is None:
+        return max(default, process.t_min)
+    if not process.t_min * (1 - 1e-9) <= t_end < 1:
+        raise ValueError(f"t_end is {t_end}; for this process it must lie in [{process.t_min:g}, 1)")
+    return t_end

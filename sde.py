@@ -1,0 +1,239 @@
+"""Diffusion processes: how signal fades into noise, and how noise, x0 and v predictions become one another.
+
+Every process is variance preserving: x_t = alpha(t) x0 + sigma(t) eps, alpha^2 + sigma^2 = 1, t in [0, 1], noise at 1.
+Its stochastic differential equation is dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw (Song et al. 2021, eq. 11), so
+beta = -2 d log(alpha) / dt. Solvers step in lam = log(alpha / sigma), half the log signal-to-noise ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("noise", "x0", "v")
+SIGMA_FLOOR = 1e-4  # smallest sigma that an x0 prediction is divided by
+
+
+class Process:
+    """A schedule. Subclasses give log alpha, its slope and its inverse, all in float64; the rest follows.
+
+    The functions of time map a floating tensor of any shape elementwise and keep its dtype and device. They compute in
+    float64, because 1 - alpha^2 loses all its digits in float32 near t = 0.
+    """
+
+    t_min: float  # the smallest time at which a sampler may call the network, and where samplers stop by default
+    time_scale: float  # network time at t = 1
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _beta(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
+
+    def _lam(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t) - self._sigma(t).log()
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return in_double(self._log_alpha, t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return in_double(lambda t: self._log_alpha(t).exp(), t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return in_double(self._sigma, t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """g(t)^2 = -2 d log(alpha) / dt, per unit of t."""
+        return in_double(self._beta, t)
+
+    def lam(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma); decreases in t, infinite at t = 0."""
+        return in_double(self._lam, t)
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        """The inverse of `lam`, from log(alpha) = -log(1 + exp(-2 lam)) / 2."""
+        return in_double(lambda lam: self._t_of_log_alpha(-torch.logaddexp(-2 * lam, torch.zeros_like(lam)) / 2), lam)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network reads for t: 999 t (continuous) or n = N t in 1..N, fractional between (discrete)."""
+        return in_double(lambda t: self.time_scale * t, t)
+
+    def times(self, u: Tensor) -> Tensor:
+        """Uniform numbers u (B,) in [0, 1) -> training times t (B,)."""
+        return u
+
+    def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t for x0, eps (B, C, H, W) and t (B,)."""
+        alpha, sigma = self._coefficients(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def target(self, pred: str, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What a network of kind `pred` regresses, (B, C, H, W). v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+        check_prediction(pred)
+        if pred == "noise":
+            return eps
+        if pred == "x0":
+            return x0
+        alpha, sigma = self._coefficients(t, x0)
+        return alpha * eps - sigma * x0
+
+    def eps(self, pred: str, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The noise that the network's output `out` stands for, (B, C, H, W).
+
+        noise: out. v: sigma x + alpha out, safe at every t. x0: (x - alpha out) / sigma; as sigma -> 0, x holds nothing
+        about the noise, so sigma is kept above 1e-4 (t = 1e-7 in VPLinear): the result stays finite and fades to 0.
+        """
+        check_prediction(pred)
+        if pred == "noise":
+            return out
+        alpha, sigma = self._coefficients(t, x)
+        if pred == "v":
+            return sigma * x + alpha * out
+        return (x - alpha * out) / sigma.clamp_min(SIGMA_FLOOR)
+
+    def x0(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The image that a noise prediction stands for, (x - sigma eps) / alpha, (B, C, H, W).
+
+        Finite at every t, because alpha never reaches 0; at t = 1 it multiplies errors of eps by sigma / alpha: 152 in
+        VPLinear, 323 in VPCosine, 15 in the Stable Diffusion schedule.
+        """
+        alpha, sigma = self._coefficients(t, x)
+        return (x - sigma * eps) / alpha
+
+    def _coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t (B,) as (B, 1, 1, 1), in the dtype and on the device of x."""
+        shape = (-1,) + (1,) * (x.dim() - 1)
+        return tuple(f(floating(t).double()).to(x).view(shape) for f in (self.alpha, self.sigma))
+
+
+class VPLinear(Process):
+    """beta(t) = beta_min + t (beta_max - beta_min) in continuous time (Song et al. 2021, eq. 32)."""
+
+    t_min, time_scale = 1e-4, 999.0
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"beta_min, beta_max are {beta_min}, {beta_max}; they must be positive and increase")
+        self.beta_min, self.slope = beta_min, beta_max - beta_min
+
+    def _log_alpha(self, t):
+        return -self.beta_min * t / 2 - self.slope * t**2 / 4
+
+    def _beta(self, t):
+        return self.beta_min + self.slope * t
+
+    def _t_of_log_alpha(self, log_alpha):
+        area = -2 * log_alpha  # integral of beta over [0, t]
+        # the root of the quadratic without cancellation at t -> 0 (as in DPM-Solver's public code)
+        return 2 * area / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * self.slope * area))
+
+
+class VPCosine(Process):
+    """alpha = cos(angle(t)) / cos(angle(0)), angle(t) = pi/2 (t + s) / (1 + s) (Nichol & Dhariwal 2021, eq. 17).
+
+    Pure cosine reaches alpha = 0 and beta = infinity at t = 1, where no solver could start. So beta is held constant
+    from t = 0.9946 on, the time at which DPM-Solver's public code starts on this schedule; this plays the part of the
+    cap beta_n <= 0.999 in the discrete form. Then alpha(1) = 0.0031, lam(1) = -5.78, and lam is invertible on (0, 1].
+    """
+
+    t_min, time_scale = 1e-4, 999.0
+    t_cap = 0.9946
+
+    def __init__(self, s: float = 0.008):
+        if not s > 0:
+            raise ValueError(f"s is {s}; the offset of the cosine schedule must be positive")
+        self.s = s
+        self.cos_0, self.sin_0 = math.cos(self._angle(0.0)), math.sin(self._angle(0.0))
+        self.log_alpha_cap = math.log(math.cos(self._angle(self.t_cap)) / self.cos_0)
+        self.beta_cap = math.pi / (1 + s) * math.tan(self._angle(self.t_cap))
+
+    def _angle(self, t):
+        return math.pi / 2 * (t + self.s) / (1 + self.s)
+
+    def _log_alpha(self, t):
+        cosine = torch.log(torch.cos(self._angle(t.clamp_max(self.t_cap))) / self.cos_0)
+        return cosine - self.beta_cap * (t - self.t_cap).clamp_min(0) / 2
+
+    def _beta(self, t):
+        return math.pi / (1 + self.s) * torch.tan(self._angle(t.clamp_max(self.t_cap)))
+
+    def _t_of_log_alpha(self, log_alpha):
+        inner = log_alpha.clamp_min(self.log_alpha_cap)
+        sin = torch.sqrt(self.sin_0**2 - self.cos_0**2 * torch.expm1(2 * inner))
+        angle = torch.atan2(sin, self.cos_0 * inner.exp())  # well conditioned at both ends, unlike acos
+        return angle * (1 + self.s) * 2 / math.pi - self.s + 2 * (inner - log_alpha) / self.beta_cap
+
+
+class DiscreteVP(Process):
+    """N noise levels at t = n / N, n = 1..N, with alpha_n^2 = prod_{m <= n} (1 - beta_m) (Ho et al. 2020, eq. 4).
+
+    Between levels log alpha is linear in t, as in DPM-Solver's discrete schedule; below the first level it runs to
+    log alpha(0) = 0, where released code extrapolates to an alpha just above 1. No sampler calls the network there.
+    """
+
+    def __init__(self, betas: Tensor):
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        if betas.dim() != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError("betas must be a list of at least two numbers strictly between 0 and 1")
+        self.n = len(betas)
+        self.t_min, self.time_scale = 1 / self.n, float(self.n)
+        log_alphas = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0) / 2])  # (N + 1,), knots n = 0..N
+        self._tables = {betas.device: log_alphas}
+
+    @classmethod
+    def stable_diffusion(cls) -> DiscreteVP:
+        """1000 betas, linear in their square roots from 0.00085 to 0.0120 (Rombach et al. 2022)."""
+        return cls(torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2)
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:  # copied to a device once, not at every call
+            self._tables[device] = next(iter(self._tables.values())).to(device)
+        return self._tables[device]
+
+    def _log_alpha(self, t):
+        table = self._table(t.device)
+        below = (t * self.n).floor().clamp(0, self.n - 1).long()
+        return torch.lerp(table[below], table[below + 1], t * self.n - below)
+
+    def _beta(self, t):
+        table = self._table(t.device)
+        level = (t * self.n - 1e-6).ceil().clamp(1, self.n).long()  # 1e-6: a level is its own, whatever the rounding
+        return -2 * self.n * (table[level] - table[level - 1])
+
+    def _t_of_log_alpha(self, log_alpha):
+        table = self._table(log_alpha.device)
+        level = torch.searchsorted(-table, -log_alpha.contiguous()).clamp(1, self.n)
+        upper, lower = table[level - 1], table[level]
+        return (level - (log_alpha - lower) / (upper - lower)) / self.n
+
+    def times(self, u):
+        """n / N with n uniform on 1..N."""
+        return ((u * self.n).floor() + 1).clamp_max(self.n) / self.n
+
+
+PROCESSES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "sd": DiscreteVP.stable_diffusion}
+
+
+def floating(t: Tensor) -> Tensor:
+    if not t.is_floating_point():
+        raise ValueError(f"the time has dtype {t.dtype}; it must be a floating tensor in [0, 1], not a step number")
+    return t
+
+
+def in_double(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """function(t), computed in float64 and returned in the dtype of t."""
+    return function(floating(t).double()).to(t.dtype)
+
+
+def check_prediction(pred: str) -> None:
+    if pred not in PREDICTIONS:
+        raise ValueError(f"pred is {pred!r}; it must be one of {', '.join(PREDICTIONS)}")

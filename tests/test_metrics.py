@@ -1,0 +1,628 @@
+"""Metrics: closed forms, independence of batches and processes, order of arguments, refusals."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from libs.data.digits import Digits
+from libs.exits import Trace
+from libs.images import Images
+from libs.metrics import (
+    KID,
+    METRICS,
+    RBFMMD,
+    ExitStatistics,
+    Frechet,
+    Moments,
+    Paired,
+    PrecisionRecall,
+    Statistics,
+    build_extractor,
+    extract,
+    extractors,
+    frechet_distance,
+    kernel,
+    prc,
+    real_halves,
+)
+from libs.metrics.kernel import kid, rbf_mmd
+from libs.metrics.paired import MAX_PSNR, psnr, ssim, window_size
+from libs.metrics.prc import precision_recall
+from scripts import reference_stats
+
+
+class OneProcess:
+    """Stands in for a Run with one process."""
+
+    def __init__(self):
+        self.said, self.sent = [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def all_sum(self, tensor):
+        self.sent.append(tensor.clone())
+        return tensor
+
+    def gather(self, rows):
+        self.sent.append(rows)
+        return rows
+
+
+class SecondProcess(OneProcess):
+    """Stands in for a Run whose other process sent what `other` recorded. Sums in place, as an all-reduce does."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = list(other.sent)
+
+    def all_sum(self, tensor):
+        tensor += self.other.pop(0)
+        return tensor
+
+    def gather(self, rows):
+        return np.concatenate([rows, self.other.pop(0)])
+
+
+SHAPE = (1, 4, 4)
+K = 5
+
+
+def images(n=48, seed=0, shape=SHAPE):
+    """Random images with ids in no order, and a trace of three calls with two branches."""
+    draw = np.random.default_rng(seed)
+    pixels = torch.from_numpy(draw.integers(0, 256, (n, *shape), dtype=np.uint8))
+    calls = [(t, draw.integers(0, K + 1, (2, n))) for t in (1.0, 0.5, 0.1)]
+    trace = Trace(K)
+    for t, used in calls:
+        trace.add(t, used)
+    return Images(pixels, draw.permutation(n), None, trace)
+
+
+def part(batch, rows):
+    trace = Trace(batch.trace.depth, calls=[(t, used[:, rows]) for t, used in batch.trace.calls])
+    return Images(batch.pixels[rows], batch.ids[rows], None, trace)
+
+
+def build(name):
+    extractor = build_extractor("pixels", SHAPE)
+    real = extract(extractor, [images(60, seed=1).pixels])
+    if name == "frechet":
+        return Frechet(extractor, statistics(extractor, real))
+    if name == "kid":
+        return KID(extractor, real, subsets=5, subset_size=20)
+    if name == "paired":
+        baseline = images(seed=2)
+        return Paired(Images(baseline.pixels, np.arange(48), None, baseline.trace))
+    if name == "exits":
+        return ExitStatistics()
+    return METRICS[name](extractor, real)
+
+
+def statistics(extractor, features):
+    moments = Moments(extractor.n_features)
+    moments.add(torch.from_numpy(features))
+    return moments.statistics(extractor)
+
+
+def gaussian(mu, sigma):
+    return Statistics(np.asarray(mu, float), np.asarray(sigma, float), 100, "pixels")
+
+
+# ---- every metric
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_batches_do_not_matter(name):
+    """A mean of batch means, or subsets that depend on the batches, would weigh a short last batch too much."""
+    batch, whole, pieces = images(), build(name), build(name)
+    whole.update(batch)
+    for rows in (slice(0, 1), slice(1, 30), slice(30, 48)):
+        pieces.update(part(batch, rows))
+    assert pieces.compute(OneProcess()) == pytest.approx(whole.compute(OneProcess()), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_two_processes_equal_one(name):
+    """One process's images only, a mean over processes with unequal shares, or subsets that follow their order."""
+    batch, whole, first, second = images(), build(name), build(name), build(name)
+    whole.update(batch)
+    first.update(part(batch, np.arange(0, 48, 4)))
+    second.update(part(batch, np.delete(np.arange(48), np.arange(0, 48, 4))))
+    sender = OneProcess()
+    second.compute(sender)
+    joined = first.compute(SecondProcess(sender))
+    assert joined == pytest.approx(whole.compute(OneProcess()), rel=1e-9)
+    # The reduction overwrites what it is given: a metric that lent its own sums would count the others twice now.
+    assert first.compute(SecondProcess(sender)) == joined
+
+
+# ---- Fréchet distance
+
+
+def test_frechet_of_diagonal_gaussians():
+    """(mu_a - mu_b)^2 + sum (sqrt a - sqrt b)^2: catches a missing factor 2 or a distance that is not squared."""
+    a, b = gaussian([0, 1, 2], np.diag([1.0, 4.0, 9.0])), gaussian([1, 1, 0], np.diag([4.0, 4.0, 1.0]))
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 0 + 4)
+
+
+def test_frechet_of_covariances_that_do_not_commute():
+    """For 2 x 2, tr sqrt(M) = sqrt(tr M + 2 sqrt det M): sqrt(A) sqrt(B) in place of sqrt(A B) gives another value."""
+    a, b = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([[5.0, -2.0], [-2.0, 1.0]])
+    product = a @ b
+    root = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
+    expected = np.trace(a) + np.trace(b) - 2 * root
+    assert frechet_distance(gaussian([0, 0], a), gaussian([0, 0], b)) == pytest.approx(expected)
+    assert frechet_distance(gaussian([0, 0], b), gaussian([0, 0], a)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [200, 10])
+def test_frechet_of_identical_sets_is_zero(n):
+    """With n below 16 features the covariance is singular: a matrix root by iteration gives nan or complex numbers."""
+    extractor = build_extractor("pixels", SHAPE)
+    reference = statistics(extractor, extract(extractor, [images(n).pixels]))
+    assert frechet_distance(reference, reference) == pytest.approx(0, abs=1e-6)
+
+
+def test_moments_are_summed_in_float64():
+    """Features far from zero: sums in float32 lose the covariance altogether."""
+    features = (np.random.default_rng(0).normal(size=(500, 16)) + 3000).astype(np.float32)
+    moments = Moments(16)
+    for start in range(0, 500, 64):
+        moments.add(torch.from_numpy(features[start : start + 64]))
+    fitted = moments.statistics(build_extractor("pixels", SHAPE))
+    np.testing.assert_allclose(fitted.mu, features.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(fitted.sigma, np.cov(features.astype(np.float64), rowvar=False), atol=1e-6)
+
+
+def test_too_few_images_are_reported():
+    """A distance from fewer images than features is mostly bias; silence would let it be compared with others."""
+    metric, run = build("frechet"), OneProcess()
+    metric.update(images(10))
+    metric.compute(run)
+    assert len(run.said) == 1 and "10 generated images for 16 features" in run.said[0]
+    metric.update(images(48))
+    run.said.clear()
+    metric.compute(run)
+    assert not run.said
+    with pytest.raises(ValueError, match="at least 2 images"):
+        build("frechet").compute(run)
+
+
+def test_statistics_survive_the_file(tmp_path):
+    """A file that loses a digit, the number of images or the identity of the features."""
+    extractor = build_extractor("pixels", SHAPE)
+    saved = statistics(extractor, extract(extractor, [images().pixels]))
+    saved.save(tmp_path / "new" / "stats.npz")
+    loaded = Statistics.load(tmp_path / "new" / "stats.npz", extractor)
+    np.testing.assert_array_equal(loaded.mu, saved.mu)
+    np.testing.assert_array_equal(loaded.sigma, saved.sigma)
+    assert (loaded.n, loaded.extractor, loaded.resolution) == (48, "pixels", "1x4x4")
+    assert loaded.preprocessing == extractor.preprocessing
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["stats.npz"]
+    with pytest.raises(ValueError, match="saved as .npz"):
+        saved.save(tmp_path / "stats")
+
+
+def test_references_of_another_kind_are_refused(tmp_path):
+    """A distance between different features, sizes or weights is a number without meaning."""
+    path, extractor = tmp_path / "stats.npz", build_extractor("pixels", SHAPE)
+    statistics(extractor, extract(extractor, [images().pixels])).save(path)
+    with pytest.raises(ValueError, match="extractor 'pixels'.*'digits_cnn'"):
+        Statistics.load(path, build_extractor("digits_cnn", (1, 8, 8)))
+    with pytest.raises(ValueError, match="resolution '1x4x4'.*'1x2x8'"):
+        Statistics.load(path, build_extractor("pixels", (1, 2, 8)))
+    with pytest.raises(ValueError, match="resolution '1x4x4'.*'1x2x8'"):
+        Frechet(build_extractor("pixels", (1, 2, 8)), Statistics.load(path, extractor))
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), n=9, extractor="pixels")
+    with pytest.raises(ValueError, match=r"mu \(3,\).*16 features"):
+        Statistics.load(path, extractor)
+    np.savez(path, mu=np.zeros(64), sigma=np.eye(64), n=9, extractor="digits_cnn", preprocessing="other weights")
+    with pytest.raises(ValueError, match="preprocessing 'other weights'.*uint8 / 255"):
+        Statistics.load(path, build_extractor("digits_cnn", (1, 8, 8)))
+    np.savez(path, mean=np.zeros(16))
+    with pytest.raises(ValueError, match="mu and sigma are needed"):
+        Statistics.load(path, extractor)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Statistics.load(path, extractor)
+
+
+class ReleasedInception(extractors.Extractor):
+    """Has the name of the released network; the features are beside the point."""
+
+    name, n_features, preprocessing = "inception", 2048, "299"
+
+
+def test_published_statistics_are_for_inception_alone(tmp_path):
+    """Files with mu and sigma alone come from Inception; other features of the same number would pass silently."""
+    path = tmp_path / "fid_stats.npz"
+    np.savez(path, mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
+    reference = Statistics.load(path, ReleasedInception((3, 32, 32)))
+    assert reference.n is None and reference.extractor == "inception"
+    with pytest.raises(ValueError, match="extractor 'inception'.*'pixels'"):
+        Statistics.load(path, build_extractor("pixels", (2, 32, 32)))
+
+
+def test_only_inception_may_say_fid():
+    """The key `fid` for other features would be compared with published numbers."""
+    assert Frechet.key_of(ReleasedInception((3, 32, 32))) == "fid"
+    assert Frechet.key_of(build_extractor("digits_cnn", (1, 8, 8))) == "fd_digits_cnn"
+    assert Frechet.key_of(build_extractor("pixels", SHAPE)) == "fd_pixels"
+
+
+def test_distance_between_real_halves():
+    """A floor that changes from call to call, that is one lucky split, or that ignores its seed."""
+    extractor = build_extractor("pixels", SHAPE)
+    features = extract(extractor, [images(400).pixels])
+    floor = real_halves(features, extractor, seed=3)
+    assert floor == real_halves(features, extractor, seed=3) != real_halves(features, extractor, seed=4)
+    assert floor > real_halves(np.repeat(features, 8, axis=0), extractor, seed=3) > 0
+    assert floor != real_halves(features, extractor, splits=1, seed=3)
+
+
+# ---- kernels and neighbours
+
+
+def test_kid_against_the_sums_of_its_definition():
+    """Pairs of an image with itself counted (biased), the wrong power or scale, or means of unequal sets mixed up."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(6, 3)), draw.normal(size=(9, 3)) + 1
+
+    def k(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    xx = sum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (6 * 5)
+    yy = sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / (9 * 8)
+    xy = sum(k(a, b) for a in x for b in y) / (6 * 9)
+    assert kid(x, y) == pytest.approx(xx + yy - 2 * xy)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        kid(x[:1], y)
+
+
+def test_kid_subsets():
+    """Subsets larger than the set, drawn with replacement, or drawn anew at each call."""
+    extractor = build_extractor("pixels", SHAPE)
+    batch, real = images(), extract(extractor, [images(60, seed=1).pixels])
+    metric, run = KID(extractor, real, subsets=3, subset_size=1000), OneProcess()
+    metric.update(batch)
+    assert metric.compute(run) == metric.compute(run)
+    assert "subsets of 48 images instead of 1000" in run.said[0]
+    small = KID(extractor, real[:48], subsets=4)  # every subset is the whole of both sets
+    small.update(batch)
+    values = small.compute(run)
+    assert values["kid_pixels"] == pytest.approx(kid(extract(extractor, [batch.pixels]), real[:48]))
+    assert values["kid_pixels_std"] == pytest.approx(0, abs=1e-12)
+
+
+def test_rbf_mmd_against_the_sums_of_its_definition():
+    """The biased form of CMMD keeps the diagonals; gamma is 1 / (2 sigma^2), not 1 / sigma^2; the scale is 1000."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(5, 3)), draw.normal(size=(8, 3)) + 1
+
+    def mean(u, v):
+        return np.mean([[math.exp(-((a - b) ** 2).sum() / (2 * 2.0**2)) for b in v] for a in u])
+
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert rbf_mmd(x, y, sigma=2.0) == pytest.approx(expected)
+    assert rbf_mmd(x, x, sigma=2.0) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        RBFMMD(build_extractor("pixels", SHAPE), np.zeros((4, 16)), sigma=0)
+
+
+def test_rbf_mmd_normalizes_as_cmmd():
+    """Brightness scales a pixel vector: with vectors of length one it cannot matter, without it must."""
+    extractor, batch = build_extractor("pixels", SHAPE), images()
+    batch.pixels = batch.pixels // 2 * 2
+    real = extract(extractor, [batch.pixels // 2])
+    lengths = {}
+    for normalize in (True, False):
+        metric = RBFMMD(extractor, real, normalize=normalize)
+        metric.update(batch)
+        lengths[normalize] = metric.compute(OneProcess())["mmd_pixels"]
+    assert lengths[True] == pytest.approx(0, abs=1e-6) and lengths[False] > 1
+
+
+def test_precision_and_recall_order():
+    """Generated first, real second: samples that sit on one of two real clusters are precise and cover half."""
+    draw = np.random.default_rng(0)
+    clusters = draw.normal(size=(2, 50, 2)) + np.array([[[0.0, 0.0]], [[100.0, 0.0]]])
+    real, generated = clusters.reshape(100, 2), clusters[0, :40] + 1e-3
+    precision, recall = precision_recall(generated, real)
+    assert precision == 1.0 and 0.4 <= recall <= 0.5
+    assert precision_recall(real, generated) == (recall, precision)
+
+
+def test_precision_and_recall_by_hand():
+    """On a line with k = 1: counts the point itself as its neighbour, or uses the other set's radius, and these change.
+
+    Real 0 1 3 10 have radii 1 1 2 7; generated 2.5 4.5 20 have radii 2 2 15.5. Generated in a real ball: 2.5 and 4.5,
+    not 20 (10 reaches 17). Real in a generated ball: 1, 3 and 10 (20 reaches 4.5), not 0.
+    """
+    real, generated = np.array([[0.0], [1.0], [3.0], [10.0]]), np.array([[2.5], [4.5], [20.0]])
+    assert precision_recall(generated, real, k=1) == (pytest.approx(2 / 3), pytest.approx(3 / 4))
+    with pytest.raises(ValueError, match="more than k images"):
+        precision_recall(generated, real, k=3)
+    with pytest.raises(ValueError, match="less than the 4 real images"):
+        PrecisionRecall(build_extractor("pixels", SHAPE), np.zeros((4, 16)), k=4)
+
+
+def test_blocks_of_rows_do_not_matter(monkeypatch):
+    """Kernel and distance matrices are made in blocks of rows: a block that is dropped or counted twice."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(25, 3)), draw.normal(size=(30, 3)) + 0.5
+    whole = kid(x, y), rbf_mmd(x, y), *precision_recall(x, y)
+    monkeypatch.setattr(kernel, "ROWS", 7)
+    monkeypatch.setattr(prc, "ROWS", 7)
+    assert (kid(x, y), rbf_mmd(x, y), *precision_recall(x, y)) == pytest.approx(whole)
+
+
+def test_real_features_of_another_extractor_are_refused():
+    """Real features with another number of columns."""
+    with pytest.raises(ValueError, match=r"\(4, 9\).*needs \(images, 16\)"):
+        KID(build_extractor("pixels", SHAPE), np.zeros((4, 9)))
+
+
+# ---- paired fidelity
+
+
+def naive_ssim(a, b, size):
+    """Wang et al. 2004, pixel by pixel, with weighted sums written out."""
+    offsets = range(-(size // 2), size // 2 + 1)
+    weights = np.array([[math.exp(-(i**2 + j**2) / (2 * 1.5**2)) for j in offsets] for i in offsets])
+    weights /= weights.sum()
+    c1, c2, values = (0.01 * 255) ** 2, (0.03 * 255) ** 2, []
+    for x, y in zip(a.astype(float), b.astype(float), strict=True):  # channels
+        for i in range(x.shape[0] - size + 1):
+            for j in range(x.shape[1] - size + 1):
+                p, q = x[i : i + size, j : j + size], y[i : i + size, j : j + size]
+                mp, mq = (weights * p).sum(), (weights * q).sum()
+                vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
+                cov = (weights * (p - mp) * (q - mq)).sum()
+                values.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 8, 8), 7), ((3, 12, 14), 11), ((1, 11, 16), 11), ((1, 4, 4), 3)])
+def test_ssim_against_loops(shape, size):
+    """Padding at the border, a window transposed or of the wrong width, channels mixed, variances not weighted."""
+    assert window_size(*shape[1:]) == size
+    a, b = images(3, 0, shape).pixels, images(3, 1, shape).pixels
+    b[1] = (a[1] // 2 + b[1] // 2).to(torch.uint8)
+    expected = [naive_ssim(x.numpy(), y.numpy(), size) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(ssim(a, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(ssim(a, a), 1, rtol=1e-12)
+
+
+def paired_of(pixels, baseline):
+    ids = np.arange(len(pixels))
+    metric = Paired(Images(baseline, ids, None, Trace(K)))
+    metric.update(Images(pixels, ids, None, Trace(K)))
+    return metric.compute(OneProcess())
+
+
+def test_psnr_is_that_of_the_average_error():
+    """One untouched image would make an average of PSNRs infinite, and infinity is not JSON."""
+    base = torch.full((2, 1, 8, 8), 100, dtype=torch.uint8)
+    changed = base.clone()
+    changed[1] += 2  # errors 0 and 4: 2 on average
+    assert paired_of(changed, base)["psnr"] == pytest.approx(10 * math.log10(255**2 / 2))
+    assert paired_of(base, base) == {"psnr": MAX_PSNR, "ssim": pytest.approx(1)}
+    assert psnr(1e-30) == MAX_PSNR
+
+
+def test_psnr_does_not_wrap_around():
+    """0 - 255 in uint8 is 1: black against white must be the worst there is, 0 dB."""
+    black, white = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
+    assert paired_of(black, white)["psnr"] == pytest.approx(0)
+
+
+def test_pairs_are_made_by_id():
+    """Images compared by position: the batches of a sweep need not come in the order of the baseline."""
+    baseline = images(seed=2)
+    metric = Paired(baseline)
+    metric.update(part(baseline, np.random.default_rng(0).permutation(48)[:20]))
+    assert metric.compute(OneProcess())["psnr"] == MAX_PSNR
+    stranger = part(baseline, slice(0, 1))
+    stranger.ids = np.array([77])
+    with pytest.raises(ValueError, match=r"ids \[77\]"):
+        metric.update(stranger)
+    with pytest.raises(ValueError, match="one shape"):
+        metric.update(Images(baseline.pixels[:1, :, :2], baseline.ids[:1], None, baseline.trace))
+
+
+# ---- exits
+
+
+def test_exit_statistics_by_hand():
+    """Depths averaged over the wrong axis, the null branch left out, or a histogram one place off."""
+    trace = Trace(3)
+    trace.add(1.0, np.array([[0, 3], [1, 3]]))  # (branches, images)
+    trace.add(0.5, np.array([[2, 3], [1, 3]]))
+    metric, run = ExitStatistics(), OneProcess()
+    metric.update(Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.arange(2), None, trace))
+    np.testing.assert_array_equal(metric.histogram(run), [[1, 1, 0, 2], [0, 1, 1, 2]])
+    np.testing.assert_array_equal(metric.depth_per_call(run), [7 / 4, 9 / 4])
+    assert metric.compute(run) == pytest.approx(
+        {
+            "mean_depth": 2.0,
+            "depth_std": 1.0,  # the images' own means are 1 and 3
+            "exit_share_0": 1 / 8,
+            "exit_share_1": 2 / 8,
+            "exit_share_2": 1 / 8,
+            "exit_share_3": 4 / 8,
+        }
+    )
+
+
+def test_exit_counts_do_not_overflow():
+    """A thousand calls of 29 layers do not fit into the eight bits of a trace; equal images have no spread."""
+    trace = Trace(29, calls=[(i / 1000, np.full((2, 3), 29, dtype=np.uint8)) for i in range(1000)])
+    metric = ExitStatistics()
+    metric.update(Images(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), np.arange(3), None, trace))
+    assert metric.compute(OneProcess()) == {"mean_depth": 29, "depth_std": 0, "exit_share_29": 1}
+
+
+def test_traces_of_different_plans_are_not_added():
+    """The histogram of a call would mix different times."""
+    metric, batch = ExitStatistics(), images()
+    metric.update(batch)
+    other = Trace(K, calls=[(t / 2, used) for t, used in batch.trace.calls])
+    with pytest.raises(ValueError, match="cannot be added up"):
+        metric.update(Images(batch.pixels, batch.ids, None, other))
+    deep = Trace(2, calls=batch.trace.calls)
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        ExitStatistics().update(Images(batch.pixels, batch.ids, None, deep))
+    with pytest.raises(ValueError, match="at least one batch"):
+        ExitStatistics().compute(OneProcess())
+
+
+# ---- extractors
+
+
+def test_digits_classifier_knows_digits():
+    """A weights file that does not belong to the code, or pixels on another scale than it was trained on."""
+    data = Digits()
+    pixels = torch.stack([data.pixels(i) for i in range(len(data))])
+    extractor = build_extractor("digits_cnn", (1, 8, 8))
+    features = torch.from_numpy(extract(extractor, pixels.split(500)))
+    assert features.shape == (1797, 64)
+    right = extractor.net.logits(features).argmax(1) == data.labels
+    assert right.float().mean() > 0.99
+
+
+def test_extractors_refuse_other_images():
+    """Images of another size or in [-1, 1] give features without meaning."""
+    with pytest.raises(ValueError, match="one of digits_cnn, pixels, inception"):
+        build_extractor("resnet", SHAPE)
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\), not \(3, 32, 32\)"):
+        build_extractor("digits_cnn", (3, 32, 32))
+    extractor = build_extractor("digits_cnn", (1, 8, 8))
+    with pytest.raises(ValueError, match="shape"):
+        extractor(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        extractor(torch.zeros(2, 1, 8, 8))
+
+
+def test_features_are_not_remembered_for_other_pixels():
+    """The features of the last batch are kept for the next metric: they must not outlive a change of the pixels."""
+    extractor, pixels = build_extractor("pixels", SHAPE), images(4).pixels
+    first = extractor(pixels)
+    assert extractor(pixels) is first
+    pixels[0] = 255
+    assert extractor(pixels)[0].tolist() == [1.0] * 16
+    assert torch.equal(extractor(pixels.clone() // 2), (pixels // 2).flatten(1) / 255)
+    with torch.inference_mode():
+        generated = images(4).pixels.clone()  # as a generation yields them: without a count of their changes
+    assert torch.equal(extractor(generated), first)
+
+
+def test_features_ignore_autocast():
+    """Features in bfloat16 inside an evaluation under autocast would depend on the precision of the sampler."""
+    extractor, pixels = build_extractor("digits_cnn", (1, 8, 8)), images(8, 0, (1, 8, 8)).pixels
+    plain = extractor(pixels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(extractor(pixels.clone()), plain)
+
+
+@pytest.fixture
+def no_inception(monkeypatch, tmp_path):
+    """Empty places for the weights, and no way to download: (assets folder, torch cache)."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr(extractors, "ASSETS", tmp_path / "assets")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return tmp_path / "assets" / "inception", tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def test_missing_inception_weights_say_what_to_do(no_inception):
+    """A download in the middle of an evaluation, or an error that leaves the user to search for the file."""
+    with pytest.raises(FileNotFoundError) as error:
+        build_extractor("inception", (3, 32, 32))
+    text = str(error.value)
+    assert "python -m scripts.download inception" in text
+    assert all(str(folder / extractors.INCEPTION_FILE) in text for folder in no_inception)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["assets", "torch"])
+def test_inception_loads_from_a_file(no_inception, place):
+    """Weights not read, read from the network, or unofficial ones whose distance would be called FID."""
+    pytest.importorskip("pytorch_fid")
+    torch.manual_seed(0)
+    net = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    no_inception[place].mkdir(parents=True)
+    torch.save(net.state_dict(), no_inception[place] / extractors.INCEPTION_FILE)
+
+    extractor = build_extractor("inception", (1, 8, 8))
+    assert torch.equal(extractor.net.blocks[0][0].conv.weight, net.Conv2d_1a_3x3.conv.weight)
+    assert extractor.name.startswith("inception_") and Frechet.key_of(extractor) != "fid"
+    pixels = images(2, 0, (1, 8, 8)).pixels
+    features = extractor(pixels)
+    assert features.shape == (2, 2048) and features.isfinite().all() and not torch.equal(features[0], features[1])
+    colour = build_extractor("inception", (3, 8, 8))(pixels.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(features, colour)
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        build_extractor("inception", (4, 8, 8))
+
+
+# ---- python -m scripts.reference_stats
+
+
+def test_reference_stats_of_a_data_set(tmp_path, capsys):
+    """Statistics of mirrored or skipped images: the data set's distance to its own file must be zero."""
+    path = tmp_path / "digits.npz"
+    command = ["--dataset=digits", "--extractor=digits_cnn", f"--output={path}", "--device=cpu"]
+    reference_stats.main([*command, "--batch_size=500"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 1797
+    extractor, data = build_extractor("digits_cnn", (1, 8, 8)), Digits()
+    metric = Frechet(extractor, Statistics.load(path, extractor))
+    pixels = torch.stack([data.pixels(i) for i in range(len(data))])
+    metric.update(Images(pixels, np.arange(1797), None, Trace(K)))
+    assert metric.compute(OneProcess())["fd_digits_cnn"] == pytest.approx(0, abs=1e-6)
+    assert [found.name for found in tmp_path.iterdir()] == ["digits.npz"]
+
+
+def test_reference_stats_of_a_folder(tmp_path, capsys):
+    """A folder read in another size or with other channels than asked for."""
+    (tmp_path / "in").mkdir()
+    pixels = images(20, 0, (3, 6, 4)).pixels
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "in" / f"{i}.png")
+    reference_stats.main(
+        [f"--images={tmp_path / 'in'}", "--extractor=pixels", f"--output={tmp_path / 'x.npz'}", "--device=cpu"]
+    )
+    assert "singular" in capsys.readouterr().err
+    reference = Statistics.load(tmp_path / "x.npz", build_extractor("pixels", (3, 6, 4)))
+    np.testing.assert_allclose(reference.mu, pixels.flatten(1).double().mean(0) / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset=digit"], "--dataset is 'digit'"),
+        (["--dataset=digits", "--resolution=8"], "belong to --images"),
+        (["--dataset=synthetic", "--set=size=8"], "no setting 'size'"),
+        (["--dataset=synthetic", "--set=resolution=big"], "must be of type int"),
+        (["--dataset=synthetic", "--set=resolution"], "KEY=VALUE"),
+        (["--dataset=synthetic", "--batch_size=0"], "at least 1"),
+        (["--dataset=synthetic", "--extractor=digits_cnn"], "not (3, 32, 32)"),
+        (["--images=nowhere"], "does not exist"),
+        (["--images=nowhere", "--set=path=x"], "--set belongs to --dataset"),
+        (["--dataset=digits", "--output=stats"], "must end in .npz"),
+    ],
+)
+def test_reference_stats_refuses(arguments, message, tmp_path, capsys):
+    """A mistake on the command line that is ignored, or that ends in a traceback."""
+    command = ["--extractor=pixels", f"--output={tmp_path / 'x.npz'}", "--device=cpu", *arguments]
+    with pytest.raises(SystemExit) as stop:
+        reference_stats.main(command)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
