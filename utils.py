@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,11 +105,19 @@ def make_accelerator(config, directory: Path) -> Accelerator:
     trackers = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
     if config.tracker not in trackers:
         raise ValueError(f"tracker is {config.tracker!r}; it must be one of {', '.join(trackers)}")
+    if config.mixed_precision not in ("", "no", "fp16", "bf16"):
+        raise ValueError(f"mixed_precision is {config.mixed_precision!r}; it must be no, fp16, bf16, or empty")
     if config.tracker == "wandb":
-        import os
-
         os.environ.setdefault("WANDB_MODE", "offline")
-    return Accelerator(cpu=config.cpu, log_with=trackers[config.tracker], project_dir=directory)
+    accelerator = Accelerator(
+        cpu=config.cpu,
+        mixed_precision=config.mixed_precision or None,
+        log_with=trackers[config.tracker],
+        project_dir=directory,
+    )
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed_precision is fp16, which runs on GPUs only; use bf16 or no on a CPU")
+    return accelerator
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -21,6 +21,7 @@ def config() -> ConfigDict:
     c.pretrained_weight = ""  # start from this U-ViT, AdaDiff or own file
     c.nnet_path = ""  # evaluate this one
     c.cpu = False  # run on the CPU although there is a GPU
+    c.mixed_precision = ""  # no | fp16 | bf16; "" = what the launcher says
     c.tracker = "none"  # none | tensorboard | wandb (offline unless WANDB_MODE says otherwise); JSONL is always written
 
     c.train = ConfigDict(

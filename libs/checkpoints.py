@@ -28,7 +28,7 @@ class State:
 
 
 def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
-    """Write <step>.ckpt completely or not at all, then drop all but the newest `keep`."""
+    """Write <step>.ckpt completely or not at all, point last.ckpt at it, then drop all but the newest `keep`."""
     folder = directory / "ckpts"
     folder.mkdir(exist_ok=True)
     part, final = folder / f"{state.step}.part", folder / f"{state.step}.ckpt"
@@ -44,6 +44,10 @@ def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
     (part / "meta.json").write_text(json.dumps(meta, indent=1))
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
+    link = directory / "last.part"
+    link.unlink(missing_ok=True)
+    link.symlink_to(final.relative_to(directory))
+    link.replace(directory / "last.ckpt")
     for old in found(directory)[:-keep]:
         shutil.rmtree(old)
     return final

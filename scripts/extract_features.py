@@ -37,7 +37,7 @@ from tqdm import tqdm
 from libs.codecs import KL, ClipText
 from libs.data import Dataset
 from libs.data.coco import CocoImages
-from libs.data.features import FORMAT, Sharded
+from libs.data.features import Sharded, make_index
 from libs.data.features_npy import BATCH, Npy, plain_array
 from libs.data.imagenet import ImageNet
 from libs.data.images import Images
@@ -216,21 +216,20 @@ def write_index(out: Path, data: Dataset, plan: dict, shards, done, codec: KL, t
     if not text:
         write(out / "labels.npy", plain_array(data.labels.numpy().astype("<i4")))
     side = data.shape[-1] // codec.factor
-    index = {
-        "format": FORMAT,
-        "n": len(data),
-        "n_classes": data.n_classes,
-        "shape": [2 * codec.latent_channels, side, side],
-        "context": [text.length, text.width] if text else None,
-        "flips": plan["flips"],
-        "dtype": plan["dtype"],
-        "shard_size": plan["shard_size"],
-        "plan": plan,
-        "files": [
+    index = make_index(
+        n=len(data),
+        n_classes=data.n_classes,
+        shape=(2 * codec.latent_channels, side, side),
+        context=(text.length, text.width) if text else None,
+        flips=plan["flips"],
+        dtype=plan["dtype"],
+        shard_size=plan["shard_size"],
+        files=[
             {"name": f"{number:05d}.safetensors", "images": len(rows), "sha256": entry["sha256"]}
             for (number, rows), entry in zip(shards, done, strict=True)
         ],
-    }
+        plan=plan,
+    )
     write(out / "index.json", as_json(index))
 
 
@@ -270,7 +269,7 @@ def stored(values: Tensor, dtype: str) -> np.ndarray:
         ValueError: a value is not finite, or not in that type.
     """
     with np.errstate(over="ignore"):  # refused below
-        array = values.cpu().numpy().astype(dtype)
+        array = values.cpu().numpy().astype(dtype, order="C")
     if not np.isfinite(array).all():
         raise ValueError(
             f"A feature is not finite as {np.dtype(dtype).name}: use --precision fp32 and --dtype float32."

@@ -82,7 +82,7 @@ def test_released_autoencoder(tmp_path):
 
 
 def test_moments_are_clamped_and_scaled():
-    """Catches exp(logvar) instead of exp(logvar / 2), no clamp at [-30, 20], and the scale left out or applied twice."""
+    """Catches exp(logvar) instead of exp(logvar / 2), a missing clamp to [-30, 20], a scale left out or used twice."""
     codec = KL(path="random", scale=0.2301, **SMALL)
     mean, noise = torch.full((1, 4, 2, 2), 3.0), torch.ones(1, 4, 2, 2)
 
@@ -271,7 +271,7 @@ def clip(tmp_path_factory) -> ClipText:
 
 
 def test_contexts_are_the_last_hidden_state_without_a_mask(clip):
-    """Catches the state before the final norm, a padding mask (U-ViT's features have none) and a wrong padding token."""
+    """Catches the state before the final norm, a padding mask (U-ViT's features have none), a wrong padding token."""
     start, end = len(clip.tokenizer) - 2, len(clip.tokenizer) - 1
     ids = torch.tensor([[start, ord("a") - 33 + 94, *[end] * 75], [start, *[end] * 76]])
     with torch.no_grad():

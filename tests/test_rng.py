@@ -98,9 +98,7 @@ def test_training_draws_do_not_depend_on_ranks(world, stratified):
     """Catches per-rank seeds: the run would change with the number of processes."""
     whole = global_batch(1, 7, 8, SHAPE, slice(0, 8), stratified=stratified)
     size = 8 // world
-    parts = [
-        global_batch(1, 7, 8, SHAPE, slice(r * size, (r + 1) * size), stratified=stratified) for r in range(world)
-    ]
+    parts = [global_batch(1, 7, 8, SHAPE, slice(r * size, (r + 1) * size), stratified=stratified) for r in range(world)]
     for i, tensor in enumerate(whole):
         assert torch.equal(torch.cat([part[i] for part in parts]), tensor)
 

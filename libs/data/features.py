@@ -253,6 +253,34 @@ def prompts(path: str) -> tuple[list[str], Tensor]:
 # Writing
 
 
+def make_index(
+    *,
+    n: int,
+    n_classes: int,
+    shape: tuple[int, ...],
+    context: tuple[int, int] | None,
+    flips: bool,
+    dtype: str,
+    shard_size: int,
+    files: Sequence[dict],
+    plan: dict,
+) -> dict:
+    """The content of index.json, written when all shards are complete.
+
+    Args:
+        n: images.
+        n_classes: 0 for text.
+        shape: of the moments of one image.
+        context: (tokens, width), or None for class labels.
+        flips: whether mirror images are stored.
+        dtype: of moments and contexts, "<f2" or "<f4".
+        shard_size: images per shard; the last may have fewer.
+        files: {"name": ..., "images": ..., "sha256": ...} of every shard.
+        plan: how they were made, for the record.
+    """
+    return {"format": FORMAT} | locals()
+
+
 @dataclass(frozen=True)
 class Sharded:
     """What `scripts.extract_features` asks of a layout: names and contents of the files of one shard.
@@ -289,4 +317,5 @@ class Sharded:
                 "caption_ends": np.cumsum([0] + [len(text) for text in texts], dtype=np.int64),
                 "captions": np.frombuffer(b"".join(texts), np.uint8),
             }
-        yield save(arrays)
+        # `save` writes the memory of an array as it lies there, whatever its strides.
+        yield save({name: np.ascontiguousarray(array) for name, array in arrays.items()})

@@ -14,6 +14,7 @@ per image is slow (`benchmarks/dataloading.py`); `libs.data.features` has the la
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
@@ -109,16 +110,20 @@ class CaptionFiles(Dataset):
         self.path = os.path.join(path, split)
         if not os.path.isdir(self.path):
             raise ValueError(f"dataset.captions_npy: there is no folder {self.path}.")
-        n = count_files(self.path)
-        counts = np.zeros(n, np.int64)
+        images, contexts = set(), Counter()
         for entry in os.scandir(self.path):
-            if match := re.fullmatch(r"(\d+)_\d+\.npy", entry.name):
-                if int(match[1]) >= n:
-                    raise ValueError(f"{self.path} has {entry.name} and no {match[1]}.npy; images must have no gaps.")
-                counts[int(match[1])] += 1
-        if n == 0 or counts.min() == 0:
-            raise ValueError(f"{self.path} must have files 0.npy, 1.npy, ... with at least one i_k.npy for each.")
-        self.n_captions = counts
+            if match := re.fullmatch(r"(\d+)(_\d+)?\.npy", entry.name):
+                if match[2]:
+                    contexts[int(match[1])] += 1
+                else:
+                    images.add(int(match[1]))
+        if not images or not images == set(contexts) == set(range(len(images))):
+            odd = sorted((images ^ set(contexts)) | (images ^ set(range(len(images)))))
+            raise ValueError(
+                f"{self.path} must have i.npy and at least i_0.npy for every i from 0 without gaps; it has "
+                f"{len(images)} images and contexts for {len(contexts)}" + (f", look at {odd[0]}." if odd else ".")
+            )
+        self.n_captions = np.array([contexts[i] for i in range(len(images))])
         self.shape, self.context_shape = self._load("0").shape, self._load("0_0").shape
 
     def __len__(self) -> int:

@@ -105,7 +105,7 @@ def draw_histogram(figure, theme, narrow, exits) -> None:
 def uncertainty_maps(maps: Uncertainty, image: int) -> Figures:
     """u above the true difference for one image; rows are exits, columns are times, one colour scale per kind."""
     rows = 1 + 2 * len(some(maps.k, 3))
-    return render(draw_maps, (12.5, 1.6 * rows + 2.4), (5.2, 1.12 * rows + 2.2), maps, image)
+    return render(draw_maps, (12.5, 1.5 * rows + 1.6), (5.2, 1.05 * rows + 1.7), maps, image)
 
 
 def some(values: np.ndarray, most: int) -> np.ndarray:
@@ -114,43 +114,45 @@ def some(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def draw_maps(figure, theme, narrow, maps, image) -> None:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
     exits, times = some(maps.k, 3), some(maps.t, 4 if narrow else 7)
     times = times[np.argsort(-maps.t[times], kind="stable")]  # noise end first
-    panels = figure.subplots(1 + 2 * len(exits), len(times), squeeze=False)
-    for axes in panels.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-    bars = []
-    for first, values, colours, label in (
-        (2, maps.error, "magma", "true difference |eps_k − eps_K|"),
-        (1, maps.u, "cividis", "predicted uncertainty u"),
-    ):
-        # the square root keeps deep layers, where both are small, apart from black; the colour bar says so
-        norm = PowerNorm(0.5, vmin=0, vmax=float(values[:, :, image].max()) or 1)
-        for row, k in enumerate(exits):
-            for column, t in enumerate(times):
-                drawn = panels[first + 2 * row, column].imshow(values[t, k, image], cmap=colours, norm=norm)
-        bars.append((drawn, label))
-    for column, t in enumerate(times):
-        pixels = maps.x0[t, image].transpose(1, 2, 0)  # (H, W, C)
-        panels[0, column].imshow(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-        panels[0, column].set_title(f"t = {maps.t[t]:.2f}", loc="center", color=theme.muted)
-    panels[0, 0].set_ylabel("image")
-    for row, k in enumerate(exits):
-        panels[1 + 2 * row, 0].set_ylabel(f"u, layer {maps.k[k]}")
-        panels[2 + 2 * row, 0].set_ylabel("truth" if narrow else "true difference")
-    for axes, text in ((panels[0, 0], "noise end"), (panels[0, -1], "data end")):
-        axes.annotate(
-            text, (0.5, 1), xycoords="axes fraction", xytext=(0, 24), textcoords="offset points", ha="center"
-        )  # fmt: skip
-    for drawn, label in bars:
-        colours = figure.colorbar(drawn, ax=panels, location="bottom", pad=0.015, aspect=45, fraction=0.03)
-        colours.outline.set_visible(False)
-        colours.set_label(label)
-        colours.ax.xaxis.set_major_locator(ticks(5, whole=False))
+    # the square root keeps deep layers, where both are small, apart from black; the colour bar says so
+    colour = [
+        ScalarMappable(PowerNorm(0.5, vmin=0, vmax=float(values[:, :, image].max()) or 1), colormaps[name])
+        for values, name in ((maps.u, "cividis"), (maps.error, "magma"))
+    ]
+    rows, names = [maps.x0[times, image].transpose(0, 2, 3, 1) / 255], ["image"]  # each (times, H, W, 1 or 3 or 4)
+    for k in exits:
+        rows += [c.cmap(c.norm(v[times, k, image])) for c, v in zip(colour, (maps.u, maps.error), strict=True)]
+        names += [f"u, layer {maps.k[k]}", "true diff." if narrow else "true difference"]
+    height, width = maps.u.shape[-2:]
+    gap = max(1, round(0.08 * width))
+    mosaic = np.zeros((len(rows) * (height + gap) - gap, len(times) * (width + gap) - gap, 4))  # gaps transparent
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            y, x = i * (height + gap), j * (width + gap)
+            mosaic[y : y + height, x : x + width, :3] = tile[..., :3]
+            mosaic[y : y + height, x : x + width, 3] = 1
+    axes = figure.add_subplot()
+    axes.imshow(mosaic)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.tick_top()
+    at = np.arange(len(times)) * (width + gap) + width / 2 - 0.5
+    ends = {0: "noise end\n", len(times) - 1: "data end\n"} if len(times) > 1 else {}
+    axes.set_xticks(at, [f"{ends.get(j, '')}t = {maps.t[t]:.2f}" for j, t in enumerate(times)])
+    axes.set_yticks(np.arange(len(rows)) * (height + gap) + height / 2 - 0.5, names)
+    axes.tick_params(length=0)
+    labels = ("predicted uncertainty u", "true difference |eps_k − eps_K|")
+    for mappable, label in list(zip(colour, labels, strict=True))[::-1]:  # the last one made lies nearest to the maps
+        strip = figure.colorbar(mappable, ax=axes, location="bottom", pad=0.02, aspect=45, fraction=0.04)
+        strip.outline.set_visible(False)
+        strip.set_label(label)
+        strip.ax.xaxis.set_major_locator(ticks(5, whole=False))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def end_labels(figure, axes, ends) -> None:
         return
     ends = sorted(ends, key=lambda end: end[0])
     height = 15.0  # points
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     scale = 72 / figure.dpi
     want = [axes.transData.transform((x, y))[1] * scale for y, _, _, x in ends]
     put = list(want)

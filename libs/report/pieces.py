@@ -37,7 +37,7 @@ def paragraph(text: str, kind: str = "") -> str:
 def card(name: str, value: str, unit: str, more: str, main: bool = False) -> str:
     unit = f' <span class="unit">{escape(unit)}</span>' if unit else ""
     return (
-        f'<div class="card{" main" if main else ""}"><div class="name">{escape(name)}</div>'
+        f'<div class="card{" main" if main else ""}"><div class="name">{escape(name[:1].upper() + name[1:])}</div>'
         f'<div class="value">{escape(value)}{unit}</div><div class="more">{escape(more)}</div></div>\n'
     )
 

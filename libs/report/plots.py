@@ -130,130 +130,146 @@ def has_axis(points: Sequence[Point], x: str) -> bool:
 
 def frontier(points: Sequence[Point], x: str, full: Point | None, chosen: Point | None, floor: float | None) -> Figures:
     """Quality (smaller is better) against `x`, one of AXES, every series with its own line, colour and marker."""
-    return render(draw_frontier, (12.5, 7.2), (5.2, 6.4), points, x, full, chosen, floor)
+    return render(draw_frontier, (12.5, 6.8), (5.2, 6.4), points, x, full, chosen, floor)
 
 
 def draw_frontier(figure, theme, narrow, points, x, full, chosen, floor) -> None:
-    axes = figure.add_subplot()
     shown = [p for p in points if getattr(p, x) is not None]
     several = len({p.run for p in points}) > 1
     factor, unit = time_unit(max(p.seconds for p in shown)) if x == "seconds" else (1.0, "")
-    label = AXES[x].format(unit={"s": "seconds", "ms": "milliseconds", "µs": "microseconds"}.get(unit, ""))
-    order = family_order(points)
-    runs = list(dict.fromkeys(p.run for p in points))
+    order, runs = family_order(points), list(dict.fromkeys(p.run for p in points))
+    qualities = [p.quality for p in shown]
 
     def place(p: Point) -> tuple[float, float]:
         return getattr(p, x) * factor, p.quality
 
-    values = [p.quality for p in shown] + ([floor] if floor else [])
+    # a floor far below all points gets a strip of its own, or it would take half the height from them
+    broken = floor is not None and 0 < floor < 0.6 * min(qualities)
+    if broken:
+        axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(13, 1))
+        break_axis(axes, strip, theme, floor)
+    else:
+        axes = strip = figure.add_subplot()
+    values = qualities + ([floor] if floor is not None and not broken else [])
     log = min(values) > 0 and max(values) > 4 * min(values)
     if log:
-        axes.set_yscale("log")
+        tick_plainly(axes, values)
     if full is not None:
         axes.axhspan(full.quality, bar(full), color=theme.muted, alpha=0.13, lw=0)
         axes.axhline(full.quality, color=theme.muted, lw=0.8, alpha=0.7)
-    obstacles, wanted = [], []  # lines that labels must not cover; (text, anchor, colour, weight)
+    lines, wanted = [], []  # what labels must not cover; (text, possible anchors, colour, weight)
     for group in groups(shown):
         family, run = group[0].family, group[0].run
-        if family == "full":
-            color, marker = theme.ink, "*"
-        else:
-            color = theme.series[order.index(family) % len(theme.series)]
-            marker = MARKERS[order.index(family) % len(MARKERS)]
+        style = order.index(family) if family != "full" else 0
+        color = theme.series[style % len(theme.series)] if family != "full" else theme.ink
+        marker, size = (MARKERS[style % len(MARKERS)], 6.5) if family != "full" else ("*", 13)
         # never leaving, the last layer, and all steps are all the full network: every line ends there
-        own = next((p for p in shown if p.series == (run, "full")), None)
-        line = sorted(group + ([own] if own and family != "full" else []), key=place)
-        xs, ys = np.array([place(p) for p in line]).T
-        axes.plot(xs, ys, color=color, lw=1.6, ls="-" if runs.index(run) == 0 else "--", zorder=3, alpha=0.9)
+        end = [p for p in shown if p.series == (run, "full") and family != "full"][:1]
+        line = np.array([place(p) for p in sorted(group + end, key=place)])  # (n, 2)
+        axes.plot(*line.T, color=color, lw=1.6, ls="-" if run == runs[0] else "--", zorder=3, alpha=0.9)
+        lines.append(line)
         for p in group:
-            px, py = place(p)
-            runs_of = [s * factor for s in p.seconds_runs] if x == "seconds" else []
-            xerr = [[max(0, px - min(runs_of))], [max(0, max(runs_of) - px)]] if runs_of else None
-            yerr = min(p.spread, 0.9 * py) if p.spread and log else p.spread
-            if xerr or yerr:
-                axes.errorbar(px, py, yerr=yerr, xerr=xerr, fmt="none", ecolor=color, elinewidth=1.1, zorder=3)
-            face = color if runs.index(run) == 0 else theme.card
-            size = 13 if family == "full" else 6.5
-            axes.plot(px, py, marker, ms=size, color=color, mfc=face, mec=color, mew=1.2, zorder=5)
-        obstacles.append(np.stack([xs, ys], axis=1))
-        if family != "full":
-            first = (
-                min(group, key=place) if len({place(p)[0] for p in group}) > 1 else max(group, key=lambda p: p.quality)
-            )
-            wanted.append((series_name(group[0], several), place(first), color, "bold"))
-        else:
-            wanted.append((series_name(group[0], several), place(group[0]), color, "bold"))
+            error_bars(axes, place(p), p, factor if x == "seconds" else None, color, log)
+            face = color if run == runs[0] else theme.card
+            axes.plot(*place(p), marker, ms=size, color=color, mfc=face, mec=color, mew=1.2, zorder=5)
+        anchors = sorted((place(p) for p in group), key=lambda at: (at[0], -at[1]))
+        wanted.append((series_name(group[0], several), anchors, color, "bold"))
     if chosen is not None and getattr(chosen, x) is not None:
         axes.plot(*place(chosen), "o", ms=16, mfc="none", mec=theme.ink, mew=1.3, zorder=6)
-        wanted.append((f"recommended: {chosen.label}", place(chosen), theme.ink, "normal"))
-    axes.set_xlabel(label)
+        wanted.append(
+            ("recommended" if narrow else f"recommended: {chosen.label}", [place(chosen)], theme.ink, "normal")
+        )
+    left, right = min(place(p)[0] for p in shown), max(place(p)[0] for p in shown)
+    margin = 0.06 * (right - left) or 0.1 * abs(right) or 1
+    axes.set_xlim(left - margin, right + margin)
+    strip.set_xlabel(AXES[x].format(unit={"s": "seconds", "ms": "milliseconds", "µs": "microseconds"}.get(unit)))
     name = quality_name(points[0].quality_key)
     figure.suptitle(f"{name}, smaller is better", x=0.01, ha="left", fontsize=12, color=theme.muted)
-    left = min(place(p)[0] for p in shown)
-    right = max(place(p)[0] for p in shown)
-    margin = 0.06 * (right - left) or 0.1 * abs(right) or 1
-    axes.set_xlim(left - margin, right + margin * (1.6 if narrow else 1.2))
-    if floor:
-        axes.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2.2)), zorder=2)
-    if log:
-        tick_plainly(axes, values)
-    fixed = axes.get_yaxis_transform()
-    if floor:
-        note(axes, (0.005, floor), f"real-halves floor, {sig(floor)}", theme.ink, fixed)
+    if floor is not None:
+        strip.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2.2)), zorder=2)
+        note(strip, floor, f"real-halves floor, {sig(floor)}", theme.ink)
     if full is not None:
-        note(axes, (0.005, full.quality), "full depth to +10 %", theme.muted, fixed, above=False)
-    put_labels(figure, axes, theme, wanted, obstacles)
+        note(axes, full.quality, "full depth to +10 %", theme.muted, above=False)
+    put_labels(figure, axes, theme, wanted, lines)
+
+
+def break_axis(axes, strip, theme, floor: float) -> None:
+    """Show that the strip below is not on the scale above: no common spine, two short strokes at the gap."""
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(bottom=False)
+    strip.set(ylim=(0.8 * floor, 1.4 * floor), yticks=[])
+    stroke = {"marker": [(-1, -0.6), (1, 0.6)], "ms": 9, "color": theme.muted, "clip_on": False}
+    for panel, y in ((axes, 0), (strip, 1)):
+        panel.plot(0, y, transform=panel.transAxes, **stroke)
+
+
+def error_bars(axes, at, p: Point, factor: float | None, color, log: bool) -> None:
+    """Standard deviation over seeds upright, and the range of the timing runs sideways where x is time."""
+    spans = [s * factor for s in p.seconds_runs] if factor is not None else []
+    xerr = [[max(0, at[0] - min(spans))], [max(0, max(spans) - at[0])]] if spans else None
+    yerr = min(p.spread, 0.9 * at[1]) if p.spread and log else p.spread
+    if xerr or yerr:
+        axes.errorbar(*at, yerr=yerr, xerr=xerr, fmt="none", ecolor=color, elinewidth=1.1, zorder=3)
 
 
 def tick_plainly(axes, values: Sequence[float]) -> None:
-    """Plain numbers at 1, 2, 5 times powers of ten on a logarithmic axis."""
+    """A logarithmic axis over the values, with plain numbers at 1, 2, 3, 5 times powers of ten."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     low, high = min(values), max(values)
-    ticks = [m * 10.0**e for e in range(-6, 8) for m in (1, 2, 5) if 0.7 * low <= m * 10.0**e <= 1.4 * high]
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator([m * 10.0**e for e in range(-6, 8) for m in (1, 2, 3, 5)]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)
     axes.grid(False, which="minor")
-    axes.set_ylim(0.8 * low, 1.25 * high)
+    axes.set_ylim(0.85 * low, 1.25 * high)
 
 
-def note(axes, at, text, color, transform, above=True) -> None:
+def note(axes, y: float, text: str, color: str, above: bool = True) -> None:
     axes.annotate(
-        text, at, xycoords=transform, xytext=(2, 4 if above else -4), textcoords="offset points",
-        color=color, fontsize=10.5, va="bottom" if above else "top", zorder=4,
+        text, (0.005, y), xycoords=axes.get_yaxis_transform(), xytext=(2, 4 if above else -4),
+        textcoords="offset points", color=color, fontsize=10.5, va="bottom" if above else "top", zorder=4,
     )  # fmt: skip
 
 
+NEAR = [(9, 7, 0.0), (9, -16, 0.0), (-9, 7, 1.0), (-9, -16, 1.0)]  # offset in points, share of the width to the left
+FAR = [(x, y, 0.5) for y in (16, -27, 34, -44, 54, -64, 76, -88, 100) for x in (0, 50, -50, 100, -100)]
+
+ALIGN = {0.0: "left", 0.5: "center", 1.0: "right"}
+
+
 def put_labels(figure, axes, theme, wanted, lines) -> None:
-    """Write every label beside its anchor, at the nearest of some positions that covers no line, marker or text."""
-    figure.canvas.draw()  # fixes the layout, so that text has a size in pixels
+    """Write every label beside one of its anchors, at the nearest position that covers no line, marker or text."""
+    figure.draw_without_rendering()  # fixes the layout, so that text has a size in pixels
     renderer = figure.canvas.get_renderer()
-    taken = [text.get_window_extent(renderer).padded(2) for text in axes.texts]
+    point = figure.dpi / 72
+    taken = [text.get_window_extent(renderer).padded(2).extents for text in axes.texts]
     dots = np.concatenate([along(axes.transData.transform(line)) for line in lines])  # (n, 2) pixels
-    frame = axes.get_window_extent(renderer)
-    around = [(9, 7, "left"), (9, -16, "left"), (-9, 7, "right"), (-9, -16, "right")]
-    around += [(dx, dy, "center") for dy in (16, -27, 34, -44, 54, -64, 76, -88, 100) for dx in (0, 50, -50, 100, -100)]
-    for text, anchor, color, weight in wanted:
+    x0, y0, x1, y1 = axes.get_window_extent(renderer).extents
+    for text, anchors, color, weight in wanted:
+        probe = axes.text(0, 0, text, fontweight=weight)
+        size = probe.get_window_extent(renderer).size
+        probe.remove()
         best, least = None, np.inf
-        for i, (dx, dy, align) in enumerate(around):
-            label = axes.annotate(
-                text, anchor, xytext=(dx, dy), textcoords="offset points", ha=align, color=color, fontweight=weight
-            )
-            box = label.get_window_extent(renderer).padded(2)
-            label.remove()
-            inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
-            penalty = i + 1000 * (not inside) + 300 * sum(box.overlaps(other) for other in taken)
-            penalty += 6 * int(((dots > box.min) & (dots < box.max)).all(axis=1).sum())
-            if penalty < least:
-                best, least = (dx, dy, align, box), penalty
-        dx, dy, align, box = best
+        for rank, anchor in enumerate(anchors):
+            pixel = axes.transData.transform(anchor)
+            for i, (dx, dy, share) in enumerate(NEAR + FAR):
+                low = pixel + (dx * point - share * size[0] - 2, dy * point - 4)
+                high = low + size + 4
+                outside = low[0] < x0 or low[1] < y0 or high[0] > x1 + 20 or high[1] > y1
+                hits = sum(low[0] < b[2] and high[0] > b[0] and low[1] < b[3] and high[1] > b[1] for b in taken)
+                covered = int(((dots > low) & (dots < high)).all(axis=1).sum())
+                penalty = i + 12 * rank + 1000 * outside + 300 * hits + 6 * covered
+                if penalty < least:
+                    best, least = (anchor, dx, dy, share, (*low, *high)), penalty
+        anchor, dx, dy, share, box = best
         taken.append(box)
         axes.annotate(
-            text, anchor, xytext=(dx, dy), textcoords="offset points", ha=align, color=color, fontweight=weight,
-            zorder=7, bbox={"boxstyle": "square,pad=0.1", "fc": theme.card, "ec": "none", "alpha": 0.7},
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkB": 8} if align == "center" else None,
+            text, anchor, xytext=(dx, dy), textcoords="offset points", ha=ALIGN[share], color=color,
+            fontweight=weight, zorder=7,
+            bbox={"boxstyle": "square,pad=0.1", "fc": theme.card, "ec": "none", "alpha": 0.7},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkB": 8} if share == 0.5 else None,
         )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ CSS = """
   --s4: #8f6400; --s5: #4c5bb8; }
 @media (prefers-color-scheme: dark) { :root { --page: #131619; --card: #1c2025; --ink: #e9ebee; --muted: #a0a9b3;
   --line: #31373e; --accent: #62b0ee; --good: #42c79d; --bad: #f28f55; --s0: #62b0ee; --s1: #f28f55; --s2: #42c79d;
-  --s3: #e193c6; --s4: #ddb04c; --s5: #a0a9f5; } }
+  --s3: #e193c6; --s4: #ddb04c; --s5: #a0a9f5; }
+  .table { --shade: #00000080; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.55; font-size: 16px;
@@ -47,18 +48,21 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospac
 figure { margin: 14px 0; padding: 16px 18px 12px; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: 8px; max-width: 84ch; }
-.table { overflow-x: auto; margin: 14px 0; }
+.table { overflow-x: auto; margin: 14px 0; --shade: #0000001f; background:
+  linear-gradient(to left, var(--card) 40%, transparent) 100% 0 / 48px 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) 100% 0 / 14px 100% no-repeat scroll, var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { color: var(--muted); font-weight: 560; font-size: 0.8rem; vertical-align: bottom; line-height: 1.3; }
+th, td { padding: 7px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+thead th { color: var(--muted); font-weight: 560; font-size: 0.8rem; vertical-align: bottom; line-height: 1.3;
+  white-space: normal; }
 tbody th { font-weight: 500; }
 th:first-child, td.word, th.word { text-align: left; }
 .points th:first-child { position: sticky; left: 0; background: var(--card); }
 tbody tr:last-child > * { border-bottom: 0; }
 tr.group > * { border-bottom: 0; padding-top: 13px; padding-bottom: 2px; }
 tr.group th { font-weight: 640; }
-.points tr:not(.group) th { padding-left: 25px; }
-.points thead th:first-child { padding-left: 12px !important; }
+.points tbody tr:not(.group) th { padding-left: 24px; }
+.points thead th:first-child { padding-left: 10px; }
 tr.chosen th, tr.chosen td { font-weight: 660; }
 .dot { display: inline-block; width: 0.62em; height: 0.62em; border-radius: 50%; margin-right: 0.5em; }
 .grids { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 12px; margin: 14px 0; }
@@ -73,7 +77,8 @@ details .grids { margin-top: 0; margin-bottom: 18px; }
 .facts th { font-weight: 500; color: var(--muted); vertical-align: top; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 760px) { .cards, .grids { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-@media (max-width: 640px) { main { padding: 26px 14px 56px; } h1 { font-size: 1.5rem; } h2 { margin-top: 42px; }
+@media (max-width: 640px) { body { font-size: 15px; }
+  main { padding: 26px 14px 56px; } h1 { font-size: 1.5rem; } h2 { margin-top: 42px; }
   figure { padding: 12px 8px 10px; } figcaption { padding: 0 6px; } .card { padding: 12px 13px; }
   .card .value { font-size: 1.42rem; } .verdicts { padding: 2px 14px; } .grids figure { padding: 6px 6px 8px; } }
 @media print { body { background: #fff; } figure, .card, tr { break-inside: avoid; } }

@@ -56,8 +56,8 @@ def cards(
         found.append(card("Best fixed layer", "–", "", "none was evaluated"))
     else:
         speed = f"{sig(full.seconds / fixed.seconds)}×" if full and full.seconds and fixed.seconds else "–"
-        more = f"{word} {plus_minus(fixed.quality, fixed.spread)}"
-        found.append(card(f"Best fixed: {fixed.label}", speed, "speed-up", more))
+        more = f"speed-up; {word} {plus_minus(fixed.quality, fixed.spread)}"
+        found.append(card(f"Best fixed: {fixed.label}", speed, "", more))
     more = (
         "not measured" if floor is None else f"halves of {n_real} real images" if n_real else "one half against another"
     )
@@ -77,17 +77,8 @@ def table(points: Sequence[Point], full: Point | None, chosen: Point | None) -> 
     factor, unit = time_unit(max((p.seconds for p in points if p.seconds is not None), default=1.0))
     word = quality_word(points[0].quality_key)
     paired = [(key, name) for key, name in PAIRED if any(p.metric(key) is not None for p in points)]
-    heads = [
-        "Point",
-        "NFE",
-        "mean depth",
-        "GMACs / image",
-        f"{unit} / image",
-        "range of runs",
-        "images / s",
-        "speed-up",
-    ]
-    heads += [word, "against full depth", "noise", "MACs saved", "time saved", "time / MACs saved"]
+    heads = ["Point", word, "against full depth", "noise", f"{unit} / image", "range of runs", "images / s", "speed-up"]
+    heads += ["mean depth", "GMACs / image", "NFE", "time saved", "MACs saved", "time / MACs saved"]
     head = "".join(f"<th>{escape(name)}</th>" for name in heads + [name for _, name in paired])
     body = ""
     for group in groups(points):
@@ -115,24 +106,22 @@ def table(points: Sequence[Point], full: Point | None, chosen: Point | None) -> 
 
 def row(p: Point, full: Point | None, factor: float) -> list[str]:
     """The cells of one point after its name; a dash for what was not measured or has no meaning."""
+    share = change(p, full) if full is not None and p is not full else None
+    noise = {True: "outside", False: "inside", None: "unknown"}[outside_noise(p, full)] if share is not None else "–"
     low, high = (sig(f(p.seconds_runs) * factor) if p.seconds_runs else "" for f in (min, max))
-    seconds = sig(p.seconds * factor) if p.seconds is not None else "–"
-    cells = [
-        str(p.nfe),
-        sig(p.mean_depth),
-        sig(p.gmacs),
-        seconds,
+    speed = f"{sig(full.seconds / p.seconds)}×" if full and full.seconds and p.seconds else "–"
+    less = [None if p is full else saved(p, full, what) for what in ("seconds", "gmacs")]
+    return [
+        plus_minus(p.quality, p.spread),
+        "–" if share is None else percent(share, signed=True),
+        noise,
+        sig(p.seconds * factor) if p.seconds is not None else "–",
         f"{low} – {high}" if low else "–",
         sig(p.images_per_s),
+        speed,
+        sig(p.mean_depth),
+        sig(p.gmacs),
+        str(p.nfe),
+        *("–" if value is None else percent(value) for value in less),
+        sig(saving_ratio(p, full), 2),
     ]
-    cells += [f"{sig(full.seconds / p.seconds)}×" if full and full.seconds and p.seconds else "–"]
-    cells += [plus_minus(p.quality, p.spread)]
-    if full is None or p is full:
-        return cells + ["–"] * 5
-    share = change(p, full)
-    cells += ["–" if share is None else percent(share, signed=True)]
-    cells += [{True: "outside", False: "inside", None: "unknown"}[outside_noise(p, full)]]
-    cells += [
-        "–" if share is None else percent(share) for share in (saved(p, full, "gmacs"), saved(p, full, "seconds"))
-    ]
-    return cells + [sig(saving_ratio(p, full), 2)]

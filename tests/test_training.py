@@ -1,0 +1,258 @@
+"""Training that can be killed, resumed and split over processes without changing what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_configs import load
+
+from libs import checkpoints, regimes, trainer, weights
+from libs.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "configs/digits_uvit_tiny.py"
+SMALL = [
+    "--config.nnet.embed_dim=32",
+    "--config.nnet.depth=4",
+    "--config.mixed_precision=no",
+    "--config.cpu=True",
+    "--config.train.batch_size=16",
+    "--config.train.sample_interval=0",
+    "--config.train.log_interval=1",
+]
+
+
+def command(*arguments, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return [sys.executable, *launcher, *arguments]
+
+
+def start(*arguments, processes=1) -> subprocess.Popen:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        command(*arguments, processes=processes), cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def train(workdir, *flags, processes=1) -> subprocess.Popen:
+    return start("train.py", f"--config={CONFIG}", f"--workdir={workdir}", *SMALL, *flags, processes=processes)
+
+
+def log(workdir) -> list[dict]:
+    return [json.loads(line) for line in (Path(workdir) / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_killed_ten_times_equals_never_killed(tmp_path):
+    """Real SIGKILLs at random moments: catches state that resume forgets, torn checkpoints, steps done or logged twice."""
+    flags = ["--config.train.n_steps=60", "--config.train.save_interval=4"]
+    whole = train(tmp_path / "whole", *flags)
+    dice = random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = train(tmp_path / "killed", *flags)
+        goal = dice.randint(5 * kills, 5 * kills + 4)
+        path = tmp_path / "killed" / "train.jsonl"
+        while process.poll() is None and (not path.exists() or len(path.read_text().splitlines()) < goal):
+            time.sleep(0.005)
+        time.sleep(dice.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    finish(train(tmp_path / "killed", *flags))
+    finish(whole)
+    for name in ("nnet.pth", "nnet_ema.pth"):
+        a, b = (weights.read(tmp_path / run / "ckpts/60.ckpt" / name) for run in ("whole", "killed"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert [line["step"] for line in log(tmp_path / "killed")] == list(range(1, 61))
+    assert [line["loss"] for line in log(tmp_path / "killed")] == [line["loss"] for line in log(tmp_path / "whole")]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """The same loss curve, and exactly the same images: catches randomness by rank, double or missing images."""
+    runs = {n: train(tmp_path / str(n), "--config.train.n_steps=20", processes=n) for n in (1, 2)}
+    for process in runs.values():
+        finish(process)
+    one, two = (np.array([line["loss"] for line in log(tmp_path / str(n))]) for n in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+    def evaluate(n):
+        return start(
+            "eval.py",
+            f"--config={CONFIG}",
+            f"--nnet_path={tmp_path / '1' / 'last.ckpt'}",
+            f"--output_path={tmp_path / f'eval{n}'}",
+            "--exit_threshold=0.9",
+            "--config.nnet.embed_dim=32",
+            "--config.nnet.depth=4",
+            "--config.mixed_precision=no",
+            "--config.sample.n_samples=80",
+            "--config.sample.mini_batch_size=16",
+            "--config.sample.sample_steps=4",
+            "--config.eval.timing_runs=1",
+            "--config.eval.seeds=(1,)",
+            "--config.eval.fixed=()",
+            "--config.eval.fewer_steps=()",
+            processes=n,
+        )
+
+    for process in [evaluate(n) for n in (1, 2)]:
+        finish(process)
+    images = {}
+    for n in (1, 2):
+        files = sorted((tmp_path / f"eval{n}" / "points" / "full-depth").glob("baseline-*.npz"))
+        assert len(files) == n
+        ids = np.concatenate([np.load(file)["ids"] for file in files])
+        pixels = np.concatenate([np.load(file)["pixels"] for file in files])
+        assert sorted(ids) == list(range(80)), "no image missing, none twice"
+        images[n] = pixels[np.argsort(ids)]
+    np.testing.assert_array_equal(images[1], images[2])
+    lines = [
+        [json.loads(line)["metrics"] for line in (tmp_path / f"eval{n}" / "results.jsonl").read_text().splitlines()]
+        for n in (1, 2)
+    ]
+    for a, b in zip(*lines, strict=True):
+        for key in ("fd_digits_cnn", "psnr", "ssim", "mean_depth", "gmacs"):
+            assert a[key] == pytest.approx(b[key], rel=1e-9)
+
+
+def small_config(**train):
+    config = load("digits_uvit_tiny", "quick")
+    config.train.update(train)
+    return config
+
+
+def test_accumulation_equals_the_full_batch(tmp_path):
+    """Catches micro-batches that are weighted, drawn or ordered differently."""
+    states = []
+    for accumulate in (1, 4):
+        run = Run.single(tmp_path / str(accumulate))
+        config = small_config(n_steps=4, accumulate=accumulate, grad_clip=0.0)
+        trainer.fit(config, regimes.pixels(config), run)
+        states.append(weights.read(run.dir / "ckpts/4.ckpt/nnet.pth"))
+    for key in states[0]:
+        torch.testing.assert_close(states[0][key], states[1][key], rtol=2e-3, atol=2e-5)
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path):
+    """Catches recomputation with other inputs."""
+    states = []
+    for use_checkpoint in (False, True):
+        run = Run.single(tmp_path / str(use_checkpoint))
+        config = small_config(n_steps=3)
+        config.nnet.use_checkpoint = use_checkpoint
+        trainer.fit(config, regimes.pixels(config), run)
+        states.append(weights.read(run.dir / "last.ckpt" / "nnet.pth"))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_ema_rule():
+    """ema <- r ema + (1 - r) p from the first step: catches a warm-up or a first-step copy."""
+    ema, model = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = [p.clone() for p in ema.parameters()]
+    trainer.ema_update(ema, model, 0.9)
+    for old, new, p in zip(before, ema.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
+
+
+def test_warm_up_starts_at_zero():
+    """The released schedule: step 0 has lr 0, step `warmup` the full rate; then constant, or a cosine to zero."""
+    config = load("digits_uvit_tiny")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+
+    def rates(name):
+        config.lr_scheduler.update(name=name, warmup_steps=4)
+        optimizer = torch.optim.AdamW([parameter], lr=1.0)
+        schedule = trainer.make_lr_scheduler(config.lr_scheduler, optimizer, 12)
+        out = []
+        for _ in range(13):
+            out.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return out
+
+    assert rates("customized") == [0, 0.25, 0.5, 0.75, *[1.0] * 9]
+    assert rates("cosine")[4] == 1.0 and rates("cosine")[8] == pytest.approx(0.5) and rates("cosine")[12] == 0
+
+
+def test_frozen_backbone_stays(tmp_path):
+    """Only the estimator and own heads move; catches a freeze that matches nothing or everything."""
+    config = small_config(n_steps=3, freeze_backbone=True)
+    config.nnet.heads = "own"
+    config.lr_scheduler.warmup_steps = 0
+    run = Run.single(tmp_path)
+    torch.manual_seed(config.seed)
+    start = trainer.build_model(config).state_dict()
+    trainer.fit(config, regimes.pixels(config), run)
+    end = weights.read(run.dir / "last.ckpt" / "nnet.pth")
+    moved = {key.split(".")[0] for key in start if not torch.equal(start[key], end[key])}
+    assert moved == {"uem", "heads"}
+
+
+def test_best_and_last(tmp_path):
+    """The monitor keeps the best weights beside the newest checkpoints."""
+    config = small_config(n_steps=4, eval_interval=2, monitor_samples=8, save_interval=1, keep=2)
+    run = Run.single(tmp_path)
+    trainer.fit(config, regimes.pixels(config), run)
+    assert [path.name for path in checkpoints.found(tmp_path)] == ["3.ckpt", "4.ckpt"]
+    assert (tmp_path / "last.ckpt").resolve().name == "4.ckpt" and (tmp_path / "best.pth").is_file()
+    monitored = [line for line in log(tmp_path) if any(key.startswith("monitor_") for key in line)]
+    assert [line["step"] for line in monitored] == [2, 4]
+
+
+def test_a_diverged_run_stops(tmp_path):
+    """Catches training on after the loss became NaN."""
+    config = small_config(n_steps=4)
+    config.optimizer.lr = 1e30
+    config.lr_scheduler.warmup_steps = 0
+    with pytest.raises(ValueError, match="at step"):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+
+
+def test_resume_refuses_another_network(tmp_path):
+    """Catches a workdir that is shared by two different experiments."""
+    config = small_config(n_steps=1)
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    config.nnet.embed_dim = 64
+    with pytest.raises(ValueError, match="another network"):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+
+
+def test_resume_refuses_a_torn_file(tmp_path):
+    """The message names the file and what to do."""
+    config = small_config(n_steps=1)
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    path = tmp_path / "ckpts" / "1.ckpt" / "optimizer.pth"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="optimizer.pth cannot be read"):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+
+
+def test_world_size_must_agree(tmp_path, monkeypatch):
+    """On a CPU, plain torchrun starts unsynchronised copies of rank 0: that must not train."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2"):
+        Run.single(tmp_path)
+
+
+def test_unwritable_workdir():
+    """Found before any work starts."""
+    with pytest.raises(ValueError, match="workdir /proc/run cannot be written"):
+        Run.single("/proc/run")
