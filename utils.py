@@ -27,8 +27,12 @@ def define_flags(kind: str) -> None:
         flags.DEFINE_string("pretrained_weight", None, "Start from these U-ViT, AdaDiff or own weights.")
     else:
         flags.DEFINE_string("nnet_path", None, "Weights to evaluate: a file or a <step>.ckpt folder.")
-        flags.DEFINE_string("output_path", None, "Directory for results. Default: <config>-eval below the weights' folder.")
-        flags.DEFINE_list("exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps.")
+        flags.DEFINE_string(
+            "output_path", None, "Directory for results. Default: <config>-eval below the weights' folder."
+        )
+        flags.DEFINE_list(
+            "exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps."
+        )
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
@@ -95,7 +99,7 @@ def workdir(config, kind: str) -> Path:
 
 
 def run_name() -> str:
-    """"default", or the overrides as key=value joined by dashes, with the last part of each key (U-ViT's rule)."""
+    """ "default", or the overrides as key=value joined by dashes, with the last part of each key (U-ViT's rule)."""
     values = config_flags.get_override_values(FLAGS["config"])
     parts = [f"{key.split('.')[-1]}={value}" for key, value in values.items() if not key.endswith("path")]
     return "-".join(parts).replace("/", "_").replace(" ", "") or "default"
@@ -125,7 +129,11 @@ def flat(tree: dict, prefix: str = "") -> dict:
     out = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value if isinstance(value, int | float) else str(value)}
+        out |= (
+            flat(value, f"{name}.")
+            if isinstance(value, dict)
+            else {name: value if isinstance(value, int | float) else str(value)}
+        )
     return out
 
 
@@ -136,6 +144,8 @@ def dry_run(config) -> None:
     model = build_model(config)
     macs = model.macs()
     n = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{n:,} parameters; GMACs of one call per image, by the exit that is taken (attention products and head counted):")
+    print(
+        f"{n:,} parameters; GMACs of one call per image, by the exit that is taken (attention products and head counted):"
+    )
     for k in model.points:
         print(f"  after {k:2d} of {model.depth} layers: {macs.at(k) / 1e9:.4f}")

@@ -1,6 +1,6 @@
 """CelebA 64x64, U-ViT-S/4. Published: FID 2.87 (500k steps, batch 128, 4 GPUs; Euler-Maruyama SDE, 1,000 steps).
 
-    bash scripts/train_celeba64.sh && bash scripts/eval_celeba64.sh
+bash scripts/train_celeba64.sh && bash scripts/eval_celeba64.sh
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """CIFAR-10 32x32, U-ViT-S/2. Published: FID 3.11 (500k steps, batch 128, 4 GPUs; Euler-Maruyama SDE, 1,000 steps).
 
-    bash scripts/train_cifar10.sh && bash scripts/eval_cifar10.sh
+bash scripts/train_cifar10.sh && bash scripts/eval_cifar10.sh
 """
 
 from configs import base

@@ -1,7 +1,7 @@
 """Digits 8x8 (scikit-learn), a tiny early-exit U-ViT: the default experiment, minutes on two CPU cores, no download.
 
-    python train.py --config=configs/digits_uvit_tiny.py
-    python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=<workdir>/ckpts/<step>.ckpt/nnet_ema.pth
+python train.py --config=configs/digits_uvit_tiny.py
+python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=<workdir>/ckpts/<step>.ckpt/nnet_ema.pth
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """ImageNet 64x64 with classes, U-ViT-M/4. Published: FID 5.85 (300k steps, batch 1024, 8 GPUs; DPM-Solver, 50 steps).
 
-    bash scripts/train_imagenet64.sh && bash scripts/eval_imagenet64.sh
+bash scripts/train_imagenet64.sh && bash scripts/eval_imagenet64.sh
 """
 
 from configs import base

@@ -60,7 +60,11 @@ def keep_best(directory: Path, checkpoint: Path) -> None:
 
 def found(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    steps = [(int(match[1]), path) for path in directory.glob("ckpts/*.ckpt") if (match := re.match(r"(\d+)\.ckpt$", path.name))]
+    steps = [
+        (int(match[1]), path)
+        for path in directory.glob("ckpts/*.ckpt")
+        if (match := re.match(r"(\d+)\.ckpt$", path.name))
+    ]
     return [path for _, path in sorted(steps)]
 
 
@@ -75,7 +79,9 @@ def resume(state: State, directory: Path) -> str:
         try:
             return torch.load(newest / name, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{newest / name} cannot be read ({error}); remove {newest} to go on from an older one") from error
+            raise ValueError(
+                f"{newest / name} cannot be read ({error}); remove {newest} to go on from an older one"
+            ) from error
 
     try:
         state.model.load_state_dict(read("nnet.pth"))

@@ -49,7 +49,9 @@ class Denoiser:
         guidance: Guidance = Guidance(),  # noqa: B008 frozen
     ):
         if guidance.scale and null is None:
-            raise ValueError(f"sample.scale is {guidance.scale}; guidance needs a conditional model with a null condition")
+            raise ValueError(
+                f"sample.scale is {guidance.scale}; guidance needs a conditional model with a null condition"
+            )
         self.model, self.process, self.pred, self.guidance = model, process, pred, guidance
         self.guided = guidance.scale > 0
         self.policy = Tied(inner=policy) if self.guided and guidance.pair == "tied" else policy

@@ -220,7 +220,9 @@ def time_points(todo: list[Point], model, config, regime, run: Run) -> list[list
     for number in say_progress(rounds, len(rounds), "seconds", run):
         for point, runs in zip(todo, seconds, strict=True):
             start = time.perf_counter()
-            generate_batch(model, regime, plan=point.plan, policy=point.policy, **options)  # ends with a copy to the CPU
+            generate_batch(
+                model, regime, plan=point.plan, policy=point.policy, **options
+            )  # ends with a copy to the CPU
             if number:
                 runs.append((time.perf_counter() - start) / len(ids))
     return seconds
@@ -326,7 +328,9 @@ def save_uncertainty_maps(model, config, regime: Regime, run: Run, n: int = 4, t
     noise = rng.SeededNoise(config.eval.seeds[0], ids, regime.shape)
     sample(plan, noise.draw().to(run.device), eps_fn, noise if plan.stochastic else None)
     part = run.dir / "umaps.part.npz"
-    np.savez_compressed(part, k=np.array(model.points), ids=ids, **{name: np.stack(value) for name, value in rows.items()})
+    np.savez_compressed(
+        part, k=np.array(model.points), ids=ids, **{name: np.stack(value) for name, value in rows.items()}
+    )
     os.replace(part, run.dir / "umaps.npz")
 
 

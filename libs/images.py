@@ -36,4 +36,3 @@ def save_png(path: str | Path, pixels: Tensor) -> None:
     part = f"{path}.part"
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
     os.replace(part, path)
-

@@ -96,7 +96,9 @@ def say_progress(iterable, total: int, label: str, run: Run, done: int = 0):
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 15  # seconds: a log file needs no animation
-    return tqdm(iterable, total=total, initial=done, desc=label, disable=not run.is_main, file=sys.stderr, mininterval=interval)
+    return tqdm(
+        iterable, total=total, initial=done, desc=label, disable=not run.is_main, file=sys.stderr, mininterval=interval
+    )
 
 
 def describe_machine() -> dict:

@@ -76,7 +76,9 @@ def fit(config, regime: Regime, run: Run) -> None:
             time = regime.process.network_time(t)
             context = nullcontext() if micro.stop == len(x) else run.accelerator.no_sync(ddp)
             with context:
-                exits = ddp(regime.process.noised(x0, t, eps), time, None if cond is None else cond[micro].to(run.device))
+                exits = ddp(
+                    regime.process.noised(x0, t, eps), time, None if cond is None else cond[micro].to(run.device)
+                )
                 loss, parts = objective(exits, regime.process, config.pred, x0, eps, t)  # (m,), named parts
                 run.accelerator.backward(loss.sum() / len(x))
             for name, part in {"loss": loss.detach(), **parts}.items():
@@ -94,7 +96,9 @@ def fit(config, regime: Regime, run: Run) -> None:
         if done or due(state.step, train.log_interval):
             means = run.all_sum(torch.stack(list(sums.values())).double()) / train.batch_size
             if not torch.isfinite(means[0]):
-                raise ValueError(f"the loss is {means[0]} at step {state.step}: lower optimizer.lr, or use bf16, not fp16")
+                raise ValueError(
+                    f"the loss is {means[0]} at step {state.step}: lower optimizer.lr, or use bf16, not fp16"
+                )
             run.log(state.step, **dict(zip(sums, means.tolist(), strict=True)), lr=lr, grad_norm=grad_norm)
         if due(state.step, train.sample_interval):
             save_samples(ema, config, regime, run, run.dir / "samples" / f"{state.step}.png")
@@ -140,7 +144,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
 
 
 def make_lr_scheduler(config, optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """"customized": linear warm-up from 0, then constant (released). "cosine": the same warm-up, then a cosine to 0."""
+    """ "customized": linear warm-up from 0, then constant (released). "cosine": the same warm-up, then a cosine to 0."""
     if config.name not in LR_SCHEDULES:
         raise ValueError(f"lr_scheduler.name is {config.name!r}; it must be one of {', '.join(LR_SCHEDULES)}")
     warmup = config.warmup_steps
@@ -164,7 +168,9 @@ def ema_update(ema, model, rate: float) -> None:
 def truncate_log(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint, so that no step stands in the log twice."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = [
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         part = path.with_name(f"{path.name}.part")
         part.write_text("".join(f"{line}\n" for line in lines))
         os.replace(part, path)

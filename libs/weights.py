@@ -60,14 +60,16 @@ def write(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def kind(state: dict[str, Tensor]) -> str:
-    """"ours", "adadiff" or "uvit", by what the keys say."""
+    """ "ours", "adadiff" or "uvit", by what the keys say."""
     if any(key.startswith("backbone.") for key in state):
         return "ours"
     if any(ADADIFF.fullmatch(key) for key in state):
         return "adadiff"
     if "mid_block.attn.qkv.weight" in state:
         return "uvit"
-    raise ValueError(f"unknown weights: none of this code base's, AdaDiff's or U-ViT's keys (first key: {next(iter(state))})")
+    raise ValueError(
+        f"unknown weights: none of this code base's, AdaDiff's or U-ViT's keys (first key: {next(iter(state))})"
+    )
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,10 +120,17 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False) -> str
     shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     if missing or unexpected or shapes:
         lines = [f"{path} ({what} weights) does not fit the configured network:"]
-        lines += [f"  {label}: {shorten(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        lines += [f"  {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network" for key in sorted(shapes)[:5]]
+        lines += [
+            f"  {label}: {shorten(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys
+        ]
+        lines += [
+            f"  {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+            for key in sorted(shapes)[:5]
+        ]
         if not start and any(key.startswith("uem.") for key in missing) and not unexpected and not shapes:
-            lines.append("  a plain U-ViT file has no uncertainty estimator: start fine-tuning with --pretrained_weight")
+            lines.append(
+                "  a plain U-ViT file has no uncertainty estimator: start fine-tuning with --pretrained_weight"
+            )
         raise ValueError("\n".join(lines))
     model.load_state_dict({**{key: own[key] for key in fresh}, **state})
     if any(key.startswith("heads.") for key in fresh):

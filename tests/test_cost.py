@@ -65,14 +65,22 @@ def test_cost_of_a_trace():
 # U-ViT's READMEs and papers count GMACs with attention products; parameters are those of the released files.
 PUBLISHED = {
     "CIFAR-10 S/2": (dict(SIZES["S"], img_size=32, patch_size=2, in_chans=3), 44_255_328, 12.201),
-    "ImageNet 256 L/2": (dict(SIZES["L"], img_size=32, patch_size=2, in_chans=4, num_classes=1001), 286_763_172, 76.456),
+    "ImageNet 256 L/2": (
+        dict(SIZES["L"], img_size=32, patch_size=2, in_chans=4, num_classes=1001),
+        286_763_172,
+        76.456,
+    ),
     "ImageNet 256 H/2": (
         dict(SIZES["H"], img_size=32, patch_size=2, in_chans=4, num_classes=1001, conv=False),
         500_832_016,
         133.197,
     ),
     "MS-COCO S/2": (dict(SIZES["S"], img_size=32, patch_size=2, in_chans=4, clip_dim=768), 44_692_644, 16.230),
-    "MS-COCO S/2 deep": (dict(SIZES["S-deep"], img_size=32, patch_size=2, in_chans=4, clip_dim=768), 58_345_636, 21.240),
+    "MS-COCO S/2 deep": (
+        dict(SIZES["S-deep"], img_size=32, patch_size=2, in_chans=4, clip_dim=768),
+        58_345_636,
+        21.240,
+    ),
 }
 
 

@@ -153,12 +153,13 @@ def test_asking_at_some_exits_only():
         EXIT_POLICIES["fixed"](layer=9).asked(model.points)
 
 
-def test_a_subset_of_exit_points():
-    """Catches estimators or heads that are indexed by position instead of by layer."""
-    model = tiny("time", "own", points=(2, 4))
-    assert model.points == (2, 4, 7)
+@pytest.mark.parametrize("points", [(2, 4), (0, 3)])
+def test_a_subset_of_exit_points(points):
+    """Catches estimators or heads that are indexed by position instead of by layer; 0 skips all layers of a call."""
+    model = tiny("time", "own", points=points)
+    assert model.points == (*points, 7)
     used = check_batch_equals_singles(model, EXIT_POLICIES["threshold"](certainty=0.5))
-    assert set(used) <= {2, 4, 7}
+    assert set(used) <= {*points, 7} and points[0] in used
 
 
 @pytest.mark.parametrize("pair", ["free", "tied"])
@@ -238,7 +239,9 @@ def test_released_batch_rule():
     def leaves(us, **settings):
         decide = EXIT_POLICIES["released_batch_mean"](certainty=0.9, **settings).start(2, 7, torch.zeros(2))
         rows = torch.arange(2)
-        return next(k for k, u in enumerate(us, 1) if decide(Look(k=k, rows=rows, u=torch.tensor([u - 0.02, u + 0.02]))))
+        return next(
+            k for k, u in enumerate(us, 1) if decide(Look(k=k, rows=rows, u=torch.tensor([u - 0.02, u + 0.02])))
+        )
 
     assert leaves([0.05, 0.5, 0.05]) == 3
     assert leaves([0.5, 0.5, 0.5, 0.05]) == 4  # layer 4 of 7 is in the second half

@@ -471,7 +471,7 @@ def test_no_moment_to_die_is_a_bad_one(tmp_path, few, dies_at):
         process = in_child(few, tmp_path / out, Sharded(), dies_at=moment)
         process.join()
         assert process.exitcode == (0 if moment < 0 else -signal.SIGKILL)
-    assert len(list((tmp_path / "out").rglob("*.*"))) == 9  # plan, 3 x (shard, record), labels, index
+    assert len(hashes(tmp_path / "out")) == 9  # plan, 3 x (shard, record), labels, index
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 

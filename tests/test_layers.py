@@ -62,6 +62,8 @@ def test_a_wrong_import_would_be_seen(edge):
 
 def test_every_module_has_a_layer():
     """Catches a new module that the table above does not know."""
-    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in [*ROOT.glob("*.py"), *ROOT.glob("libs/*.py")]}
+    modules = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in [*ROOT.glob("*.py"), *ROOT.glob("libs/*.py")]
+    }
     unknown = {m for m in modules if unit(m.removesuffix(".__init__")) is None} - {"libs.__init__"}
     assert not {m for m in unknown if not m.startswith(("train", "eval"))}

@@ -91,7 +91,9 @@ def test_a_scalar_estimator_is_fitted_to_the_image_mean():
     torch.testing.assert_close(parts["uem"], wanted)
 
 
-@pytest.mark.parametrize("bad", [{"weights": "mean"}, {"target": "gap"}, {"lambda_u": -1.0}, {"lambda_extra": math.nan}])
+@pytest.mark.parametrize(
+    "bad", [{"weights": "mean"}, {"target": "gap"}, {"lambda_u": -1.0}, {"lambda_extra": math.nan}]
+)
 def test_bad_settings(bad):
     """Each error names the setting."""
     with pytest.raises(ValueError, match=f"loss.{next(iter(bad))}"):

@@ -95,7 +95,7 @@ def write_results(directory: Path, records: list[dict]) -> Path:
     return directory
 
 
-def evaluation(directory: Path, branches: int = 1, size: int = 12, real_grids: bool = False) -> Path:
+def evaluation(directory: Path, branches: int = 1, size: int = 12) -> Path:
     """A complete evaluation directory with plausible contents; the recommended point is `threshold 0.98`."""
     rng = np.random.default_rng(1)
     records = [record(*row, recommended=row[1] == "threshold 0.98") for row in SWEEP]
@@ -271,9 +271,14 @@ def test_missing_pieces_become_sentences(tmp_path):
 
 def test_guidance_shows_both_branches(tmp_path):
     """Averaging or dropping the null branch, which may exit elsewhere."""
-    html = report.render(report.read([evaluation(tmp_path / "guided", branches=2, size=8)]))
+    rows = [record(*SWEEP[0]), record(*SWEEP[2])]
+    folder = write_results(tmp_path, rows) / "points" / rows[1]["slug"]
+    folder.mkdir(parents=True)
+    t, used = exits(branches=2)
+    np.savez(folder / "trace.npz", t=t, used=used, depth=DEPTH)
+    html = report.render(report.read([tmp_path]))
     assert "conditional branch" in "".join(svgs(html)) and "null branch" in "".join(svgs(html))
-    assert "of the conditional branch" in text_of(html)
+    assert "of the conditional branch" in text_of(html) and "pairing: free" in text_of(html)
 
 
 def test_two_directories_share_the_plots_and_name_their_run(tmp_path):
@@ -283,7 +288,8 @@ def test_two_directories_share_the_plots_and_name_their_run(tmp_path):
     html = report.render(report.read([first, second]))
     text = text_of(html)
     assert "threshold · base" in text and "full depth · small" in text
-    assert "Early exit loses" not in text and "the fastest without early exit is full depth · small" in text
+    assert "Early exit loses" in text and "the fastest without early exit is full depth · small" in text
+    assert "26.2 against 25.9" in text
     assert "Where images leave · small" in text
 
 

@@ -40,7 +40,12 @@ def command(*arguments, processes=1):
 def start(*arguments, processes=1) -> subprocess.Popen:
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
-        command(*arguments, processes=processes), cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command(*arguments, processes=processes),
+        cwd=ROOT,
+        env=env,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -28,8 +28,9 @@ def run_with_exits(
     alive = np.arange(len(x))  # carry.rows, on the host
 
     carry = model.embed(x, time, cond)
-    for k in range(1, depth + 1):
-        carry = model.layer(k - 1, carry)  # (b, L, D)
+    for k in range(depth + 1):
+        if k:
+            carry = model.layer(k - 1, carry)  # (b, L, D)
         if k not in asked:
             continue
         stop = decide(

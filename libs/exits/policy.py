@@ -78,4 +78,3 @@ class Tied(ExitPolicy):
             return stop.view(2, -1).all(0).repeat(2)  # pairs left together before, so the halves still match
 
         return decide
-

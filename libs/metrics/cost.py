@@ -7,7 +7,9 @@ import numpy as np
 from libs.exits import Trace
 from libs.models.backbone import Macs
 
-CONVENTION = "multiply-accumulates; attention products, heads and uncertainty estimators counted; norms and activations not"
+CONVENTION = (
+    "multiply-accumulates; attention products, heads and uncertainty estimators counted; norms and activations not"
+)
 
 
 def macs_per_image(trace: Trace, macs: Macs) -> np.ndarray:

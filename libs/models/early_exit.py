@@ -30,18 +30,20 @@ class AllExits:
 class EarlyExitModel(nn.Module):
     """backbone + heads + estimator. The network never decides: policies do (libs/exits).
 
-    `points` are the layers after which it may be left; () means after every layer. `heads` "shared" uses the backbone's
+    `points` are the layers after which it may be left; () means after every layer; 0 skips a whole call. `heads` "shared" uses the backbone's
     head at every exit (released AdaDiff); "own" gives every exit but the last a head of its own, which starts as a copy.
     """
 
-    def __init__(self, backbone: Backbone, estimator: type[nn.Module], *, points=(), heads="shared", **estimator_options):
+    def __init__(
+        self, backbone: Backbone, estimator: type[nn.Module], *, points=(), heads="shared", **estimator_options
+    ):
         super().__init__()
         depth = backbone.depth
         points = tuple(points) or tuple(range(1, depth + 1))
         if heads not in HEADS:
             raise ValueError(f"nnet.heads is {heads!r}; it must be one of {', '.join(HEADS)}")
-        if list(points) != sorted(set(points)) or not 0 < points[0] or points[-1] > depth:
-            raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 1..{depth}")
+        if list(points) != sorted(set(points)) or points[0] < 0 or points[-1] > depth:
+            raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 0..{depth}")
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone
         own = self.points[:-1] if heads == "own" else ()
@@ -75,8 +77,9 @@ class EarlyExitModel(nn.Module):
         """Run every layer and leave at every exit. x (B, C, H, W), time (B,)."""
         carry = self.embed(x, time, cond)
         out, u = [], []
-        for k in range(1, self.depth + 1):
-            carry = self.layer(k - 1, carry)
+        for k in range(self.depth + 1):
+            if k:
+                carry = self.layer(k - 1, carry)
             if k in self.points:
                 out.append(self.head(k, carry))
                 u.append(self.uncertainty_map(k, carry))
