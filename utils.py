@@ -144,8 +144,6 @@ def dry_run(config) -> None:
     model = build_model(config)
     macs = model.macs()
     n = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{n:,} parameters; GMACs of one call per image, by the exit that is taken (attention products and head counted):"
-    )
+    print(f"{n:,} parameters; GMACs of one call per image by the exit taken (attention products and head counted):")
     for k in model.points:
         print(f"  after {k:2d} of {model.depth} layers: {macs.at(k) / 1e9:.4f}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from libs.build import menu, settings
 from libs.data import DATASETS
@@ -41,7 +40,7 @@ def config() -> ConfigDict:
             keep=2,  # newest checkpoints kept
         )
     )
-    c.optimizer = ConfigDict(dict(name="adamw", lr=2e-4, weight_decay=0.03, betas=(0.99, 0.999)))
+    c.optimizer = ConfigDict(dict(name="adamw", lr=2e-4, weight_decay=0.03, betas=(0.99, 0.999), muon_lr=0.02))
     c.lr_scheduler = ConfigDict(dict(name="customized", warmup_steps=2_500))
 
     c.nnet = settings(UViT)

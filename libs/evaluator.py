@@ -335,7 +335,7 @@ def save_uncertainty_maps(model, config, regime: Regime, run: Run, n: int = 4, t
 
 
 def monitor(model, config, regime: Regime, run: Run) -> dict[str, float]:
-    """Full-depth quality during training: fewer images and steps than an evaluation, no guidance; for comparison only."""
+    """Full-depth quality during training: fewer images and steps than an evaluation, no guidance. For comparison."""
     extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)
     frechet = Frechet(extractor, open_reference(config, regime, extractor, run))
     options = dict(pred=config.pred, guidance=Guidance(), seed=config.eval.selection_seed, run=run)

@@ -19,7 +19,7 @@ from sde import PROCESSES, Process
 
 @dataclass(frozen=True)
 class Labels:
-    """Class conditions. `n_classes` 0 means none; with `null`, class index `n_classes` is the null class of guidance."""
+    """Class conditions; `n_classes` 0 means none. With `has_null`, class `n_classes` is the null class of guidance."""
 
     n_classes: int
     has_null: bool

@@ -134,17 +134,44 @@ def local_shares(batch_size: int, accumulate: int, run: Run) -> tuple[slice, lis
 
 
 def make_optimizer(config, model) -> torch.optim.Optimizer:
-    """AdamW on every parameter, as released (weight decay included), or Muon on the layers' matrices with AdamW beside it."""
+    """ "adamw": every parameter, weight decay included, as released. "muon": see `MuonAdamW`."""
     if config.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {config.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True
-    )
+    options = dict(lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True)
+    if config.name == "muon":
+        return MuonAdamW(model, config.muon_lr, **options)
+    return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **options)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) on the matrices of the backbone's layers, AdamW on everything else, as one optimiser."""
+
+    def __init__(self, model, muon_lr: float, **adamw):
+        matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
+        rest = [p for p in model.parameters() if p.requires_grad and p not in matrices]
+        matrices = [p for p in model.parameters() if p in matrices]
+        self.parts = [
+            torch.optim.Muon(matrices, lr=muon_lr, weight_decay=adamw["weight_decay"], adjust_lr_fn="original"),
+            torch.optim.AdamW(rest, **adamw),
+        ]
+        super().__init__([*matrices, *rest], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # shared with the parts
+
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self):
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state):
+        for part, loaded in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(loaded)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def make_lr_scheduler(config, optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """ "customized": linear warm-up from 0, then constant (released). "cosine": the same warm-up, then a cosine to 0."""
+    """Linear warm-up from 0, then constant ("customized", as released) or a cosine to 0 ("cosine")."""
     if config.name not in LR_SCHEDULES:
         raise ValueError(f"lr_scheduler.name is {config.name!r}; it must be one of {', '.join(LR_SCHEDULES)}")
     warmup = config.warmup_steps

@@ -38,6 +38,7 @@ from torch import Tensor
 from libs.data.dataset import Dataset
 
 FORMAT = "latent shards, version 1"
+DTYPES = {"<f2": torch.float16, "<f4": torch.float32}
 OPEN_SHARDS = 256  # files that a data set keeps open; systems allow a process about a thousand
 
 
@@ -219,7 +220,9 @@ def read_index(path: str) -> dict:
 
 def stacked(rows: Sequence[bytes], dtype: str, shape: tuple[int, ...]) -> Tensor:
     """Raw rows of a dtype and shape as one float32 tensor (b, *shape)."""
-    return torch.from_numpy(np.frombuffer(b"".join(rows), dtype).astype(np.float32).reshape(len(rows), *shape))
+    data = bytearray().join(rows)  # a bytearray, because torch wants memory that may be written
+    # torch converts half precision 20 times faster than numpy, which would take most of the time of a read.
+    return torch.frombuffer(data, dtype=DTYPES[dtype]).float().view(len(rows), *shape)
 
 
 def picked(draw: float, n: int) -> int:

@@ -15,8 +15,8 @@ def run_with_exits(
 ) -> tuple[Tensor, np.ndarray]:
     """One network call in which rows leave on their own.
 
-    x (B, C, H, W); t (B,) in [0, 1] on the CPU, for the policy; time (B,) on x's device, for the network. Returns the raw
-    network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing any
+    x (B, C, H, W); t (B,) in [0, 1] on the CPU, for the policy; time (B,) on x's device, for the network. Returns the
+    raw network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing any
     more; every row passes one head. Where the policy decides for the whole batch, the host never waits for the device.
     """
     depth = model.depth

@@ -27,7 +27,7 @@ class Threshold(ExitPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience(ExitPolicy):
-    """Leave at the `times`-th exit whose certainty exceeds the threshold; with `consecutive`, a miss resets the count."""
+    """Leave at the `times`-th exit whose certainty exceeds the threshold; `consecutive`: a miss resets the count."""
 
     certainty: float = 0.95
     times: int = 2

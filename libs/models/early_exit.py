@@ -30,8 +30,9 @@ class AllExits:
 class EarlyExitModel(nn.Module):
     """backbone + heads + estimator. The network never decides: policies do (libs/exits).
 
-    `points` are the layers after which it may be left; () means after every layer; 0 skips a whole call. `heads` "shared" uses the backbone's
-    head at every exit (released AdaDiff); "own" gives every exit but the last a head of its own, which starts as a copy.
+    `points` are the layers after which it may be left; () means after every layer; 0 skips a whole call. `heads`
+    "shared" uses the backbone's head at every exit (released AdaDiff); "own" gives every exit but the last a head of
+    its own, which starts as a copy.
     """
 
     def __init__(

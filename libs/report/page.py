@@ -38,7 +38,10 @@ def render(evaluations: Sequence[Evaluation]) -> str:
             (f"provenance{tag}", f"Provenance{end}", provenance_section(evaluation)),
         ]
     title = "Early exit: " + ", ".join(e.name for e in evaluations)
-    links = "".join(f'<a href="#{tag}">{escape(name)}</a>\n' for tag, name, _ in sections)
+    targets = [(tag, name) for tag, name, _ in sections]
+    if several:  # one link per run instead of one per section
+        targets = targets[:3] + [(f"exits-{i + 1}", e.name) for i, e in enumerate(evaluations)]
+    links = "".join(f'<a href="#{tag}">{escape(name)}</a>\n' for tag, name in targets)
     body = "".join(f'<section><h2 id="{tag}">{escape(name)}</h2>\n{html}</section>\n' for tag, name, html in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
@@ -106,6 +109,8 @@ def frontier_section(points: Sequence[Point], full: Point | None, chosen: Point 
             continue
         if any(p.spread for p in points):
             caption += " Vertical bars are ± one standard deviation over noise seeds."
+        if several:
+            caption += f" Solid lines, and names without a run, are of {points[0].run}."
         drawn = plots.frontier(points, x, full, chosen, floor)
         html += f"<h3>Quality against {title}</h3>\n" + figure(drawn, f"{name} against {title}: {names}", caption)
     if floor is None:

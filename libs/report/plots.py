@@ -135,7 +135,6 @@ def frontier(points: Sequence[Point], x: str, full: Point | None, chosen: Point 
 
 def draw_frontier(figure, theme, narrow, points, x, full, chosen, floor) -> None:
     shown = [p for p in points if getattr(p, x) is not None]
-    several = len({p.run for p in points}) > 1
     factor, unit = time_unit(max(p.seconds for p in shown)) if x == "seconds" else (1.0, "")
     order, runs = family_order(points), list(dict.fromkeys(p.run for p in points))
     qualities = [p.quality for p in shown]
@@ -173,7 +172,7 @@ def draw_frontier(figure, theme, narrow, points, x, full, chosen, floor) -> None
             face = color if run == runs[0] else theme.card
             axes.plot(*place(p), marker, ms=size, color=color, mfc=face, mec=color, mew=1.2, zorder=5)
         anchors = sorted((place(p) for p in group), key=lambda at: (at[0], -at[1]))
-        wanted.append((series_name(group[0], several), anchors, color, "bold"))
+        wanted.append((series_name(group[0], run != runs[0]), anchors, color, "bold"))  # short names fit
     if chosen is not None and getattr(chosen, x) is not None:
         axes.plot(*place(chosen), "o", ms=16, mfc="none", mec=theme.ink, mew=1.3, zorder=6)
         wanted.append(

@@ -57,7 +57,8 @@ thead th { color: var(--muted); font-weight: 560; font-size: 0.8rem; vertical-al
   white-space: normal; }
 tbody th { font-weight: 500; }
 th:first-child, td.word, th.word { text-align: left; }
-.points th:first-child { position: sticky; left: 0; background: var(--card); }
+.points tr:not(.group) th:first-child { position: sticky; left: 0; background: var(--card); }
+.stay { position: sticky; left: 10px; }
 tbody tr:last-child > * { border-bottom: 0; }
 tr.group > * { border-bottom: 0; padding-top: 13px; padding-bottom: 2px; }
 tr.group th { font-weight: 640; }

@@ -83,10 +83,9 @@ def table(points: Sequence[Point], full: Point | None, chosen: Point | None) -> 
     body = ""
     for group in groups(points):
         tone = "ink" if group[0].family == "full" else f"s{order.index(group[0].family) % len(plots.LIGHT.series)}"
-        body += (
-            f'<tr class="group"><th><span class="dot" style="background:var(--{tone})"></span>'
-            f'{escape(series_name(group[0], several))}</th><td colspan="{len(heads) + len(paired) - 1}"></td></tr>\n'
-        )
+        name = f'<span class="dot" style="background:var(--{tone})"></span>{escape(series_name(group[0], several))}'
+        width = len(heads) + len(paired)
+        body += f'<tr class="group"><th colspan="{width}"><span class="stay">{name}</span></th></tr>\n'
         timed = all(p.seconds is not None for p in group)
         for p in sorted(group, key=lambda p: p.seconds if timed else p.nfe):
             cells = row(p, full, factor) + [sig(p.metric(key)) for key, _ in paired]
