@@ -64,7 +64,7 @@ class Process:
         return in_double(lambda lam: self._t_of_log_alpha(-torch.logaddexp(-2 * lam, torch.zeros_like(lam)) / 2), lam)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network reads for t: 999 t (continuous) or n = N t in 1..N, fractional between (discrete)."""
+        """What the network reads for t: 999 t (continuous), or the level n = N t in 1..N (discrete; DDPM's counts from 0)."""
         return in_double(lambda t: self.time_scale * t, t)
 
     def times(self, u: Tensor) -> Tensor:
@@ -178,13 +178,14 @@ class DiscreteVP(Process):
 
     Between levels log alpha is linear in t, as in DPM-Solver's discrete schedule; below the first level it runs to
     log alpha(0) = 0, where released code extrapolates to an alpha just above 1. No sampler calls the network there.
+    `first` is what the network reads at level 1: 1 in latent diffusion and U-ViT, 0 in DDPM.
     """
 
-    def __init__(self, betas: Tensor):
+    def __init__(self, betas: Tensor, first: int = 1):
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.dim() != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be a list of at least two numbers strictly between 0 and 1")
-        self.n = len(betas)
+        self.n, self.first = len(betas), first
         self.t_min, self.time_scale = 1 / self.n, float(self.n)
         log_alphas = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0) / 2])  # (N + 1,), knots n = 0..N
         self._tables = {betas.device: log_alphas}
@@ -193,6 +194,14 @@ class DiscreteVP(Process):
     def stable_diffusion(cls) -> DiscreteVP:
         """1000 betas, linear in their square roots from 0.00085 to 0.0120 (Rombach et al. 2022)."""
         return cls(torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2)
+
+    @classmethod
+    def ddpm(cls) -> DiscreteVP:
+        """1000 betas, linear from 1e-4 to 0.02 (Ho et al. 2020)."""
+        return cls(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), first=0)
+
+    def network_time(self, t):
+        return super().network_time(t) + (self.first - 1)
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:  # copied to a device once, not at every call
@@ -220,7 +229,7 @@ class DiscreteVP(Process):
         return ((u * self.n).floor() + 1).clamp_max(self.n) / self.n
 
 
-PROCESSES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "sd": DiscreteVP.stable_diffusion}
+PROCESSES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "sd": DiscreteVP.stable_diffusion, "ddpm": DiscreteVP.ddpm}
 
 
 def floating(t: Tensor) -> Tensor:

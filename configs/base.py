@@ -30,6 +30,7 @@ def config() -> ConfigDict:
             accumulate=1,  # micro-batches per step
             grad_clip=0.0,  # global norm; 0 = off
             ema_rate=0.9999,
+            stratified=False,  # spread a batch's times evenly over [0, 1) instead of drawing them independently
             freeze_backbone=False,  # train the estimator and own heads only
             log_interval=10,
             sample_interval=5_000,  # grids; 0 = never

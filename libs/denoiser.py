@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from libs.exits import ExitPolicy, Tied, Trace, run_with_exits
+from libs.exits import Answer, ExitPolicy, Trace, start_calls
 from libs.models import EarlyExitModel
 from sde import Process
 
@@ -34,7 +35,8 @@ class Guidance:
 class Denoiser:
     """eps(x (B, C, H, W), t (B,) float64 on the CPU) -> (B, C, H, W) float32; records layers used in `trace`.
 
-    `cond` and `null` are the conditions of all B rows (labels (B,), text (B, n, width), or None).
+    `cond` and `null` are the conditions of all B rows (labels (B,), text (B, n, width), or None). One denoiser serves
+    one sampling of `n_calls` calls: methods that look back (libs/exits/reuse.py) keep their memory in it.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Denoiser:
         cond: Tensor | None = None,
         null: Tensor | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008 frozen
+        n_calls: int | None = None,
     ):
         if guidance.scale and null is None:
             raise ValueError(
@@ -54,19 +57,33 @@ class Denoiser:
             )
         self.model, self.process, self.pred, self.guidance = model, process, pred, guidance
         self.guided = guidance.scale > 0
-        self.policy = Tied(inner=policy) if self.guided and guidance.pair == "tied" else policy
+        self.policy = policy.tied() if self.guided and guidance.pair == "tied" else policy
         self.cond = torch.cat([cond, null]) if self.guided else cond
-        asked = self.policy.asked(model.points) if "u" in self.policy.reads else ()
+        asked = model.questions(self.policy.asked(model.points)) if "u" in self.policy.reads else ()
         self.trace = Trace(model.depth, asked)
+        # a policy that decides for a whole call gets one call per guidance half
+        halves = 2 if self.guided and not self.policy.per_image else 1
+        self.calls = [start_calls(model, self.policy, self.to_eps, n_calls) for _ in range(halves)]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.guided:
             x, t = torch.cat([x, x]), torch.cat([t, t])  # one batch: [conditional; null]
         time = self.process.network_time(t).to(x.device, torch.float32)
-        out, used = run_with_exits(self.model, self.policy, x, t, time, self.cond)
-        eps = self.process.eps(self.pred, out.float(), x, t.to(x.device, x.dtype))
-        self.trace.add(float(t[0]), used.reshape(2 if self.guided else 1, -1))
+        eps, used, costs = self.run(x, t, time)
+        self.trace.add(float(t[0]), used.reshape(2 if self.guided else 1, -1), costs)
         if self.guided:
             cond, null = eps.chunk(2)
             eps = cond + self.guidance.scale * (cond - null)
         return eps
+
+    def run(self, x: Tensor, t: Tensor, time: Tensor) -> Answer:
+        """One network call for all rows, or one per guidance half."""
+        if len(self.calls) == 1:
+            return self.calls[0](x, t, time, self.cond)
+        halves = zip(*(rows.chunk(2) for rows in (x, t, time, self.cond)), strict=True)
+        eps, used, costs = zip(*(calls(*half) for calls, half in zip(self.calls, halves, strict=True)), strict=True)
+        return torch.cat(eps), np.concatenate(used), costs[0]
+
+    def to_eps(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Raw network outputs at x (b, C, H, W), t (b,) as noise predictions."""
+        return self.process.eps(self.pred, out.float(), x, t.to(x.device, x.dtype))

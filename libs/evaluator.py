@@ -122,6 +122,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
         part.write_text("".join(json.dumps(line) + "\n" for line in records))
         os.replace(part, run.dir / "results.jsonl")
         save_uncertainty_maps(model, config, regime, run)
+        run.say(headline(records))
     run.barrier()
     return records
 
@@ -266,20 +267,38 @@ def record(point: Point, config, model, measured: dict, seconds: list[float], ma
     }
 
 
-def recommend(records: list[dict], tolerance: float) -> dict | None:
+def headline(records: list[dict]) -> str:
+    """Full depth, the recommended point and the fixed layer that the same rule picks, a line each."""
+    key = records[0]["quality_key"]
+    chosen = {"full depth": records[0], "recommended": next((r for r in records if r["recommended"]), None)}
+    chosen["fixed layer"] = next((r for r in records if r.get("recommended_fixed")), None)
+    lines = []
+    for name, line in chosen.items():
+        if line is None:
+            lines.append(f"{name}: none is close enough to full depth")
+            continue
+        m = line["metrics"]
+        label = "" if name == "full depth" else f" ({line['label']})"
+        lines.append(
+            f"{name}{label}: {m['images_per_s']:.1f} images/s, {m['mean_depth']:.2f} of {line['depth']} layers, "
+            f"{m['gmacs']:.4f} GMACs per image, {key} {m[key]:.2f}, PSNR to full depth {m['psnr']:.1f} dB"
+        )
+    return "\n".join(lines)
+
+
+def recommend(records: list[dict], tolerance: float) -> None:
     """Mark the fastest early-exit point whose distance on the selection seed is at most 1 + tolerance of full depth's.
 
-    The reported seeds take no part in the choice.
+    The best fixed layer is marked by the same rule. The reported seeds take no part in the choice.
     """
     full = records[0]
     key = f"{full['quality_key']}_selection"
     limit = (1 + tolerance) * full["metrics"][key]
-    able = [r for r in records if r["family"] not in ("full", "fixed", "steps") and r["metrics"][key] <= limit]
-    if not able:
-        return None
-    best = min(able, key=lambda r: r["metrics"]["seconds_per_image"])
-    best["recommended"] = True
-    return best
+    good = [r for r in records if r["metrics"][key] <= limit]
+    exits = [r for r in good if r["family"] not in ("full", "fixed", "steps")]
+    for mark, able in (("recommended", exits), ("recommended_fixed", [r for r in good if r["family"] == "fixed"])):
+        if able:
+            min(able, key=lambda r: r["metrics"]["seconds_per_image"])[mark] = True
 
 
 def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> Statistics:

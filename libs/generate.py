@@ -19,10 +19,11 @@ from libs.samplers import SAMPLERS, Plan, sample
 from sde import Process
 
 
-def make_plan(process: Process, config_sample, steps: int | None = None) -> Plan:
-    """The sampler of config.sample as a table; `steps` overrides the configured number of network evaluations."""
-    builder = lookup(SAMPLERS, config_sample.algorithm, "sample.algorithm")
-    options = dict(config_sample.get(config_sample.algorithm) or {})
+def make_plan(process: Process, config_sample, steps: int | None = None, algorithm: str | None = None) -> Plan:
+    """The sampler of config.sample as a table; `steps` (network evaluations) and `algorithm` override it."""
+    algorithm = algorithm or config_sample.algorithm
+    builder = lookup(SAMPLERS, algorithm, "sample.algorithm")
+    options = dict(config_sample.get(algorithm) or {})
     return builder(process, steps=steps or config_sample.sample_steps, **options)
 
 
@@ -67,6 +68,7 @@ def generate_batch(model, regime, *, pred, plan, policy, guidance, seed, ids, ru
         cond=None if labels is None else labels.to(run.device),
         null=None if null is None else null.to(run.device),
         guidance=guidance,
+        n_calls=plan.nfe,
     )
     with run.accelerator.autocast():
         x = sample(plan, noise.draw().to(run.device), denoiser, noise if plan.stochastic else None)

@@ -176,9 +176,18 @@ def ddim(process: Process, *, steps: int, eta: float = 0.0) -> Plan:
     return plan_of(rows)
 
 
-def ddpm(process: Process, *, steps: int) -> Plan:
-    """Ancestral sampling with the posterior variance (DDPM, eq. 6-7), which is DDIM with eta = 1."""
-    return ddim(process, steps=steps, eta=1.0)
+def ddpm(process: Process, *, steps: int, variance: str = "posterior") -> Plan:
+    """Ancestral sampling (DDPM, eq. 6-7): DDIM with eta = 1.
+
+    `variance` of the noise: "posterior", or "beta", the larger variance 1 - (alpha_s / alpha_t)^2 of the forward step,
+    of which the last step takes none.
+    """
+    if variance not in ("posterior", "beta"):
+        raise ValueError(f"variance is {variance!r}; it must be posterior or beta")
+    plan = ddim(process, steps=steps, eta=1.0)
+    if variance == "beta":
+        plan.cz[:-1] = torch.sqrt(-torch.expm1(-2 * plan.ca[:-1].log()))  # ca = alpha_t / alpha_s
+    return plan
 
 
 # ---- DPM-Solver and DPM-Solver++ -----------------------------------------------------------------------------------

@@ -65,8 +65,9 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- the loop
     for _ in say_progress(range(state.step, train.n_steps), train.n_steps, "train", run, done=state.step):
         x, labels = next(stream)  # (b, C, H, W), (b,)
-        draws = rng.global_batch(config.seed, state.step, train.batch_size, regime.shape, shares[0])
-        uniform, noise, drop = draws  # (b,), (b, C, H, W), (b,)
+        uniform, noise, drop = rng.global_batch(  # (b,), (b, C, H, W), (b,)
+            config.seed, state.step, train.batch_size, regime.shape, shares[0], stratified=train.stratified
+        )
         cond = regime.conditions.for_training(labels, drop, config.dataset.p_uncond)
         sums: dict[str, torch.Tensor] = {}
         for micro in shares[1]:

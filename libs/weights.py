@@ -1,40 +1,100 @@
-"""Weight files of this code base, U-ViT and AdaDiff: told apart by their keys, read and written without executing code."""
+"""Weight files of this code base, U-ViT, AdaDiff and the UvA replication: told apart by their keys, never by their names.
+
+Layouts, with k the layers used before an exit, K of them in all:
+
+    ours      backbone.<U-ViT key>, uem.*, heads.{k}.*
+    uvit      U-ViT's keys: no exits
+    adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
+    uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.*, k = 0..K - 1, and a head for each of these exits
+
+Files are .pth or .safetensors. Nothing in a file is ever executed.
+"""
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
+import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from libs.models import EarlyExitModel
+from libs.models import SIZES, EarlyExitModel
 
-# AdaDiff's "lte" heads predict certainty 1 - u through a sigmoid. Since 1 - sigmoid(z) = sigmoid(-z), their weights are
-# negated on the way in and out, and the code knows one convention only.
-ADADIFF = re.compile(r"lte_classifer\.(\d+)\.lte\.(weight|bias)")
+LAYOUTS = ("uvit", "adadiff", "uva")
+ESTIMATOR, HEADS = "uem.", "heads."
+# What the tensors do not say. It is guessed, and never held against a config.
+ASSUMED = {
+    "nnet.num_heads": "as published for this width, else embed_dim / 64",
+    "nnet.num_clip_token": "77, CLIP's, where the position table allows it",
+    "nnet.time_scale": "1/1000 in the replication, else 1",
+}
+FLAG = "--config."
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file, on the CPU. Refuses anything that is not a flat dict of tensors."""
-    path = file_of(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    """The tensors of a weight file or <step>.ckpt folder, on the CPU; the replication's training state holds them too.
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as weights: it is truncated, no tensor file, or holds pickled code, which is never "
-            f"executed ({reason})"
-        ) from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold a flat dict of tensors")
+    Raises:
+        ValueError: anything else, with the file's name and the reason.
+    """
+    path = file_of(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ValueError(f"{path} is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file that it points to")
+    if head.lstrip().startswith(b"<"):
+        raise ValueError(f"{path} is a web page, as download sites send in place of a file")
+    if head[8:9] == b"{":
+        state = read_safetensors(path)
+    elif head.startswith((b"PK\x03\x04", b"\x80")):
+        state = read_pickle(path)
+    else:
+        raise ValueError(f"{path} is neither a .pth nor a .safetensors file: it starts with {head[:16]!r}")
+    if isinstance(state, dict) and "model_state_dict" in state:
+        state = state["model_state_dict"]
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
+    other = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if other or not state:
+        raise ValueError(f"{path} holds no flat dict of tensors: {shorten(other) or 'nothing'} in it are none")
     return state
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged ({error})") from error
+
+
+def read_pickle(path: Path):
+    """What torch.save wrote, as far as it is tensors and plain containers; argparse's Namespace is one."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"a reference to {found[1]}" if found else "pickled objects"
+        raise ValueError(
+            f"{path} holds {what} among its tensors. Only tensors and plain containers are read: anything else could "
+            "run code"
+        ) from error
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is truncated, damaged or no weight file ({reason[:200]})") from error
 
 
 def file_of(path: str | Path) -> Path:
@@ -59,85 +119,243 @@ def write(state: dict[str, Tensor], path: str | Path) -> None:
     os.replace(part, path)
 
 
-def kind(state: dict[str, Tensor]) -> str:
-    """ "ours", "adadiff" or "uvit", by what the keys say."""
+# ---- layouts -------------------------------------------------------------------------------------------------------
+
+
+def kind(state: Mapping[str, Tensor]) -> str:
+    """ "ours" or one of LAYOUTS, by what the keys say."""
     if any(key.startswith("backbone.") for key in state):
         return "ours"
-    if any(ADADIFF.fullmatch(key) for key in state):
+    if any(key.startswith("lte_classifer.") for key in state):
         return "adadiff"
+    if "uvit.mid_block.attn.qkv.weight" in state:
+        return "uva"
     if "mid_block.attn.qkv.weight" in state:
         return "uvit"
     raise ValueError(
-        f"unknown weights: none of this code base's, AdaDiff's or U-ViT's keys (first key: {next(iter(state))})"
+        "unknown weights: the keys are none of this code base's, U-ViT's, AdaDiff's or the replication's "
+        f"({shorten(list(state), 3)})"
     )
 
 
-def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A U-ViT or AdaDiff state dict under this code base's names."""
-    if kind(state) == "ours":
-        return state
-    ours = {}
-    for key, value in state.items():
-        if match := ADADIFF.fullmatch(key):
-            ours[f"uem.maps.{int(match[1]) + 1}.{match[2]}"] = -value
-        else:
-            ours[f"backbone.{key}"] = value
-    return ours
-
-
-def export(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """This code base's state dict in the released layout "uvit" (drops the estimator) or "adadiff"."""
-    if layout not in ("uvit", "adadiff"):
-        raise ValueError(f"layout is {layout!r}; it must be uvit or adadiff")
-    released = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+def names(layout: str, half: int) -> list[tuple[str, str]]:
+    """(their prefix, our prefix) of a network with `half` in-blocks; the first pair that fits a key applies."""
+    exits = range(2 * half + 1)
+    if layout == "uvit":
+        return [("", "backbone.")]
     if layout == "adadiff":
-        foreign = [key for key in state if key.startswith(("heads.", "uem.")) and not key.startswith("uem.maps.")]
-        if foreign:
-            raise ValueError(
-                f"AdaDiff files hold shared heads and plain linear maps only; this model also has {foreign[0]} "
-                "(nnet.heads=shared, uem.name=linear, uem.linear.norm=False would fit)"
-            )
-        for key, value in state.items():
-            if key.startswith("uem.maps."):
-                k, name = key.removeprefix("uem.maps.").split(".")
-                released[f"lte_classifer.{int(k) - 1}.lte.{name}"] = -value
-    return released
+        return [*((f"lte_classifer.{k}.lte.", f"uem.maps.{k + 1}.") for k in exits), ("", "backbone.")]
+    heads = [f"in_blocks_heads.{i}." for i in range(half)] + ["mid_block_head."]
+    heads += [f"out_blocks_heads.{i}." for i in range(half)]
+    pairs = [("uvit.", "backbone.")]
+    for k, head in enumerate(heads):
+        pairs += [(f"matrix.{k}.classifier.0.", f"uem.maps.{k}."), (head, f"heads.{k}.")]
+    return pairs
 
 
-def load(model: EarlyExitModel, path: str | Path, *, start: bool = False) -> str:
-    """Load a weight file of any known kind; returns a sentence that says what came from where.
+def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: str = "\n") -> dict[str, Tensor]:
+    """Rename prefixes, exactly; the values under the old prefix `negated` change sign."""
+    renamed = {}
+    for key, value in state.items():
+        old, new = next(((old, new) for old, new in pairs if key.startswith(old)), (None, None))
+        if old is None:
+            raise ValueError(f"the key {key} has no place in this layout")
+        renamed[new + key.removeprefix(old)] = -value if key.startswith(negated) else value
+    return renamed
 
-    Every key must fit. With `start` (fine-tuning), a file without estimators or own heads may begin a run: the
-    estimators keep their initial weights and own heads start as copies of the loaded one.
+
+def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of any kind under this code base's names.
+
+    AdaDiff's heads predict certainty 1 - u through a sigmoid. As 1 - sigmoid(z) = sigmoid(-z), their weights are
+    negated here and in `export`, and the code knows one convention only.
+    """
+    layout = kind(state)
+    if layout == "ours":
+        return dict(state)
+    half = count(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
+    return convert(state, names(layout, half), negated="lte_classifer.")
+
+
+def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """This code base's state dict in a released layout. "uvit" drops estimators and own heads; the rest must all fit."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    half = count(state, "backbone.in_blocks.")
+    if layout == "uvit":
+        state = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    if layout == "adadiff":
+        check_adadiff(state, 2 * half + 1)
+    if layout == "uva" and {key.split(".")[2] for key in state if key.startswith("uem.maps.")} != {
+        str(k) for k in range(2 * half + 1)
+    }:
+        raise ValueError("the replication's files hold uem.name=probe at exits 0..K - 1; this model has others")
+    pairs = [(ours, theirs) for theirs, ours in names(layout, half)]
+    return convert(state, pairs, negated="uem." if layout == "adadiff" else "\n")
+
+
+def check_adadiff(state: Mapping[str, Tensor], depth: int) -> None:
+    """AdaDiff's files hold a shared head and one plain linear map after every layer."""
+    wanted = {f"uem.maps.{k}.{name}" for k in range(1, depth + 1) for name in ("weight", "bias")}
+    found = {key for key in state if key.startswith((ESTIMATOR, HEADS))}
+    if found != wanted:
+        raise ValueError(
+            "AdaDiff's files hold a shared head and one linear map after every layer; this model differs in "
+            f"{shorten(sorted(found ^ wanted))} (nnet.heads=shared, nnet.points=(), uem.name=linear and "
+            "uem.linear.norm=False would fit)"
+        )
+    if len(state["uem.maps.1.bias"]) != len(state["backbone.decoder_pred.bias"]):
+        raise ValueError("AdaDiff's maps estimate every pixel; this model has uem.linear.output=scalar")
+
+
+def count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow `prefix` among the keys."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+# ---- what a network's settings are, from its tensors ---------------------------------------------------------------
+
+
+def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """The settings that a U-ViT's tensors (of any kind, also on the meta device) imply, as config leaf -> value.
+
+    Those in ASSUMED are guesses. Nothing is said about exits where the file has none.
+    """
+    replication = kind(state) == "uva"
+    state = to_ours(state)
+    net = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    try:
+        width, channels, patch, _ = net["patch_embed.proj.weight"].shape
+        depth = 2 * count(net, "out_blocks.")
+        hidden, tokens = net["mid_block.mlp.fc1.weight"].shape[0], net["pos_embed"].shape[1]
+    except KeyError as error:
+        raise ValueError(f"these weights are no U-ViT's: {error.args[0]} is missing") from error
+    classes = len(net["label_emb.weight"]) if "label_emb.weight" in net else -1
+    clip = net["context_embed.weight"].shape[1] if "context_embed.weight" in net else 0
+    patches = tokens - 1 - (classes > 0)
+    if clip:
+        patches = patches - 77 if is_square(patches - 77) else math.isqrt(patches - 1) ** 2
+    if not is_square(patches):
+        raise ValueError(f"these weights are no U-ViT's: a table of {tokens} positions holds no square grid of patches")
+    published = {size["embed_dim"]: size["num_heads"] for size in SIZES.values()}
+    found = {
+        "nnet.name": "uvit",
+        "nnet.img_size": math.isqrt(patches) * patch,
+        "nnet.patch_size": patch,
+        "nnet.in_chans": channels,
+        "nnet.embed_dim": width,
+        "nnet.depth": depth,
+        "nnet.num_heads": published.get(width, max(1, width // 64)),
+        "nnet.mlp_ratio": hidden / width,
+        "nnet.qkv_bias": "mid_block.attn.qkv.bias" in net,
+        "nnet.mlp_time_embed": "time_embed.0.weight" in net,
+        "nnet.time_scale": 1e-3 if replication else 1.0,
+        "nnet.num_classes": classes,
+        "nnet.clip_dim": clip,
+        "nnet.conv": "final_layer.weight" in net,
+    }
+    if clip:
+        found["nnet.num_clip_token"] = tokens - 1 - patches
+    return found | infer_exits(state, depth + 1)
+
+
+def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
+    """The settings of heads and estimators; {} for a plain U-ViT."""
+    maps = {int(key.split(".")[2]): value for key, value in state.items() if re.fullmatch(r"uem\.maps\.\d+\.bias", key)}
+    heads = {int(key.split(".")[1]) for key in state if key.startswith(HEADS)}
+    if not maps:
+        return {}
+    points = tuple(sorted({*maps, *heads, depth}))
+    found: dict[str, object] = {
+        "nnet.heads": "own" if heads else "shared",
+        "nnet.points": () if points == tuple(range(1, depth + 1)) else points,
+    }
+    if depth not in maps:
+        return found | {"uem.name": "probe"}
+    name = "time" if any(key.startswith("uem.time_maps.") for key in state) else "linear"
+    pixels = len(state["backbone.decoder_pred.bias"])
+    return found | {
+        "uem.name": name,
+        f"uem.{name}.norm": any(key.startswith("uem.norms.") for key in state),
+        f"uem.{name}.output": "map" if len(maps[depth]) == pixels else "scalar",
+    }
+
+
+def is_square(n: int) -> bool:
+    return n > 0 and math.isqrt(n) ** 2 == n
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_depth: bool = False) -> str:
+    """Load a weight file of any kind into a model; returns a sentence that says what came from where.
+
+    Every key must fit. A file without any estimator (plain U-ViT) is accepted in two cases. `start`, fine-tuning: the
+    estimators keep their initial weights, and own heads that are missing start as copies of the loaded one.
+    `full_depth`, sampling without exits: the model drops its estimators.
+
+    Raises:
+        ValueError: the file is refused (`read`), or it and the network differ; the message names both sides.
     """
     state = read(path)
-    what = kind(state)
-    state = to_ours(state)
+    try:
+        what = kind(state)
+        state = to_ours(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+    lacks = [part for part in (ESTIMATOR, HEADS) if not any(key.startswith(part) for key in state)]
+    if full_depth and not start and ESTIMATOR in lacks:
+        model.drop_estimator()
     own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    fresh = [key for key in missing if key.startswith(("uem.", "heads."))] if start else []
-    missing = [key for key in missing if key not in fresh]
-    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    if missing or unexpected or shapes:
-        lines = [f"{path} ({what} weights) does not fit the configured network:"]
-        lines += [
-            f"  {label}: {shorten(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys
-        ]
-        lines += [
-            f"  {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-            for key in sorted(shapes)[:5]
-        ]
-        if not start and any(key.startswith("uem.") for key in missing) and not unexpected and not shapes:
-            lines.append(
-                "  a plain U-ViT file has no uncertainty estimator: start fine-tuning with --pretrained_weight"
-            )
-        raise ValueError("\n".join(lines))
+    fresh = [key for key in own if start and key.startswith(tuple(lacks))]
+    check_fit(path, what, state, {key: value for key, value in own.items() if key not in fresh})
     model.load_state_dict({**{key: own[key] for key in fresh}, **state})
-    if any(key.startswith("heads.") for key in fresh):
+    if any(key.startswith(HEADS) for key in fresh):
         model.copy_heads()
     note = f"; {len(fresh)} estimator and head tensors start fresh" if fresh else ""
+    if model.uem is None:
+        note = "; it has no uncertainty estimators, so nothing leaves early"
     return f"loaded {len(state)} tensors ({what} weights) from {path}{note}"
 
 
+def check_fit(path: str | Path, what: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose keys or shapes differ from the network's, naming settings first, then tensors."""
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [key for key in sorted(own.keys() & state.keys()) if own[key].shape != state[key].shape]
+    if not (missing or unexpected or shapes):
+        return
+    lines = [f"{path} ({what} weights) does not fit the configured network:"]
+    theirs, ours = settings_of(state), settings_of(own)
+    differ = [key for key in theirs if key in ours and ours[key] != theirs[key] and key not in ASSUMED]
+    lines += [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]
+    if differ:
+        lines.append(f"  the file asks for {flags({key: theirs[key] for key in theirs if key in differ})}")
+    lines += [f"  {label}: {shorten(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+    lines += [
+        f"  {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network" for key in shapes[:5]
+    ]
+    if not any(key.startswith(ESTIMATOR) for key in state) and any(key.startswith(ESTIMATOR) for key in missing):
+        lines.append(
+            "  the file has no uncertainty estimators: start fine-tuning with --pretrained_weight, or evaluate it at "
+            "full depth, without thresholds"
+        )
+    raise ValueError("\n".join(lines))
+
+
+def settings_of(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """`infer`, or {} for a network that is no U-ViT."""
+    try:
+        return infer(state)
+    except ValueError:
+        return {}
+
+
+def flags(settings: Mapping[str, object]) -> str:
+    """Settings as the flags of a command line."""
+    return " ".join(f"{FLAG}{key}={str(value).replace(' ', '')}" for key, value in settings.items())
+
+
 def shorten(keys: list[str], n: int = 5) -> str:
-    return ", ".join(keys[:n]) + (f" and {len(keys) - n} more" if len(keys) > n else "")
+    return ", ".join(map(str, keys[:n])) + (f" and {len(keys) - n} more" if len(keys) > n else "")

@@ -9,3 +9,4 @@ WORKDIR=${1:-demo}
 python train.py --config=$CONFIG --workdir="$WORKDIR"
 python eval.py --config=$CONFIG --nnet_path="$WORKDIR/last.ckpt" --output_path="$WORKDIR/eval"
 python -m scripts.report "$WORKDIR/eval" --output "$WORKDIR/report.html"
+

@@ -18,7 +18,7 @@ def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spre
     model = EarlyExitModel(UViT(**options), ESTIMATORS[uem], points=points, heads=heads, **(uem_options or {}))
     for parameter in model.heads.parameters():  # own heads start as copies: make them differ
         parameter.data += 0.05 * torch.randn_like(parameter)
-    for linear in model.uem.maps.values():
+    for linear in getattr(model.uem, "maps", {}).values():
         linear.weight.data *= 40
     for linear in getattr(model.uem, "time_maps", {}).values():
         linear.weight.data *= 10

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.metrics.cost import macs_per_image
-from libs.models import SIZES, UViT
+from libs.models import ESTIMATORS, SIZES, UViT
 
 KINDS = {
     "plain": dict(attention="math"),
@@ -26,7 +26,7 @@ def count_macs(work) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("uem", ["linear", "time"])
+@pytest.mark.parametrize("uem", ESTIMATORS)
 def test_macs_of_every_exit(kind, uem):
     """Catches a cost that is pasted, forgets the skip projection, the estimator, the head or the attention products."""
     model = tiny(uem, "own", **KINDS[kind])
@@ -35,8 +35,10 @@ def test_macs_of_every_exit(kind, uem):
     for k in model.points:
         policy = EXIT_POLICIES["fixed"](layer=k)
         assert macs.at(k) == count_macs(lambda policy=policy: run_with_exits(model, policy, x, t, time, cond))
-    counted = count_macs(lambda: model.uncertainty(3, model.embed(x, time, cond)))
-    assert macs.ask[3] == counted - count_macs(lambda: model.embed(x, time, cond))
+    question = model.foresee if model.uem.ahead else lambda carry: model.uncertainty(3, carry)
+    counted = count_macs(lambda: question(model.embed(x, time, cond))) - count_macs(lambda: model.embed(x, time, cond))
+    assert macs.ask[0 if model.uem.ahead else 3] == counted > 0
+    assert sum(macs.ask) == counted * len(model.questions(model.points))
 
 
 def test_text_model_macs():
@@ -45,6 +47,16 @@ def test_text_model_macs():
     x, t, time, _ = inputs(1)
     context = torch.randn(1, 5, 24)
     assert model.macs().at(7) == count_macs(lambda: model.backbone(x, time, context))
+
+
+def test_cost_of_looking_ahead():
+    """Catches a look ahead that is charged at every exit, or only to the rows that go deep."""
+    model = tiny("ahead")
+    macs = model.macs()
+    trace = Trace(model.depth, model.questions((1, 2, 3)))
+    trace.add(0.5, np.array([[1, 7]]))
+    plain = np.array([macs.at(1), macs.at(7)])
+    np.testing.assert_allclose(macs_per_image(trace, macs), plain + model.uem.macs(model.backbone.n_patches))
 
 
 def test_cost_of_a_trace():

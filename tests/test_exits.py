@@ -21,6 +21,8 @@ SETTINGS = {
     "patience": {"certainty": 0.5, "times": 2, "consecutive": True},
     "schedule": {},
     "released_batch_mean": {"certainty": 0.5},
+    "reuse": {"every": 2},
+    "cache": {"every": 2, "layers": 2},
 }
 PER_IMAGE = [name for name in SETTINGS if name != "released_batch_mean"]
 MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding

@@ -8,7 +8,7 @@ import torch
 
 from libs.exits.threshold import Patience, Threshold
 from libs.models.backbone import Carry
-from libs.models.uem import Time
+from libs.models.uem import Time, TimeBank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,13 @@ class FirstRowTime(Time):
 
     def logits(self, k, patches, time):
         return super().logits(k, patches, time[:1].expand_as(time))
+
+
+class FirstRowBank(TimeBank):
+    """The bank of the whole batch is chosen by the first row's timestep."""
+
+    def bin(self, time):
+        return super().bin(time)[:1].expand(len(time))
 
 
 class UngatheredSkips(Carry):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from libs.exits.calls import Answer, start_calls
 from libs.exits.execute import dense_decisions, run_dense, run_with_exits
 from libs.exits.fixed import Fixed, Full, Schedule
 from libs.exits.policy import ExitPolicy, Look, Tied
 from libs.exits.released import ReleasedBatchMean
+from libs.exits.reuse import Cache, Refresh, Residual, Reuse, looking_back
 from libs.exits.threshold import Patience, Threshold
 from libs.exits.trace import Trace
 
@@ -16,15 +18,22 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "patience": Patience,
     "schedule": Schedule,
     "released_batch_mean": ReleasedBatchMean,
+    "reuse": Reuse,
+    "cache": Cache,
 }
 
 __all__ = [
     "EXIT_POLICIES",
+    "Answer",
     "ExitPolicy",
     "Look",
+    "Refresh",
+    "Residual",
     "Tied",
     "Trace",
     "dense_decisions",
+    "looking_back",
     "run_dense",
     "run_with_exits",
+    "start_calls",
 ]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from libs.exits.policy import ExitPolicy, Look
 from libs.models import AllExits, EarlyExitModel
+from libs.models.backbone import Carry
 
 
 def run_with_exits(
-    model: EarlyExitModel, policy: ExitPolicy, x: Tensor, t: Tensor, time: Tensor, cond: Tensor | None
+    model: EarlyExitModel,
+    policy: ExitPolicy,
+    x: Tensor,
+    t: Tensor,
+    time: Tensor,
+    cond: Tensor | None,
+    watch: Callable[[int, Carry], None] | None = None,
 ) -> tuple[Tensor, np.ndarray]:
     """One network call in which rows leave on their own.
 
     x (B, C, H, W); t (B,) in [0, 1] on the CPU, for the policy; time (B,) on x's device, for the network. Returns the
     raw network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing any
     more; every row passes one head. Where the policy decides for the whole batch, the host never waits for the device.
+    `watch(k, carry)` is shown the rows that have run k layers, before any of them leaves.
     """
     depth = model.depth
     asked = frozenset(policy.asked(model.points))
@@ -28,19 +39,27 @@ def run_with_exits(
     alive = np.arange(len(x))  # carry.rows, on the host
 
     carry = model.embed(x, time, cond)
+    foreseen = model.foresee(carry) if asked and "u" in reads else None  # (B, E)
+    if foreseen is not None:
+        foreseen = foreseen.cpu()  # the call's one wait: all decisions are then made on the host
     for k in range(depth + 1):
         if k:
             carry = model.layer(k - 1, carry)  # (b, L, D)
+        if watch is not None:
+            watch(k, carry)
         if k not in asked:
             continue
-        stop = decide(
-            Look(
+        if foreseen is not None:
+            rows = torch.from_numpy(alive)
+            look = Look(k=k, rows=rows, u=foreseen[rows, model.points.index(k)])
+        else:
+            look = Look(
                 k=k,
                 rows=carry.rows,
                 u=model.uncertainty(k, carry) if "u" in reads else None,
                 patches=model.backbone.patches(carry) if "patches" in reads else None,
             )
-        )
+        stop = decide(look)
         if isinstance(stop, bool):
             stop = np.full(len(alive), stop)
         else:
@@ -61,6 +80,22 @@ def run_with_exits(
         return left[0][1], used
     order = np.argsort(np.concatenate([rows for rows, _ in left]))
     return torch.cat([out for _, out in left])[torch.from_numpy(order).to(x.device)], used
+
+
+def run_outer(
+    model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None
+) -> Tensor:
+    """The first and last `n` layers of a U-shaped network: raw outputs (B, C, H, W).
+
+    `deep` (B, L, D) are tokens that the layers in between gave at an earlier call; the skips are this call's own.
+    """
+    carry = model.embed(x, time, cond)
+    for i in range(n):
+        carry = model.layer(i, carry)
+    carry = replace(carry, h=deep)
+    for i in range(model.depth - n, model.depth):
+        carry = model.layer(i, carry)
+    return model.head(model.depth, carry)
 
 
 def run_dense(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | None) -> AllExits:

@@ -35,6 +35,7 @@ class ExitPolicy:
 
     at: tuple[int, ...] = ()
     reads: ClassVar[frozenset[str]] = frozenset()
+    per_image: ClassVar[bool] = True  # False: the rows of a call decide together, so what is batched matters
 
     def asked(self, points: tuple[int, ...]) -> tuple[int, ...]:
         """The exits, among the model's `points`, at which this policy wants to be asked. The last is no question."""
@@ -46,6 +47,14 @@ class ExitPolicy:
     def start(self, n_rows: int, depth: int, t: Tensor) -> Decide:
         """Called once per network call with the times t (n_rows,) in [0, 1] on the CPU: no memory between calls."""
         raise NotImplementedError
+
+    def at_call(self, number: int) -> ExitPolicy:
+        """Who decides in the `number`-th network call of a sampling, 0 being the first: itself, unless numbers matter."""
+        return self
+
+    def tied(self) -> ExitPolicy:
+        """This policy for guidance pairs that leave together."""
+        return Tied(inner=self)
 
 
 def check_certainty(value: float) -> float:

@@ -19,6 +19,7 @@ class ReleasedBatchMean(ExitPolicy):
     certainty: float = 0.95
     second_in_first_half: bool = True
     reads: ClassVar = frozenset({"u"})
+    per_image: ClassVar = False
 
     def __post_init__(self):
         check_certainty(self.certainty)

@@ -15,14 +15,19 @@ class Trace:
     """`depth` is K, `asked` the exits where the policy questioned the estimator.
 
     t (calls,) in [0, 1]; used (calls, branches, n) layers; branches is 1, or 2 under guidance (conditional, null).
+    `costs` holds the calls in which something else was run than `used` and `asked` tell (libs/exits/calls.py): the MACs
+    of a row by the layers that it used (K + 1,).
     """
 
     depth: int
     asked: tuple[int, ...] = ()
     calls: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    costs: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def add(self, t: float, used: np.ndarray) -> None:
-        """One call for all images: used (branches, n)."""
+    def add(self, t: float, used: np.ndarray, costs: np.ndarray | None = None) -> None:
+        """One call for all images: used (branches, n), and `costs` where they are special."""
+        if costs is not None:
+            self.costs[len(self.calls)] = costs
         self.calls.append((t, used.astype(np.uint8)))
 
     @property
@@ -39,15 +44,21 @@ class Trace:
         traces = list(traces)
         first = traces[0]
         used = np.concatenate([trace.used for trace in traces], axis=2)
-        return Trace(first.depth, first.asked, list(zip(first.t.tolist(), used, strict=True)))
+        return Trace(first.depth, first.asked, list(zip(first.t.tolist(), used, strict=True)), first.costs)
 
     def save(self, path: str | Path, ids: np.ndarray) -> None:
         part = f"{path}.part.npz"
-        np.savez_compressed(part, t=self.t, used=self.used, depth=self.depth, asked=np.array(self.asked, int), ids=ids)
+        costs = np.full((len(self.calls), self.depth + 1), np.nan)  # NaN: nothing special
+        for call, special in self.costs.items():
+            costs[call] = special
+        asked = np.array(self.asked, int)
+        np.savez_compressed(part, t=self.t, used=self.used, depth=self.depth, asked=asked, costs=costs, ids=ids)
         os.replace(part, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         with np.load(path) as data:
             asked = tuple(int(k) for k in data["asked"])
-            return cls(int(data["depth"]), asked, list(zip(data["t"].tolist(), data["used"], strict=True)))
+            calls = list(zip(data["t"].tolist(), data["used"], strict=True))
+            costs = {call: row for call, row in enumerate(data["costs"]) if not np.isnan(row).any()}
+            return cls(int(data["depth"]), asked, calls, costs)

@@ -66,24 +66,38 @@ class EarlyExitModel(nn.Module):
 
     def uncertainty(self, k: int, carry: Carry) -> Tensor:
         """(b,): the mean of exit k's uncertainty over the image."""
-        u = self.uem(k, self.backbone.patches(carry), carry.time)
+        u = self.estimate(k, carry)
         return u.flatten(1).mean(1) if u.dim() > 1 else u
 
     def uncertainty_map(self, k: int, carry: Carry) -> Tensor:
         """(b, C, H, W), or (b,) from a scalar estimator."""
-        u = self.uem(k, self.backbone.patches(carry), carry.time)
+        u = self.estimate(k, carry)
         return unpatchify(u, self.backbone.channels) if u.dim() > 1 else u
+
+    def foresee(self, carry: Carry) -> Tensor | None:
+        """(b, E): every exit's uncertainty before the first layer, from an estimator that looks ahead; or None."""
+        return self.uem(self.backbone.patches(carry), carry.time) if self.uem.ahead else None
+
+    def questions(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """The exits at which the estimator works when a policy asks at `asked`: one that looks ahead works at 0 only."""
+        return (0,) if self.uem.ahead and asked else asked
+
+    def estimate(self, k: int, carry: Carry) -> Tensor:
+        """Exit k's uncertainty in the estimator's own layout: (b, N, p p C), or (b,)."""
+        tokens = carry.h if self.uem.all_tokens else self.backbone.patches(carry)
+        return self.uem(k, tokens, carry.time)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> AllExits:
         """Run every layer and leave at every exit. x (B, C, H, W), time (B,)."""
         carry = self.embed(x, time, cond)
+        foreseen = self.foresee(carry)
         out, u = [], []
         for k in range(self.depth + 1):
             if k:
                 carry = self.layer(k - 1, carry)
             if k in self.points:
                 out.append(self.head(k, carry))
-                u.append(self.uncertainty_map(k, carry))
+                u.append(self.uncertainty_map(k, carry) if foreseen is None else foreseen[:, len(u)])
         return AllExits(points=self.points, out=torch.stack(out).float(), u=torch.stack(u))
 
     def copy_heads(self) -> None:
@@ -97,5 +111,6 @@ class EarlyExitModel(nn.Module):
 
     def macs(self) -> Macs:
         """Per image and call: backbone, heads and questions to the estimator."""
-        ask = self.uem.macs(self.backbone.n_patches)
-        return replace(self.backbone.macs(), ask=tuple(ask * (k in self.points) for k in range(self.depth + 1)))
+        ask = self.uem.macs(self.backbone.n_patches + self.uem.all_tokens * self.backbone.extras)
+        places = self.questions(self.points)
+        return replace(self.backbone.macs(), ask=tuple(ask * (k in places) for k in range(self.depth + 1)))

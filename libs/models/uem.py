@@ -2,12 +2,15 @@
 
 All estimators have one shape: called with (k, patches (b, N, D), time (b,)) they return the
 uncertainty in [0, 1], float32, larger = worse: a map (b, N, p p C) in token layout, or one number per row (b,).
+Those with `all_tokens` are given every token (b, L, D) instead of the patches; one that looks `ahead` is called once,
+with (patches, time) before the first layer, and returns (b, E), a number for every exit.
 They read detached tokens, so fitting them never moves the backbone (paper section 3.2; released code does the same).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.models.uvit import time_embedding
@@ -15,7 +18,19 @@ from libs.models.uvit import time_embedding
 OUTPUTS = ("map", "scalar")
 
 
-class Linear(nn.Module):
+class Estimator(nn.Module):
+    """Base of the estimators, which are called as described above."""
+
+    all_tokens = False
+    ahead = False
+    scalar = True
+
+    def macs(self, n_tokens: int) -> int:
+        """MACs of one question about one row."""
+        raise NotImplementedError
+
+
+class Linear(Estimator):
     """u_k = sigmoid(W_k h_k + b_k), one linear map per exit: the released AdaDiff form.
 
     `norm` puts a LayerNorm in front: token norms grow by orders of magnitude with depth, and without it the sigmoid
@@ -50,7 +65,6 @@ class Linear(nn.Module):
         return u[:, 0] if self.scalar else u
 
     def macs(self, n_patches: int) -> int:
-        """MACs of one question."""
         weight = next(iter(self.maps.values())).weight.numel()
         return weight if self.scalar else n_patches * weight
 
@@ -74,4 +88,132 @@ class Time(Linear):
         return super().macs(n_patches) + next(iter(self.time_maps.values())).weight.numel()
 
 
-ESTIMATORS = {"linear": Linear, "time": Time}
+class Probe(Estimator):
+    """u_k = mean over all tokens of sigmoid(w_k h_k + b_k): the MLP probe of the replication (Matisan et al. 2024).
+
+    Nobody asks at the last exit, so it has no probe there: u = 0.
+    """
+
+    all_tokens = True
+
+    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...]):
+        super().__init__()
+        self.maps = nn.ModuleDict({str(k): nn.Linear(width, 1) for k in points[:-1]})
+
+    def forward(self, k: int, tokens: Tensor, time: Tensor) -> Tensor:
+        """tokens (b, L, D) -> (b,)."""
+        if str(k) not in self.maps:
+            return tokens.new_zeros(len(tokens), dtype=torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.maps[str(k)](tokens.detach().float()).sigmoid().mean((1, 2))
+
+    def macs(self, n_tokens: int) -> int:
+        return n_tokens * next(iter(self.maps.values())).weight.numel()
+
+
+class TimeBank(Estimator):
+    """u_k = sigmoid(w_{k,j} h_k + b_{k,j}): weights of their own for each of `bins` equal bins j of time (paper Eq. 8).
+
+    h_k is the mean patch token. Every row gathers the weights of its own time: a public attempt took the first row's
+    for the whole batch, and its banks never learned.
+    """
+
+    def __init__(
+        self, width: int, patch_dim: int, points: tuple[int, ...], *, bins: int = 50, norm: bool = True
+    ):
+        super().__init__()
+        if bins < 1:
+            raise ValueError(f"uem.time_bank.bins is {bins}; it must be at least 1")
+        self.bins = bins
+        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(width) for k in points} if norm else {})
+        self.maps = nn.ModuleDict({str(k): nn.Embedding(bins, width) for k in points})
+        self.shifts = nn.ModuleDict({str(k): nn.Embedding(bins, 1) for k in points})
+        for bank, shift in zip(self.maps.values(), self.shifts.values(), strict=True):
+            nn.init.normal_(bank.weight, std=0.02)
+            nn.init.zeros_(shift.weight)
+
+    def bin(self, time: Tensor) -> Tensor:
+        """(b,): network times run from 0 to 999 or 1000."""
+        return (time * self.bins / 1000).long().clamp(0, self.bins - 1)
+
+    def forward(self, k: int, patches: Tensor, time: Tensor) -> Tensor:
+        """patches (b, N, D), time (b,) -> (b,)."""
+        key, bins = str(k), self.bin(time)
+        with torch.autocast(patches.device.type, enabled=False):
+            h = patches.detach().float().mean(dim=1)  # (b, D)
+            h = self.norms[key](h) if key in self.norms else h
+            u = (self.maps[key](bins)[:, None] @ h[:, :, None])[:, 0] + self.shifts[key](bins)  # (b, 1)
+        return u[:, 0].sigmoid()
+
+    def macs(self, n_patches: int) -> int:
+        return next(iter(self.maps.values())).embedding_dim
+
+
+class Attention(Estimator):
+    """u_k = sigmoid(MLP(sum_n a_n h_kn)), a = softmax(q_k h_kn / sqrt(D)): a learned query pools the patch tokens.
+
+    The query starts at zero, which is the mean.
+    """
+
+    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, hidden: int = 64):
+        super().__init__()
+        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(width) for k in points})
+        self.queries = nn.ModuleDict({str(k): nn.Linear(width, 1, bias=False) for k in points})
+        self.hidden = nn.ModuleDict({str(k): nn.Linear(width, hidden) for k in points})
+        self.maps = nn.ModuleDict({str(k): nn.Linear(hidden, 1) for k in points})
+        for query, last in zip(self.queries.values(), self.maps.values(), strict=True):
+            nn.init.zeros_(query.weight)
+            nn.init.normal_(last.weight, std=0.02)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, k: int, patches: Tensor, time: Tensor) -> Tensor:
+        """patches (b, N, D) -> (b,)."""
+        key = str(k)
+        with torch.autocast(patches.device.type, enabled=False):
+            h = self.norms[key](patches.detach().float())
+            weights = (self.queries[key](h) * h.shape[-1] ** -0.5).softmax(dim=1)  # (b, N, 1)
+            pooled = (weights.transpose(1, 2) @ h)[:, 0]  # (b, D)
+            return self.maps[key](F.silu(self.hidden[key](pooled)))[:, 0].sigmoid()
+
+    def macs(self, n_patches: int) -> int:
+        key = next(iter(self.maps))
+        width = self.queries[key].in_features
+        return 2 * n_patches * width + self.hidden[key].weight.numel() + self.maps[key].weight.numel()
+
+
+class Ahead(Estimator):
+    """All exits' uncertainty from one look at the embedded patches and the time: one decision per network call.
+
+    u = sigmoid(W mean_n silu(A h_0n + B e(t)) + b), h_0 the patch tokens before the first layer.
+    """
+
+    ahead = True
+
+    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, hidden: int = 64):
+        super().__init__()
+        self.width = width
+        self.norm = nn.LayerNorm(width)
+        self.hidden, self.time_map = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False)
+        self.exits = nn.Linear(hidden, len(points))
+        nn.init.normal_(self.exits.weight, std=0.02)
+        nn.init.zeros_(self.exits.bias)
+
+    def forward(self, patches: Tensor, time: Tensor) -> Tensor:
+        """patches (b, N, D) after 0 layers, time (b,) -> (b, E)."""
+        with torch.autocast(patches.device.type, enabled=False):
+            h = self.hidden(self.norm(patches.detach().float()))  # (b, N, hidden)
+            h = F.silu(h + self.time_map(time_embedding(time, self.width))[:, None])
+            return self.exits(h.mean(dim=1)).sigmoid()
+
+    def macs(self, n_patches: int) -> int:
+        return n_patches * self.hidden.weight.numel() + self.time_map.weight.numel() + self.exits.weight.numel()
+
+
+ESTIMATORS = {
+    "linear": Linear,
+    "time": Time,
+    "time_bank": TimeBank,
+    "attention": Attention,
+    "ahead": Ahead,
+    "probe": Probe,
+}

@@ -129,7 +129,7 @@ class UViT(Backbone):
 
     `num_classes` > 0 adds a label token (the last class may be the null class of guidance); `clip_dim` > 0 adds
     `num_clip_token` text tokens. `init` is "released" (normal, std 0.02) or "xavier" (which trains small models in far
-    fewer steps).
+    fewer steps). `time_scale` multiplies the network time before its sinusoid: the replication's 1/1000.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class UViT(Backbone):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
         mlp_time_embed: bool = False,
+        time_scale: float = 1.0,
         num_classes: int = -1,
         clip_dim: int = 0,
         num_clip_token: int = 77,
@@ -167,6 +168,7 @@ class UViT(Backbone):
         self.depth = depth + 1
         self.in_chans, self.embed_dim, self.patch_size = in_chans, embed_dim, patch_size
         self.img_size, self.num_classes, self.use_checkpoint = img_size, max(num_classes, 0), use_checkpoint
+        self.time_scale = time_scale
         self.n_patches = (img_size // patch_size) ** 2
         self.extras = 1 + (num_classes > 0) + (num_clip_token if clip_dim else 0)
         self.context_shape = (num_clip_token, clip_dim) if clip_dim else None
@@ -211,7 +213,8 @@ class UViT(Backbone):
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
-        tokens = [self.time_embed(time_embedding(time, self.embed_dim))[:, None], self.patch_embed(x)]
+        sinusoid = time_embedding(time * self.time_scale, self.embed_dim)  # (B, D)
+        tokens = [self.time_embed(sinusoid)[:, None], self.patch_embed(x)]
         if self.num_classes:
             if cond is None:
                 raise ValueError(f"this U-ViT has {self.num_classes} classes and needs labels")

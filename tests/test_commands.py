@@ -1,0 +1,116 @@
+"""The commands as people type them: one real run from training to report, and mistakes that must end in one clear line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import CONFIG, SMALL, finish, start
+
+from libs import weights
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = ["--config.nnet.embed_dim=32", "--config.nnet.depth=4", "--config.mixed_precision=no"]
+SAMPLING = [
+    "--config.sample.n_samples=32",
+    "--config.sample.mini_batch_size=16",
+    "--config.sample.sample_steps=4",
+    "--config.eval.timing_runs=1",
+    "--config.eval.timing_batch=4",
+    "--config.eval.fewer_steps=(2,)",
+    "--config.eval.fixed=(2,)",
+    "--config.eval.seeds=(1,2)",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("trained")
+    finish(start("train.py", f"--config={CONFIG}", f"--workdir={workdir}", *SMALL, "--config.train.n_steps=3"))
+    return workdir
+
+
+@pytest.mark.slow
+def test_train_evaluate_report(trained):
+    """The README's steps: every point is measured, full depth is exact, the report holds every point."""
+    checkpoint, out = trained / "last.ckpt", trained / "eval"
+    flags = [f"--config={CONFIG}", f"--nnet_path={checkpoint}", f"--output_path={out}", *NETWORK, *SAMPLING]
+    finish(start("eval.py", *flags, "--exit_threshold=0.999,0.9", "--is_train=False"))
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [r["family"] for r in records] == ["full", "threshold", "threshold", "fixed", "steps"]
+    full, tight, loose, fixed, fewer = (r["metrics"] for r in records)
+    assert full["psnr"] == 100 and full["mean_depth"] == 5 and fixed["mean_depth"] == 2
+    assert loose["mean_depth"] <= tight["mean_depth"] <= 5
+    assert records[4]["nfe"] == 2 and fewer["gmacs"] == pytest.approx(full["gmacs"] / 2)
+    assert all(r["metrics"]["seconds_per_image"] > 0 and len(r["metrics"]["fd_digits_cnn_per_seed"]) == 2 for r in records)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/quality.json")}
+    finish(start("eval.py", *flags, "--exit_threshold=0.999,0.9"))
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "finished points are not measured again"
+    line = json.loads(finish(start("-m", "scripts.report", str(out))).splitlines()[-1])
+    page = Path(line["report"]).read_text()
+    assert all(record["label"].split()[-1] in page for record in records)
+
+
+def mistakes(tmp_path, trained):
+    good = str(trained / "last.ckpt")
+    truncated, text, pickled = (tmp_path / name for name in ("truncated.pth", "text.pth", "pickled.pth"))
+    whole = (trained / "last.ckpt" / "nnet_ema.pth").read_bytes()
+    truncated.write_bytes(whole[: len(whole) // 2])
+    text.write_text("<html>quota exceeded</html>")
+    torch.save({"model": Path("x")}, pickled)
+    uvit = tmp_path / "uvit.pth"
+    weights.write(weights.export(weights.read(good), "uvit"), uvit)
+    (tmp_path / "empty").mkdir()
+    evaluate = ["eval.py", f"--config={CONFIG}", *NETWORK, *SAMPLING]
+    train = ["train.py", f"--config={CONFIG}", *SMALL]
+    return [
+        ([*train, "--config.train.batchsize=3", f"--workdir={tmp_path}/a"], "batchsize"),
+        ([*train, "--config.dataset.name=images", f"--config.dataset.path={tmp_path}/empty", f"--workdir={tmp_path}/a"], "empty"),
+        ([*train, "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
+        ([*train, f"--pretrained_weight={text}", f"--workdir={tmp_path}/b"], "text.pth cannot be read as weights"),
+        ([*evaluate], "--nnet_path is missing"),
+        ([*evaluate, f"--nnet_path={good}", "--exit_threshold=0"], "--exit_threshold=0: it is a certainty"),
+        ([*evaluate, f"--nnet_path={good}", "--exit_threshold=0.9,nan"], "--exit_threshold=nan: it is a certainty"),
+        ([*evaluate, f"--nnet_path={good}", "--exit_threshold=1.2"], "--exit_threshold=1.2: it is a certainty"),
+        ([*evaluate, f"--nnet_path={truncated}"], "truncated.pth cannot be read as weights"),
+        ([*evaluate, f"--nnet_path={pickled}"], "pickled.pth cannot be read as weights"),
+        ([*evaluate, f"--nnet_path={uvit}"], "--pretrained_weight"),
+        ([*evaluate, f"--nnet_path={good}", "--config.nnet.embed_dim=64"], "in the file"),
+        ([*evaluate, f"--nnet_path={good}", "stray"], "stray"),
+    ]
+
+
+@pytest.mark.slow
+def test_mistakes_end_in_one_clear_line(tmp_path, trained):
+    """Each names the setting, the value and what is allowed, ends with a failure code and without a traceback."""
+    cases = mistakes(tmp_path, trained)
+    for first in range(0, len(cases), 4):
+        group = cases[first : first + 4]
+        for (arguments, message), process in zip(group, [start(*arguments) for arguments, _ in group], strict=True):
+            _, err = process.communicate(timeout=120)
+            assert process.returncode != 0, arguments
+            assert message in err, (arguments, err[-2000:])
+            if "batchsize" not in message:  # ml_collections reports an unknown key by an exception of its own
+                assert "Traceback" not in err, err[-2000:]
+
+
+@pytest.mark.slow
+def test_dry_run(tmp_path):
+    """Prints settings and cost, and leaves nothing behind."""
+    out = finish(start("train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"))
+    assert "parameters" in out and re.search(r"after +7 of 7 layers", out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_readme_commands_exist():
+    """Catches a README that names a file, flag or script that is gone."""
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"(?:scripts|configs|libs)/[\w/]+\.(?:sh|py)", text):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m (scripts\.\w+)", text):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        assert (ROOT / image).exists(), image
