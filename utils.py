@@ -13,12 +13,13 @@ from ml_collections import config_flags
 
 from libs.exits.policy import check_certainty
 from libs.run import Run
+from libs.weights import file_of
 
 FLAGS = flags.FLAGS
 
 
 def define_flags(kind: str) -> None:
-    """The flags of the public U-ViT and AdaDiff scripts. `kind` is "train" or "eval"."""
+    """The flags of the public U-ViT and AdaDiff scripts. `kind` is "train", "eval", "analyze" or "calibrate"."""
     config_flags.DEFINE_config_file("config", None, "Experiment file (configs/*.py), settings as --config.a.b=value.")
     flags.mark_flag_as_required("config")
     flags.DEFINE_bool("dry_run", False, "Print the resolved config and the cost of every exit, then stop.")
@@ -27,9 +28,9 @@ def define_flags(kind: str) -> None:
         flags.DEFINE_string("pretrained_weight", None, "Start from these U-ViT, AdaDiff or own weights.")
     else:
         flags.DEFINE_string("nnet_path", None, "Weights to evaluate: a file or a <step>.ckpt folder.")
-        flags.DEFINE_string(
-            "output_path", None, "Directory for results. Default: <config>-eval below the weights' folder."
-        )
+        where = "the weights' own" if kind == "calibrate" else f"<config>-{kind} below the weights' folder"
+        flags.DEFINE_string("output_path", None, f"Directory for results. Default: {where}.")
+    if kind in ("eval", "analyze"):
         flags.DEFINE_list(
             "exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps."
         )
@@ -68,7 +69,7 @@ def resolve(kind: str):
         config.pretrained_weight = FLAGS.pretrained_weight or config.pretrained_weight
     else:
         config.nnet_path = FLAGS.nnet_path or config.nnet_path
-        if FLAGS.exit_threshold:
+        if "exit_threshold" in FLAGS and FLAGS.exit_threshold:
             config.eval.thresholds = tuple(certainty(text) for text in FLAGS.exit_threshold)
             if "certainty" not in (config.exit.get(config.exit.name) or {}):
                 config.exit.name = "threshold"
@@ -91,10 +92,12 @@ def certainty(text: str) -> float:
 
 def workdir(config, kind: str) -> Path:
     stem = Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    if kind == "eval":
+    if kind != "train":
         if not config.nnet_path:
             raise ValueError("--nnet_path is missing: give the weights to evaluate (a file or a <step>.ckpt folder)")
-        return Path(FLAGS.output_path or Path(config.nnet_path).parent / f"{stem}-eval")
+        beside = file_of(config.nnet_path).parent
+        default = beside if kind == "calibrate" else Path(config.nnet_path).parent / f"{stem}-{kind}"
+        return Path(FLAGS.output_path or default)
     return Path(FLAGS.workdir or Path("workdir", stem, run_name()))
 
 

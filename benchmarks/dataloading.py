@@ -6,8 +6,9 @@
 
 Writes synthetic ImageNet features (moments (8, 32, 32) and mirror images) in both layouts to a temporary folder, 2.0 GB
 for 20,000 images, and reads them as training does: `libs.data.batches`, shuffled, mirrored at random, by worker
-processes. The layouts take turns; the medians of all rounds are compared. `np.load` is the npy layout read as U-ViT's
-public code reads it, by unpickling. The growth is that of a worker's private memory, from the first batch to the last; the worst of all rounds.
+processes or, for shards, by none. The layouts take turns; the medians of all rounds are compared. `np.load` is the npy
+layout read as U-ViT's public code reads it, by unpickling. The growth is that of a worker's private memory from the
+first batch to the last, the worst of all rounds.
 
 Prints a table, and as the last line JSON.
 """
@@ -118,27 +119,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write(Path(folder), options.images, options.shard_size)
         files = {"path": f"{folder}/npy", "n_classes": N_CLASSES, "read_pickles": True}
-        layouts = {
-            "sharded": LatentShards(path=f"{folder}/sharded"),
-            "npy": LatentFiles(**files),
-            "npy, np.load": LatentFilesUnpickled(**files),
+        shards, many = LatentShards(path=f"{folder}/sharded"), options.workers
+        readers = {
+            "sharded, 0 workers": (shards, 0),
+            f"sharded, {many} workers": (shards, many),
+            f"npy, {many} workers": (LatentFiles(**files), many),
+            f"np.load, {many} workers": (LatentFilesUnpickled(**files), many),
         }
-        results = {name: [] for name in layouts}
+        results = {name: [] for name in readers}
         for seed in range(options.rounds):
-            for name, data in layouts.items():
+            for name, (data, workers) in readers.items():
                 if options.cold:
                     forget(Path(data.path))
-                settings = {"batch_size": options.batch_size, "workers": options.workers, "cost": options.cost / 1000}
+                settings = {"batch_size": options.batch_size, "workers": workers, "cost": options.cost / 1000}
                 results[name].append(measure(data, seed=seed, **settings))
     summary = {}
-    print(f"{'layout':14}{'images/s':>10}{'lowest':>10}{'highest':>10}{'growth MB':>11}{'speed-up':>10}")
+    print(f"{'layout':20}{'images/s':>10}{'lowest':>10}{'highest':>10}{'growth MB':>11}{'speed-up':>10}")
     for name, rounds in results.items():
         speeds, memory = zip(*rounds, strict=True)
         summary[name] = {"images_per_s": statistics.median(speeds), "runs": speeds, "growth_mb": max(memory)}
     for name, row in summary.items():
-        row["speed_up"] = row["images_per_s"] / summary["npy, np.load"]["images_per_s"]
+        row["speed_up"] = row["images_per_s"] / summary[f"np.load, {options.workers} workers"]["images_per_s"]
         print(
-            f"{name:14}{row['images_per_s']:10.0f}{min(row['runs']):10.0f}{max(row['runs']):10.0f}"
+            f"{name:20}{row['images_per_s']:10.0f}{min(row['runs']):10.0f}{max(row['runs']):10.0f}"
             f"{row['growth_mb']:11.0f}{row['speed_up']:10.2f}"
         )
     machine = {"cores": os.cpu_count(), "torch": torch.__version__, "numpy": np.__version__}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from libs.build import menu, settings
+from libs.codecs import KL, ClipText
 from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
@@ -58,6 +59,9 @@ def config() -> ConfigDict:
     c.dataset.p_uncond = 0.0  # share of labels replaced by the null class (classifier-free guidance)
     c.dataset.workers = 4  # decoding processes
 
+    c.autoencoder = settings(KL, omit=("device",))  # latent models only
+    c.clip = settings(ClipText, omit=("device",))  # text-to-image only
+
     c.sample = menu(SAMPLERS, "euler_maruyama_sde", omit=("steps",))
     c.sample.algorithm = c.sample.name  # U-ViT's key
     del c.sample.name
@@ -66,6 +70,8 @@ def config() -> ConfigDict:
     c.sample.mini_batch_size = 500
     c.sample.scale = 0.0  # guidance: eps = cond + scale (cond - null)
     c.sample.pair = "free"  # free | tied: guidance rows leave on their own or together
+    c.sample.refresh = 0  # every n-th network call runs full depth whatever the policy says; 0 = none is made to
+    c.sample.residual = False  # add to an early output what the layers left out contributed at the last full-depth call
 
     c.eval = ConfigDict(
         dict(
@@ -77,6 +83,7 @@ def config() -> ConfigDict:
             thresholds=(),  # certainties of the exit policy; () = the one in `exit`
             fixed=(),  # also leave every image at these layers
             fewer_steps=(),  # also full depth with these step counts
+            sweep=(),  # more points: "threshold.certainty=0.98,residual=True,refresh=4", "reuse.every=2", "steps=10"
             paired=2_048,  # images compared with full depth (PSNR, SSIM)
             timing_runs=5,
             timing_batch=64,
@@ -91,6 +98,15 @@ def uvit(c: ConfigDict, size: str, **differences) -> None:
     c.nnet.update(differences)
 
 
+def adadiff(c: ConfigDict, certainty: float, **train) -> None:
+    """Turn a U-ViT experiment into AdaDiff's released recipe: fine-tune the U-ViT, leave by its rule at `certainty`."""
+    c.uem.linear.norm = False
+    c.loss.weights = "adadiff"
+    c.train.update(save_interval=5_000, log_interval=100, **train)
+    c.exit.name = "released_batch_mean"
+    c.exit.released_batch_mean.update(certainty=certainty, per_image=True)  # as in batches of one, in any batch
+
+
 def finish(c: ConfigDict, arg: str) -> ConfigDict:
     """Apply the file's argument: "" is the experiment, "quick" its small twin on synthetic data (seconds on a CPU)."""
     if arg not in ("", "quick"):
@@ -98,6 +114,7 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
     if arg == "quick":
         classes = c.nnet.num_classes - (c.dataset.p_uncond > 0)
         c.nnet.update(img_size=4 * c.nnet.patch_size, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
+        c.nnet.points = tuple(k for k in c.nnet.points if k <= 5)
         if c.nnet.num_classes > 0:
             classes = min(classes, 10)
             c.nnet.num_classes = classes + (c.dataset.p_uncond > 0)
@@ -108,4 +125,5 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
         c.eval.update(
             extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=()
         )
+        c.eval.sweep = ()
     return c

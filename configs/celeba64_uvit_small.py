@@ -7,6 +7,10 @@ from configs import base
 
 
 def get_config(arg=""):
+    return base.finish(experiment(), arg)
+
+
+def experiment():
     c = base.config()
     base.uvit(c, "S", img_size=64, patch_size=4, in_chans=3)
     c.dataset.name = "celeba"
@@ -15,4 +19,4 @@ def get_config(arg=""):
     c.optimizer.update(lr=2e-4, betas=(0.99, 0.99))
     c.lr_scheduler.warmup_steps = 5_000
     c.eval.reference = "assets/fid_stats/fid_stats_celeba64_train_50000_ddim.npz"
-    return base.finish(c, arg)
+    return c

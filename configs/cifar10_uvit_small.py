@@ -7,6 +7,10 @@ from configs import base
 
 
 def get_config(arg=""):
+    return base.finish(experiment(), arg)
+
+
+def experiment():
     c = base.config()
     base.uvit(c, "S", img_size=32, patch_size=2, in_chans=3)
     c.dataset.name = "cifar10"
@@ -15,4 +19,4 @@ def get_config(arg=""):
     c.optimizer.update(lr=2e-4, betas=(0.99, 0.999))
     c.lr_scheduler.warmup_steps = 2_500
     c.eval.reference = "assets/fid_stats/fid_stats_cifar10_train_pytorch.npz"
-    return base.finish(c, arg)
+    return c

@@ -7,7 +7,8 @@ import json
 import os
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,18 @@ import torch
 from libs import rng, weights
 from libs.build import chosen, lookup
 from libs.denoiser import Guidance
-from libs.exits import EXIT_POLICIES, ExitPolicy, Trace
+from libs.exits import EXIT_POLICIES, Trace
 from libs.generate import generate, generate_batch, make_plan
 from libs.images import Images, save_grid
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import Extractor, build_extractor, extract
 from libs.metrics.frechet import Frechet, Moments, Statistics, real_halves
 from libs.metrics.paired import Paired
-from libs.models import BACKBONES, ESTIMATORS, EarlyExitModel
+from libs.models import BACKBONES, ESTIMATORS, EarlyExitModel, Missing
+from libs.points import BASELINES, Point, points
 from libs.regimes import Regime
 from libs.run import Run, describe_machine, say_progress
-from libs.samplers import Plan, sample
+from libs.samplers import sample
 
 
 def build_model(config) -> EarlyExitModel:
@@ -39,53 +41,15 @@ def build_model(config) -> EarlyExitModel:
 
 
 def load_model(config, run: Run) -> EarlyExitModel:
-    """The network with the weights of config.nnet_path, ready to sample."""
+    """The network with the weights of config.nnet_path, ready to sample.
+
+    A plain U-ViT file is taken where no thresholds are asked for: it has no estimators, so nothing leaves early.
+    """
     if not config.nnet_path:
         raise ValueError("nnet_path is not set: give the weights to evaluate with --nnet_path=FILE")
     model = build_model(config)
-    run.say(weights.load(model, config.nnet_path))
+    run.say(weights.load(model, config.nnet_path, full_depth=not config.eval.thresholds))
     return model.to(run.device).eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One way to sample: an exit policy with a sampler."""
-
-    family: str
-    label: str
-    policy: ExitPolicy
-    exit: dict
-    plan: Plan
-    steps: int
-
-    @property
-    def slug(self) -> str:
-        return self.label.replace(" ", "-").replace(",", "")
-
-
-def points(config, model: EarlyExitModel, regime: Regime) -> list[Point]:
-    """Full depth first, then the configured policy at each threshold, fixed layers, and full depth with fewer steps."""
-    steps = config.sample.sample_steps
-    plan = make_plan(regime.process, config.sample)
-    name, settings = config.exit.name, chosen(config.exit)
-
-    def point(family, label, name, settings, plan=plan, steps=steps):
-        policy = lookup(EXIT_POLICIES, name, "exit.name")(**settings)
-        policy.asked(model.points)  # refuses exits that the model does not have, before any work
-        return Point(family, label, policy, {"name": name, **settings}, plan, steps)
-
-    found = [point("full", "full depth", "full", {})]
-    if "certainty" in settings:
-        for certainty in config.eval.thresholds or (settings["certainty"],):
-            found.append(point(name, f"{name} {certainty:g}", name, settings | {"certainty": certainty}))
-    elif name != "full":
-        found.append(point(name, name, name, settings))
-    for layer in config.eval.fixed:
-        found.append(point("fixed", f"fixed layer {layer}", "fixed", {"layer": layer}))
-    for fewer in config.eval.fewer_steps:
-        fewer_plan = make_plan(regime.process, config.sample, fewer)
-        found.append(point("steps", f"full depth {fewer} steps", "full", {}, fewer_plan, fewer))
-    return found
 
 
 def guidance(config) -> Guidance:
@@ -104,6 +68,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     reference = open_reference(config, regime, extractor, run)
     key = config_hash(config)
     run.write_json("config.json", config.to_dict())
+    save_training_config(config, run)
     if run.is_main:
         (run.dir / "points").mkdir(exist_ok=True)
     run.barrier()
@@ -114,13 +79,14 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     ]
     records = []
     if run.is_main:
-        machine = describe_machine()
+        machine = describe_machine() | {"weights": weights_hash(config)}
         seconds = time_points(todo, model, config, regime, run)
         records = [record(p, config, model, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
         recommend(records, config.eval.tolerance)
         part = run.dir / "results.jsonl.part"
         part.write_text("".join(json.dumps(line) + "\n" for line in records))
         os.replace(part, run.dir / "results.jsonl")
+        (run.dir / "timing.json").unlink(missing_ok=True)  # of scripts.time_together, for older results
         save_uncertainty_maps(model, config, regime, run)
         run.say(headline(records))
     run.barrier()
@@ -130,6 +96,8 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
 def measure_point(point, model, config, regime, extractor, reference, key, run) -> dict:
     """Quality, fidelity and cost of one point over the selection seed and the reported seeds."""
     folder = run.dir / "points" / point.slug
+    if path := point.exit.get("path"):  # a calibration or a trace: what it says counts, not what it is called
+        key = hashlib.sha256(key.encode() + Path(path).read_bytes()).hexdigest()[:16]
     done = folder / "quality.json"
     if done.exists() and (found := json.loads(done.read_text()))["key"] == key:
         return found
@@ -206,26 +174,38 @@ def keep_examples(kept: list[Images], trace: Trace, folder: Path, run: Run) -> N
     ids = run.gather(np.concatenate([images.ids for images in kept])[:n])
     if run.is_main:
         order = np.argsort(ids)
-        Trace(trace.depth, trace.asked, list(zip(trace.t.tolist(), used[:, :, order], strict=True))).save(
-            folder / "trace.npz", ids[order]
-        )
+        calls = list(zip(trace.t.tolist(), used[:, :, order], strict=True))
+        Trace(trace.depth, trace.asked, calls, trace.costs).save(folder / "trace.npz", ids[order])
         save_grid(folder / "grid.png", kept[0].pixels[:64])
 
 
 def time_points(todo: list[Point], model, config, regime, run: Run) -> list[list[float]]:
-    """Seconds per image of every point: one warm-up each, then `eval.timing_runs` rounds through all points in turn."""
+    """Seconds per image of every point, `eval.timing_runs` times."""
+    jobs = [timing_job(point, model, config, regime, run) for point in todo]
+    return time_in_turn(jobs, config.eval.timing_runs, run)
+
+
+def timing_job(point: Point, model, config, regime: Regime, run: Run) -> Callable[[], float]:
+    """Generates a batch of `eval.timing_batch` images; returns the seconds per image."""
     ids = np.arange(config.eval.timing_batch)
     options = dict(pred=config.pred, guidance=guidance(config), seed=config.eval.selection_seed, ids=ids, run=run)
-    seconds: list[list[float]] = [[] for _ in todo]
-    rounds = range(config.eval.timing_runs + 1)
-    for number in say_progress(rounds, len(rounds), "seconds", run):
-        for point, runs in zip(todo, seconds, strict=True):
-            start = time.perf_counter()
-            generate_batch(
-                model, regime, plan=point.plan, policy=point.policy, **options
-            )  # ends with a copy to the CPU
+
+    def job() -> float:
+        start = time.perf_counter()
+        generate_batch(model, regime, plan=point.plan, policy=point.policy, **options)  # ends with a copy to the CPU
+        return (time.perf_counter() - start) / len(ids)
+
+    return job
+
+
+def time_in_turn(jobs: Sequence[Callable[[], float]], n_runs: int, run: Run) -> list[list[float]]:
+    """One warm-up each, then `n_runs` rounds through all jobs: what slows the machine for a while hits all alike."""
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for number in say_progress(range(n_runs + 1), n_runs + 1, "seconds", run):
+        for job, runs in zip(jobs, seconds, strict=True):
+            spent = job()
             if number:
-                runs.append((time.perf_counter() - start) / len(ids))
+                runs.append(spent)
     return seconds
 
 
@@ -238,7 +218,7 @@ def record(point: Point, config, model, measured: dict, seconds: list[float], ma
         "family": point.family,
         "label": point.label,
         "exit": point.exit,
-        "sampler": {"name": config.sample.algorithm, "steps": point.steps},
+        "sampler": {"name": point.sampler, "steps": point.steps},
         "nfe": point.plan.nfe,
         "seeds": list(config.eval.seeds),
         "selection_seed": config.eval.selection_seed,
@@ -295,7 +275,7 @@ def recommend(records: list[dict], tolerance: float) -> None:
     key = f"{full['quality_key']}_selection"
     limit = (1 + tolerance) * full["metrics"][key]
     good = [r for r in records if r["metrics"][key] <= limit]
-    exits = [r for r in good if r["family"] not in ("full", "fixed", "steps")]
+    exits = [r for r in good if r["family"] not in BASELINES]
     for mark, able in (("recommended", exits), ("recommended_fixed", [r for r in good if r["family"] == "fixed"])):
         if able:
             min(able, key=lambda r: r["metrics"]["seconds_per_image"])[mark] = True
@@ -322,6 +302,8 @@ def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> St
 @torch.inference_mode()
 def save_uncertainty_maps(model, config, regime: Regime, run: Run, n: int = 4, times: int = 6) -> None:
     """umaps.npz: u and the true |eps_k - eps_K| of every exit along full-depth trajectories of `n` images."""
+    if isinstance(model.uem, Missing):
+        return
     plan = make_plan(regime.process, config.sample)
     wanted = set(np.linspace(0, plan.nfe - 1, times).round().astype(int).tolist())
     rows: dict[str, list] = {"t": [], "u": [], "error": [], "x0": []}
@@ -392,6 +374,17 @@ def save_samples(model, config, regime: Regime, run: Run, path: Path) -> None:
 
 def config_hash(config) -> str:
     """Identifies what a measured point depends on: the whole config and the weights' content."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(weights.file_of(config.nnet_path).read_bytes())
-    return digest.hexdigest()[:16]
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str) + weights_hash(config)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_hash(config) -> str:
+    """Identifies a training run's result, wherever its file lies."""
+    return hashlib.sha256(weights.file_of(config.nnet_path).read_bytes()).hexdigest()[:16]
+
+
+def save_training_config(config, run: Run) -> None:
+    """training.json: the config of the run that made the weights, where its checkpoint lies beside them."""
+    meta = weights.file_of(config.nnet_path).with_name("meta.json")
+    if meta.is_file():
+        run.write_json("training.json", json.loads(meta.read_text())["config"])

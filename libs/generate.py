@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -55,16 +55,18 @@ def generate(
 
 
 @torch.inference_mode()
-def generate_batch(model, regime, *, pred, plan, policy, guidance, seed, ids, run) -> Images:
+def generate_batch(
+    model, regime, *, pred, plan, policy, guidance, seed, ids, run, make_denoiser: Callable[..., Denoiser] = Denoiser
+) -> Images:
     """The images `ids` (n,) as one batch."""
     noise = rng.SeededNoise(seed, ids, regime.shape)
     labels = regime.conditions.for_ids(seed, ids)
     null = regime.conditions.null(len(ids))
-    denoiser = Denoiser(
+    denoiser = make_denoiser(
         model,
         regime.process,
         pred,
-        policy,
+        policy.bind(seed, ids),
         cond=None if labels is None else labels.to(run.device),
         null=None if null is None else null.to(run.device),
         guidance=guidance,

@@ -1,4 +1,4 @@
-"""Weight files of this code base, U-ViT, AdaDiff and the UvA replication: told apart by their keys, never by their names.
+"""Weight files of this code base, U-ViT, AdaDiff and the UvA replication, told apart by their keys.
 
 Layouts, with k the layers used before an exit, K of them in all:
 
@@ -17,13 +17,14 @@ import math
 import os
 import pickle
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from libs.models import SIZES, EarlyExitModel
+from libs.models import SIZES, EarlyExitModel, Missing
 
 LAYOUTS = ("uvit", "adadiff", "uva")
 ESTIMATOR, HEADS = "uem.", "heads."
@@ -33,7 +34,6 @@ ASSUMED = {
     "nnet.num_clip_token": "77, CLIP's, where the position table allows it",
     "nnet.time_scale": "1/1000 in the replication, else 1",
 }
-FLAG = "--config."
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -49,24 +49,30 @@ def read(path: str | Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} cannot be read as weights: it is empty")
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file that it points to")
+        raise ValueError(f"{path} cannot be read as weights: it is a Git LFS pointer, not the file that it points to")
     if head.lstrip().startswith(b"<"):
-        raise ValueError(f"{path} is a web page, as download sites send in place of a file")
+        raise ValueError(
+            f"{path} cannot be read as weights: it is a web page, as download sites send in place of a file"
+        )
     if head[8:9] == b"{":
         state = read_safetensors(path)
     elif head.startswith((b"PK\x03\x04", b"\x80")):
         state = read_pickle(path)
     else:
-        raise ValueError(f"{path} is neither a .pth nor a .safetensors file: it starts with {head[:16]!r}")
+        raise ValueError(
+            f"{path} cannot be read as weights: it is no .pth or .safetensors file (it starts with {head[:16]!r})"
+        )
     if isinstance(state, dict) and "model_state_dict" in state:
         state = state["model_state_dict"]
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
+        raise ValueError(f"{path} cannot be read as weights: it holds a {type(state).__name__}, not a dict of tensors")
     other = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if other or not state:
-        raise ValueError(f"{path} holds no flat dict of tensors: {shorten(other) or 'nothing'} in it are none")
+        raise ValueError(
+            f"{path} cannot be read as weights: it holds {shorten(other) or 'nothing'}, not a flat dict of tensors"
+        )
     return state
 
 
@@ -77,7 +83,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged ({error})") from error
+        raise ValueError(f"{path} cannot be read as weights: it is truncated or damaged ({error})") from error
 
 
 def read_pickle(path: Path):
@@ -89,12 +95,14 @@ def read_pickle(path: Path):
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"a reference to {found[1]}" if found else "pickled objects"
         raise ValueError(
-            f"{path} holds {what} among its tensors. Only tensors and plain containers are read: anything else could "
-            "run code"
+            f"{path} cannot be read as weights: it holds {what}. Only tensors and plain containers are read; anything "
+            "else could run code"
         ) from error
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is truncated, damaged or no weight file ({reason[:200]})") from error
+        raise ValueError(
+            f"{path} cannot be read as weights: it is truncated, damaged or another kind of file ({reason[:200]})"
+        ) from error
 
 
 def file_of(path: str | Path) -> Path:
@@ -153,14 +161,14 @@ def names(layout: str, half: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: str = "\n") -> dict[str, Tensor]:
-    """Rename prefixes, exactly; the values under the old prefix `negated` change sign."""
+def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: str | None) -> dict[str, Tensor]:
+    """Rename prefixes; the values under the old prefix `negated` change sign. Nothing is rounded."""
     renamed = {}
     for key, value in state.items():
         old, new = next(((old, new) for old, new in pairs if key.startswith(old)), (None, None))
         if old is None:
             raise ValueError(f"the key {key} has no place in this layout")
-        renamed[new + key.removeprefix(old)] = -value if key.startswith(negated) else value
+        renamed[new + key.removeprefix(old)] = -value if negated and key.startswith(negated) else value
     return renamed
 
 
@@ -178,7 +186,7 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """This code base's state dict in a released layout. "uvit" drops estimators and own heads; the rest must all fit."""
+    """This code base's state dict in a released layout; "uvit" drops estimators and own heads, all else must fit."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     half = count(state, "backbone.in_blocks.")
@@ -191,7 +199,7 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     }:
         raise ValueError("the replication's files hold uem.name=probe at exits 0..K - 1; this model has others")
     pairs = [(ours, theirs) for theirs, ours in names(layout, half)]
-    return convert(state, pairs, negated="uem." if layout == "adadiff" else "\n")
+    return convert(state, pairs, negated=ESTIMATOR if layout == "adadiff" else None)
 
 
 def check_adadiff(state: Mapping[str, Tensor], depth: int) -> None:
@@ -261,24 +269,34 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
 
 def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
     """The settings of heads and estimators; {} for a plain U-ViT."""
-    maps = {int(key.split(".")[2]): value for key, value in state.items() if re.fullmatch(r"uem\.maps\.\d+\.bias", key)}
-    heads = {int(key.split(".")[1]) for key in state if key.startswith(HEADS)}
-    if not maps:
+    uem = {key.removeprefix(ESTIMATOR): value for key, value in state.items() if key.startswith(ESTIMATOR)}
+    if not uem:
         return {}
-    points = tuple(sorted({*maps, *heads, depth}))
-    found: dict[str, object] = {
-        "nnet.heads": "own" if heads else "shared",
-        "nnet.points": () if points == tuple(range(1, depth + 1)) else points,
-    }
-    if depth not in maps:
-        return found | {"uem.name": "probe"}
-    name = "time" if any(key.startswith("uem.time_maps.") for key in state) else "linear"
-    pixels = len(state["backbone.decoder_pred.bias"])
-    return found | {
-        "uem.name": name,
-        f"uem.{name}.norm": any(key.startswith("uem.norms.") for key in state),
-        f"uem.{name}.output": "map" if len(maps[depth]) == pixels else "scalar",
-    }
+    parts = {key.split(".")[0] for key in uem}
+    maps = {int(key.split(".")[1]): value for key, value in uem.items() if key.startswith("maps.")}
+    heads = {int(key.split(".")[1]) for key in state if key.startswith(HEADS)}
+    points = tuple(sorted({*maps, *heads, depth}))  # every network can be left after its last layer
+    if not maps and not heads:  # one estimator for all exits: it tells how many there are
+        n = len(uem["exits.bias"])
+        points = tuple(range(depth + 1 - n, depth + 1)) if n in (depth, depth + 1) else None
+    found: dict[str, object] = {"nnet.heads": "own" if heads else "shared"}
+    if points is not None:
+        found["nnet.points"] = () if points == tuple(range(1, depth + 1)) else points[:-1] or points
+
+    norm = "norms" in parts
+    if "exits" in parts:
+        name, options = "ahead", {"hidden": len(uem["hidden.bias"])}
+    elif "queries" in parts:
+        name, options = "attention", {"hidden": len(uem[f"hidden.{depth}.bias"])}
+    elif "shifts" in parts:
+        name, options = "time_bank", {"bins": len(uem[f"shifts.{depth}.weight"]), "norm": norm}
+    elif depth not in maps:
+        name, options = "probe", {}
+    else:
+        name = "time" if "time_maps" in parts else "linear"
+        pixels = len(state["backbone.decoder_pred.bias"])
+        options = {"norm": norm, "output": "map" if len(uem[f"maps.{depth}.bias"]) == pixels else "scalar"}
+    return found | {"uem.name": name} | {f"uem.{name}.{key}": value for key, value in options.items()}
 
 
 def is_square(n: int) -> bool:
@@ -315,24 +333,32 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     if any(key.startswith(HEADS) for key in fresh):
         model.copy_heads()
     note = f"; {len(fresh)} estimator and head tensors start fresh" if fresh else ""
-    if model.uem is None:
+    if isinstance(model.uem, Missing):
         note = "; it has no uncertainty estimators, so nothing leaves early"
     return f"loaded {len(state)} tensors ({what} weights) from {path}{note}"
 
 
-def check_fit(path: str | Path, what: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check_fit(
+    path: str | Path,
+    what: str,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    network: str = "the configured network",
+) -> None:
     """Refuse a file whose keys or shapes differ from the network's, naming settings first, then tensors."""
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [key for key in sorted(own.keys() & state.keys()) if own[key].shape != state[key].shape]
     if not (missing or unexpected or shapes):
         return
-    lines = [f"{path} ({what} weights) does not fit the configured network:"]
+    lines = [f"{path} ({what} weights) does not fit {network}:"]
     theirs, ours = settings_of(state), settings_of(own)
     differ = [key for key in theirs if key in ours and ours[key] != theirs[key] and key not in ASSUMED]
     lines += [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]
     if differ:
         lines.append(f"  the file asks for {flags({key: theirs[key] for key in theirs if key in differ})}")
-    lines += [f"  {label}: {shorten(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+    lines += [
+        f"  {label}: {shorten(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys
+    ]
     lines += [
         f"  {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network" for key in shapes[:5]
     ]
@@ -354,7 +380,7 @@ def settings_of(state: Mapping[str, Tensor]) -> dict[str, object]:
 
 def flags(settings: Mapping[str, object]) -> str:
     """Settings as the flags of a command line."""
-    return " ".join(f"{FLAG}{key}={str(value).replace(' ', '')}" for key, value in settings.items())
+    return " ".join(shlex.quote(f"--config.{key}={str(value).replace(' ', '')}") for key, value in settings.items())
 
 
 def shorten(keys: list[str], n: int = 5) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # FID-50k and measured seconds of CelebA 64x64 at full depth and with exits; further flags are passed on.
-# Needs: python -m scripts.download inception fid_stats_celeba64_train_50000_ddim
+# Needs: python -m scripts.download inception fid_stats_celeba64
 set -euo pipefail
 CONFIG=${CONFIG:-configs/celeba64_uvit_small.py}
 NNET=${NNET:-workdir/celeba64_uvit_small/last.ckpt}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # FID-50k and measured seconds of CIFAR-10 at full depth and with exits; further flags are passed on.
-# Needs: python -m scripts.download inception fid_stats_cifar10_train_pytorch
+# Needs: python -m scripts.download inception fid_stats_cifar10
 set -euo pipefail
 CONFIG=${CONFIG:-configs/cifar10_uvit_small.py}
 NNET=${NNET:-workdir/cifar10_uvit_small/last.ckpt}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # FID-50k and measured seconds of ImageNet 64x64 at full depth and with exits; further flags are passed on.
-# Needs: python -m scripts.download inception fid_stats_imagenet64_guided_diffusion
+# Needs: python -m scripts.download inception fid_stats_imagenet64
 set -euo pipefail
 CONFIG=${CONFIG:-configs/imagenet64_uvit_mid.py}
 NNET=${NNET:-workdir/imagenet64_uvit_mid/last.ckpt}

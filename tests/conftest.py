@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from libs.exits import Trace
 from libs.models import ESTIMATORS, EarlyExitModel, UViT
 from libs.run import Run
 
@@ -12,7 +18,7 @@ torch.set_num_threads(1)
 
 
 def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spread=True, **nnet) -> EarlyExitModel:
-    """Seven layers of width 32 on 8x8 images, whose estimators disagree between images: exits are spread over layers."""
+    """Seven layers of width 32 on 8x8 images, whose estimators disagree between images, so that exits are spread."""
     torch.manual_seed(seed)
     options = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=6, num_heads=4, init="xavier") | nnet
     model = EarlyExitModel(UViT(**options), ESTIMATORS[uem], points=points, heads=heads, **(uem_options or {}))
@@ -39,6 +45,29 @@ def inputs(n=64, seed=1, model=None):
     classes = model.backbone.num_classes if model is not None else 0
     cond = torch.randint(classes, (n,), generator=generator) if classes else None
     return x, t, (999 * t).float(), cond
+
+
+FILES = tempfile.TemporaryDirectory()  # removed with the process
+
+
+def calibration_file(points=tuple(range(1, 8))) -> str:
+    """A file as scripts.calibrate writes it, for `tiny`: deep near the data, thresholds in the middle of u."""
+    path = Path(FILES.name, f"calibration-{len(points)}.json")
+    n = len(points) - 1
+    schedule = {"t": [0.95, 0.6, 0.3, 0.1], "layers": [2, 4, 5, 7]}
+    thresholds = {"edges": [0.5], "max_u": [[0.5 + 0.01 * i for i in range(n)], [0.0] + [0.45] * (n - 1)]}
+    path.write_text(json.dumps({"points": points, "schedule": schedule, "thresholds": thresholds}))
+    return str(path)
+
+
+def trace_file() -> str:
+    """The trace of some policy on 40 images in four calls: 3 or 5 layers, then one layer fewer at every call."""
+    path = Path(FILES.name, "trace.npz")
+    trace = Trace(7)
+    for number, t in enumerate([1.0, 0.7, 0.4, 0.1]):
+        trace.add(t, np.array([[3] * 30 + [5] * 10]) - number + 2)
+    trace.save(path, np.arange(40))
+    return str(path)
 
 
 @pytest.fixture

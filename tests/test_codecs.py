@@ -93,6 +93,9 @@ def test_moments_are_clamped_and_scaled():
     assert z(2.0) == pytest.approx(0.2301 * (3 + np.e))
     assert z(1000.0) == pytest.approx(0.2301 * (3 + np.exp(10)), rel=1e-6)
     assert z(-1000.0) == pytest.approx(0.2301 * (3 + np.exp(-15)), rel=1e-6)
+    assert (
+        codec.sample(torch.full((1, 8, 2, 2), 9.0).half(), noise).dtype == torch.float32
+    )  # exp(9 / 2) in fp16 is coarse
 
 
 def test_decoding_undoes_the_scale_of_encoding():

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from libs import evaluator, regimes, trainer
+from libs.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
@@ -18,7 +20,10 @@ def load(name: str, arg: str = ""):
     return importlib.import_module(f"configs.{name}").get_config(arg).lock()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+PIXELS = [name for name in CONFIGS if load(name).dataset.name in DATASETS]
+
+
+@pytest.mark.parametrize("name", PIXELS)
 def test_quick_twin(name, run):
     """Catches an experiment that cannot train, save, load, sample or be evaluated."""
     config = load(name, "quick")
@@ -88,10 +93,57 @@ def test_bad_values_are_named(setting, value, message, run):
         evaluator.evaluate(config, regimes.pixels(config), run)
 
 
-def test_cifar10_is_the_published_experiment():
-    """Catches settings that drifted from the released recipe."""
-    c = load("cifar10_uvit_small")
-    assert (c.nnet.embed_dim, c.nnet.depth, c.nnet.num_heads, c.nnet.patch_size) == (512, 12, 8, 2)
-    assert (c.train.n_steps, c.train.batch_size, c.train.ema_rate) == (500_000, 128, 0.9999)
-    assert (c.optimizer.lr, c.optimizer.betas, c.optimizer.weight_decay) == (2e-4, (0.99, 0.999), 0.03)
-    assert (c.sample.algorithm, c.sample.sample_steps, c.sample.n_samples) == ("euler_maruyama_sde", 1000, 50_000)
+# U-ViT's configs and AdaDiff's differences from them. Parameters and GMACs were counted from the released networks.
+EM, FAST, PP = ("vp_linear", "euler_maruyama_sde", 1000), ("vp_linear", "dpm_solver", 50), ("sd", "dpm_solver_pp", 50)
+B = (0.99, 0.99)
+RECIPES = {
+    # parameters, GMACs, steps, batch, lr, betas, warm-up, (process, solver, NFE), images, guidance, dropped conditions
+    "cifar10_uvit_small": (44_255_328, 12.201, 500_000, 128, 2e-4, (0.99, 0.999), 2_500, *EM, 50_000, 0, 0),
+    "celeba64_uvit_small": (44_292_228, 12.211, 500_000, 128, 2e-4, B, 5_000, *EM, 50_000, 0, 0),
+    "imagenet64_uvit_mid": (130_940_292, 35.236, 300_000, 1024, 3e-4, B, 5_000, *FAST, 50_000, 0, 0),
+    "imagenet64_uvit_large": (286_827_652, 76.473, 300_000, 1024, 3e-4, B, 5_000, *FAST, 50_000, 0, 0),
+    "imagenet256_uvit_large": (286_763_172, 76.456, 300_000, 1024, 2e-4, B, 5_000, *FAST, 50_000, 0.4, 0.15),
+    "imagenet256_uvit_huge": (500_832_016, 133.197, 500_000, 1024, 2e-4, B, 5_000, *PP, 50_000, 0.4, 0.1),
+    "imagenet512_uvit_large": (286_861_524, 76.482, 500_000, 1024, 2e-4, B, 5_000, *FAST, 50_000, 0.7, 0.15),
+    "imagenet512_uvit_huge": (500_942_656, 133.225, 500_000, 1024, 2e-4, B, 5_000, *PP, 50_000, 0.7, 0.1),
+    "mscoco_uvit_small": (44_692_644, 16.230, 1_000_000, 256, 2e-4, (0.9, 0.9), 5_000, *PP, 30_000, 1.0, 0.1),
+    "mscoco_uvit_small_deep": (58_345_636, 21.240, 1_000_000, 256, 2e-4, (0.9, 0.9), 5_000, *PP, 30_000, 1.0, 0.1),
+    "cifar10_adadiff_small": (44_255_328, 12.201, 200_000, 512, 4e-4, (0.99, 0.999), 2_500, *EM, 50_000, 0, 0),
+    "celeba64_adadiff_small": (44_292_228, 12.211, 200_000, 1024, 8e-4, B, 5_000, *EM, 50_000, 0, 0),
+    "imagenet256_adadiff_large": (286_763_172, 76.456, 300_000, 1024, 2e-4, B, 5_000, *FAST, 50_000, 0.4, 0.15),
+    "mscoco_adadiff_small": (44_692_644, 16.230, 1_000_000, 256, 2e-4, (0.9, 0.9), 5_000, *PP, 50_000, 1.0, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_experiments(name):
+    """Catches settings that drifted from the released recipe, and a network that is not the released one."""
+    c = load(name)
+    with torch.device("meta"):
+        model = evaluator.build_model(c)
+    parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
+    gmacs = model.macs().at(model.depth) / 1e9
+    train, rate, sample = c.train, c.optimizer, c.sample
+    found = (train.n_steps, train.batch_size, rate.lr, tuple(rate.betas), c.lr_scheduler.warmup_steps, c.process)
+    found += (sample.algorithm, sample.sample_steps, sample.n_samples, sample.scale, c.dataset.p_uncond)
+    assert (parameters, *found) == (RECIPES[name][0], *RECIPES[name][2:])
+    assert gmacs == pytest.approx(RECIPES[name][1], abs=2e-3)  # theirs decodes the text tokens too
+    assert (c.optimizer.weight_decay, c.train.ema_rate, c.lr_scheduler.name) == (0.03, 0.9999, "customized")
+    assert c.pred == "noise" and c.seed == 1234
+    if "adadiff" in name:
+        assert c.uem.name == "linear" and not c.uem.linear.norm and c.nnet.heads == "shared"
+        assert c.exit.name == "released_batch_mean" and c.train.save_interval >= 5_000
+
+
+def test_every_experiment_has_a_recipe():
+    """Catches a published experiment that the table above forgets."""
+    assert set(CONFIGS) - set(RECIPES) == {"digits_uvit_tiny", "cifar10_uva_small"}
+
+
+def test_latents_are_scaled_as_published():
+    """Catches MS-COCO decoded with ImageNet's factor, as the public sampling script does, and a wrong autoencoder."""
+    for name in CONFIGS:
+        if name not in PIXELS:
+            autoencoder = load(name).autoencoder
+            assert autoencoder.scale == (0.23010 if "mscoco" in name else 0.18215)
+            assert autoencoder.path.endswith("autoencoder_kl_ema.pth" if "huge" in name else "autoencoder_kl.pth")

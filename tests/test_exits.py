@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, tiny
+from conftest import calibration_file, inputs, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
 from libs.denoiser import Denoiser, Guidance
-from libs.exits import EXIT_POLICIES, Tied, dense_decisions, run_dense, run_with_exits
+from libs.exits import EXIT_POLICIES, Look, Tied, dense_decisions, oracle, run_dense, run_with_exits
 from libs.models.backbone import Carry
 from sde import VPLinear
 
@@ -20,6 +20,11 @@ SETTINGS = {
     "threshold": {"certainty": 0.5},
     "patience": {"certainty": 0.5, "times": 2, "consecutive": True},
     "schedule": {},
+    "power": {"exponent": 2.0},
+    "calibrated": {"path": calibration_file()},
+    "similarity": {"cosine": 0.852},
+    "matched_random": {"path": trace_file()},
+    "matched_static": {"path": trace_file()},
     "released_batch_mean": {"certainty": 0.5},
     "reuse": {"every": 2},
     "cache": {"every": 2, "layers": 2},
@@ -34,15 +39,23 @@ def test_every_policy_is_tested():
     assert set(SETTINGS) == set(EXIT_POLICIES)
 
 
+def max_u(policy, t):
+    """What `policy` compares the estimates with: a number, or (E - 1, n)."""
+    if policy.at or not hasattr(policy, "path"):
+        return 1 - policy.certainty
+    return policy.table[torch.bucketize(t, torch.tensor(policy.stored["edges"]).double(), right=True)].T
+
+
 def check_batch_equals_singles(model, policy, n=64):
     """A batch of n and n batches of one give the same exits (outside MARGIN) and predictions (within TOLERANCE)."""
     x, t, time, cond = inputs(n, model=model)
-    out, used = run_with_exits(model, policy, x, t, time, cond)
+    out, used = run_with_exits(model, policy.bind(0, range(n)), x, t, time, cond)
     exits = run_dense(model, x, time, cond)
-    singles = [run_with_exits(model, policy, x[i : i + 1], t[i : i + 1], time[i : i + 1], cond) for i in range(n)]
+    rows = [slice(i, i + 1) for i in range(n)]
+    singles = [run_with_exits(model, policy.bind(0, [r.start]), x[r], t[r], time[r], cond) for r in rows]
     close = np.zeros(n, bool)
     if "u" in policy.reads:
-        distance = (exits.mean_u - (1 - policy.certainty)).abs().amin(0)  # (n,)
+        distance = (exits.mean_u[:-1] - max_u(policy, t)).abs().amin(0)  # (n,)
         close = (distance < MARGIN).numpy()
         assert close.mean() < 0.05, "the test's threshold lies in the middle of the estimates"
     np.testing.assert_array_equal(used[~close], np.array([int(single[1][0]) for single in singles])[~close])
@@ -54,11 +67,11 @@ def check_batch_equals_singles(model, policy, n=64):
 @pytest.mark.parametrize("heads", ["shared", "own"])
 @pytest.mark.parametrize("name", PER_IMAGE)
 def test_batch_equals_single_images(name, heads):
-    """Catches decisions that depend on batch mates, rows scattered back in the wrong order, wrong heads, wrong skips."""
+    """Catches decisions that depend on batch mates, rows returned in the wrong order, wrong heads, wrong skips."""
     model = tiny("time", heads)
     used = check_batch_equals_singles(model, EXIT_POLICIES[name](**SETTINGS[name]))
-    if name in ("threshold", "patience", "schedule"):
-        assert len(set(used)) > 3, "the exits must be spread or the test shows nothing"
+    if name not in ("full", "fixed", "reuse", "cache"):
+        assert len(set(used)) >= 3, "the exits must be spread or the test shows nothing"
 
 
 def test_a_batch_mean_exit_is_caught():
@@ -84,7 +97,7 @@ def test_skips_that_are_not_gathered_are_caught(monkeypatch):
 
 def check_no_memory(policy):
     """The same call twice gives the same exits."""
-    model = tiny()
+    model, policy = tiny(), policy.bind(0, range(64))
     x, t, time, cond = inputs()
     first = run_with_exits(model, policy, x, t, time, cond)[1]
     np.testing.assert_array_equal(run_with_exits(model, policy, x, t, time, cond)[1], first)
@@ -108,16 +121,17 @@ def test_row_order_does_not_matter(name):
     model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name])
     x, t, time, _ = inputs()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    out, used = run_with_exits(model, policy, x, t, time, None)
+    out, used = run_with_exits(model, policy.bind(0, range(64)), x, t, time, None)
+    policy = policy.bind(0, order.tolist())
     shuffled, used_shuffled = run_with_exits(model, policy, x[order], t[order], time[order], None)
     np.testing.assert_array_equal(used_shuffled, used[order.numpy()])
     assert (shuffled - out[order]).abs().max() < TOLERANCE * out.abs().max()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "similarity"])
 def test_decisions_equal_the_dense_reference(name):
     """Catches an executor that decides on other uncertainties than a dense call shows (wrong rows, wrong exit)."""
-    model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name])
+    model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name]).bind(0, range(64))
     x, t, time, _ = inputs()
     out, used = run_with_exits(model, policy, x, t, time, None)
     exits = run_dense(model, x, time, None)
@@ -129,7 +143,7 @@ def test_decisions_equal_the_dense_reference(name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_work_is_the_sum_of_layers_used(name):
     """Catches exits that are only simulated: rows entering layers, heads and estimators are counted as they run."""
-    model, policy = tiny(), EXIT_POLICIES[name](**SETTINGS[name])
+    model, policy = tiny(), EXIT_POLICIES[name](**SETTINGS[name]).bind(0, range(64))
     layers, heads, asked = [], [], []
     for block in model.backbone.blocks:
         block.register_forward_hook(lambda module, args, out: layers.append(len(out)))
@@ -219,8 +233,6 @@ def test_certainty_one_never_exits():
 
 def test_patience_counts():
     """Catches a patience that needs one hit too few or many, or that does not reset when it should."""
-    from libs.exits import Look
-
     u = {1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1}
 
     def leaves(**settings):
@@ -236,7 +248,6 @@ def test_patience_counts():
 
 def test_released_batch_rule():
     """The released models leave the first half at the second crossing only, the second half at the first."""
-    from libs.exits import Look
 
     def leaves(us, **settings):
         decide = EXIT_POLICIES["released_batch_mean"](certainty=0.9, **settings).start(2, 7, torch.zeros(2))
@@ -261,9 +272,99 @@ def test_schedule_follows_time():
         EXIT_POLICIES["schedule"](shares=(0.5, 1.5))
 
 
+def depths(policy, t):
+    """The depths (n,) that a policy which looks at nothing gives n rows at the times t."""
+    decide = policy.start(len(t), 7, torch.tensor(t, dtype=torch.float64))
+    stops = [np.broadcast_to(decide(Look(k=k, rows=torch.arange(len(t)))), len(t)) for k in range(1, 8)]
+    return (np.stack(stops).argmax(0) + 1).tolist()
+
+
+def test_calibrated_schedule():
+    """Catches a stored schedule read in the order of the calls, which is descending in time, and wrong rounding."""
+    policy = EXIT_POLICIES["schedule"](path=calibration_file())
+    assert depths(policy, [1.0, 0.95, 0.77, 0.61, 0.44, 0.3, 0.21, 0.19, 0.0]) == [2, 2, 4, 4, 5, 5, 5, 7, 7]
+    assert policy.start(3, 7, torch.full((3,), 0.3, dtype=torch.float64))(Look(k=5, rows=torch.arange(3))) is True
+
+
+def test_power_and_linear_schedules():
+    """Catches a family that spends its layers at the noise end."""
+    linear = EXIT_POLICIES["power"](at_data=1.0, at_noise=1 / 7)
+    assert depths(linear, [0.0, 0.5, 1.0]) == [7, 4, 1]
+    assert depths(EXIT_POLICIES["power"](at_data=1.0, at_noise=1 / 7, exponent=3.0), [0.0, 0.5, 1.0]) == [7, 7, 1]
+    for bad in ({"at_data": 0.0}, {"at_noise": 1.2}, {"exponent": 0.0}):
+        with pytest.raises(ValueError, match=f"exit.power.{next(iter(bad))}"):
+            EXIT_POLICIES["power"](**bad)
+
+
+def test_calibrated_thresholds():
+    """Catches thresholds of another time bin or exit, and questions at exits that nobody leaves at."""
+    policy = EXIT_POLICIES["calibrated"](path=calibration_file())
+    assert policy.asked(tuple(range(1, 8))) == (1, 2, 3, 4, 5, 6)
+    late, early = (policy.start(2, 7, torch.full((2,), t, dtype=torch.float64)) for t in (0.4, 0.6))
+    look = Look(k=2, rows=torch.arange(2), u=torch.tensor([0.505, 0.44]))
+    assert late(look).tolist() == [True, True] and early(look).tolist() == [False, True]
+    assert not early(Look(k=1, rows=torch.arange(2), u=torch.zeros(2))).any()
+
+
+@pytest.mark.parametrize("name", ["schedule", "calibrated"])
+def test_bad_calibration_files(name, tmp_path):
+    """Catches a damaged or foreign file that is used all the same."""
+    policy = EXIT_POLICIES[name]
+    with pytest.raises(ValueError, match="can be left at"):
+        policy(path=calibration_file()).asked((1, 2, 5))
+    for content in ("{", "{}", '{"points": [1, 7], "schedule": {"t": [1]}, "thresholds": {"edges": [1], "max_u": []}}'):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(ValueError, match=f"exit.{name}.path is"):
+            policy(path=str(tmp_path / "bad.json")).asked((1, 7))
+    with pytest.raises(ValueError, match="cannot be read"):
+        policy(path=str(tmp_path / "none.json")).asked((1, 7))
+    with pytest.raises(ValueError, match="both set" if name == "schedule" else "is not set"):
+        policy(**({"shares": (0.5,), "path": "a.json"} if name == "schedule" else {})).asked((1, 7))
+
+
+def test_similarity_looks_at_the_layer_before():
+    """Catches a comparison with another row's tokens after rows left, or with the first layer's."""
+    model, policy = tiny("time"), EXIT_POLICIES["similarity"](**SETTINGS["similarity"])
+    x, t, time, _ = inputs()
+    tokens, carry = [], model.embed(x, time, None)
+    for i in range(7):
+        carry = model.layer(i, carry)
+        tokens.append(model.backbone.patches(carry))
+    near = [torch.cosine_similarity(a, b, dim=-1).mean(1) >= policy.cosine for a, b in zip(tokens[:-1], tokens[1:], strict=True)]
+    wanted = [next((k for k, hit in enumerate(row, 2) if hit and k < 7), 7) for row in torch.stack(near).T.tolist()]
+    assert run_with_exits(model, policy, x, t, time, None)[1].tolist() == wanted
+    with pytest.raises(ValueError, match="exit.similarity.cosine"):
+        EXIT_POLICIES["similarity"](cosine=1.5)
+
+
+def test_matched_controls():
+    """Catches controls that spend more or less than what they match, or that follow time when they should not."""
+    static = EXIT_POLICIES["matched_static"](path=trace_file())
+    assert depths(static, [1.0, 0.7, 0.4, 0.1]) == [5, 4, 3, 2]  # the mode of each recorded call
+    n = 4000
+    for match, means in (("call", {1.0: 5.5, 0.1: 2.5}), ("all", {1.0: 4.0, 0.1: 4.0})):
+        random = EXIT_POLICIES["matched_random"](path=trace_file(), match=match).bind(0, range(n))
+        drawn = {t: depths(random, [t] * n) for t in means}
+        for t, mean in means.items():
+            assert np.mean(drawn[t]) == pytest.approx(mean, abs=0.1)
+    assert drawn[1.0] != drawn[0.1], "draws of different calls are independent"
+    assert depths(EXIT_POLICIES["matched_random"](path=trace_file()).bind(1, range(n)), [1.0] * n) != drawn[1.0]
+    with pytest.raises(ValueError, match="bind it"):
+        EXIT_POLICIES["matched_random"](path=trace_file()).start(2, 7, torch.zeros(2))
+    with pytest.raises(ValueError, match="7 layers; this one has 5"):
+        static.asked((1, 5))
+    with pytest.raises(ValueError, match="exit.matched_static.path is ''"):
+        EXIT_POLICIES["matched_static"]().asked((1, 7))
+
+
+def test_oracle_is_the_least_sufficient_exit():
+    """Catches an oracle that measures against the wrong exit, or that takes the last sufficient one."""
+    eps = torch.tensor([[3.0, 1.0], [1.0, 2.0], [1.5, 1.0], [0.0, 0.9]])[:, :, None, None, None]  # (4, 2, 1, 1, 1)
+    assert oracle(eps, (1, 2, 4, 7), tau=1.0).tolist() == [2, 1]
+    assert oracle(eps, (1, 2, 4, 7), tau=0.0).tolist() == [7, 7]
+
+
 def test_tied_passes_batchwise_decisions_through():
     """Catches a pairing rule that turns a fixed layer's host decision into device work."""
     decide = Tied(inner=EXIT_POLICIES["fixed"](layer=3)).start(4, 7, torch.zeros(4))
-    from libs.exits import Look
-
     assert decide(Look(k=3, rows=torch.arange(4))) is True

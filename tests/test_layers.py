@@ -14,9 +14,10 @@ LAYERS = [
     ["libs.exits", "libs.samplers"],
     ["libs.data", "libs.codecs", "libs.denoiser", "libs.losses", "libs.images"],
     ["libs.regimes", "libs.weights", "libs.metrics"],
-    ["libs.checkpoints", "libs.generate"],
+    ["libs.checkpoints", "libs.generate", "libs.calibration", "libs.analysis"],
+    ["libs.points", "libs.dense"],
     ["libs.evaluator", "libs.report"],
-    ["libs.trainer"],
+    ["libs.trainer", "libs.comparison"],
     ["utils", "configs", "scripts"],
     ["train", "eval"],
 ]

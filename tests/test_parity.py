@@ -35,7 +35,7 @@ def arrays(name: str) -> dict[str, Tensor]:
 def close(got: Tensor, want: Tensor, tolerance: float) -> None:
     """The largest difference, relative to the largest recorded number."""
     assert got.shape == want.shape
-    error = float((got.double() - want.double()).abs().max() / want.double().abs().max())
+    error = float((got.detach().double() - want.double()).abs().max() / want.double().abs().max())
     assert error < tolerance, f"relative error {error:.1e}"
 
 
@@ -99,7 +99,7 @@ def test_the_random_stream_is_the_recorded_one():
 @pytest.mark.parametrize("case", CASES["uvit"])
 @pytest.mark.parametrize("attention", ["sdpa", "math"])
 def test_uvit_forward(case, attention):
-    """Catches wrong token order, skip pairing, concatenation order, patch layout, head order, GELU, scale or epsilon."""
+    """Catches wrong token order, skip pairing, concatenation, patch layout, head order, GELU, scale or epsilon."""
     want, network = arrays("uvit"), recorded_uvit(case)
     for block in network.blocks:
         block.attn.backend = attention
@@ -148,7 +148,7 @@ def test_adadiff_forward_and_exits(case):
 def test_uva_forward_and_exits(case):
     """Catches probes at block outputs, heads off by one, the missing time token in the mean, t in place of t / 1000."""
     want, model = arrays("uva"), released("uva", case)
-    x, n = golden_input("uva.x", (4, 3, 8, 8)), model.depth
+    x = golden_input("uva.x", (4, 3, 8, 8))
     time, cond = want["timesteps"].float(), conditions("uva", case, model.backbone)
     exits = model(x, time, cond)
     close(exits.out[-1], want[f"{case}.out"], 1e-5)
@@ -160,7 +160,6 @@ def test_uva_forward_and_exits(case):
         out, used = run_with_exits(model, policy, x, time.double() / 1000, time, cond)
         assert used.tolist() == want[f"{case}.exit_index"][i].tolist()
         close(out, torch.stack([exits.out[k, j] for j, k in enumerate(used)]), 1e-5)
-    assert n == 5
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------
@@ -240,14 +239,14 @@ def test_replication_losses():
     noise = golden_input("loss.noise", (3, 2, 4, 4)).double()
     exits = AllExits(points=(0, 1, 2, 3, 4), out=out, u=torch.cat([u, torch.zeros(1, 3, dtype=f8)]))
     batch = (exits, VPLinear(), "noise", torch.zeros_like(noise), noise, torch.full((3,), 0.5, dtype=f8))
-    assert float(term("simple", *batch).mean()) == pytest.approx(float(want["loss.simple"]), rel=1e-6)
+    assert float(term("simple", *batch).mean().detach()) == pytest.approx(float(want["loss.simple"]), rel=1e-6)
     layers = (term("ual", *batch, weights="unweighted") - term("simple", *batch)).mean()
-    assert float(layers) == pytest.approx(float(want["loss.unweighted"]), rel=1e-6)
+    assert float(layers.detach()) == pytest.approx(float(want["loss.unweighted"]), rel=1e-6)
     grad = torch.autograd.grad(layers, out, retain_graph=True)[0]
     close(grad[:-1], want["loss.unweighted.grad_preds"], 1e-6)
     last = (out[-1] - noise).abs().tanh().flatten(1).mean(1).square()  # no probe at full depth: u = 0
     fit = 5 * term("uem", *batch) - last.detach()
-    assert float(fit.sum()) == pytest.approx(float(want["loss.uem_sum"]), rel=1e-6)
+    assert float(fit.sum().detach()) == pytest.approx(float(want["loss.uem_sum"]), rel=1e-6)
     close(torch.autograd.grad(fit.sum(), u)[0], want["loss.uem_sum.grad_uncertainty"], 1e-6)
 
 
@@ -310,6 +309,10 @@ def test_conversions(pred):
 
 # ---- samplers ------------------------------------------------------------------------------------------------------
 
+TIGHT = 1e-11  # float64
+# Recorded float32 runs computed their tables in float32 too: near t = 1e-4 that costs dpm_solver up to 2e-4 in ten
+# steps. Ours are in float64, so our float32 runs are also held against the recorded float64 ones, to 1e-5.
+RECORDED_IN_F32 = 2e-4
 ALGORITHMS = {
     "em_ode": ("euler_maruyama_ode", "vp_linear", {}),
     "em_sde": ("euler_maruyama_sde", "vp_linear", {}),
@@ -334,7 +337,7 @@ class RecordedNoise:
 
 
 def recorded_runs(who: str) -> list[str]:
-    return sorted({key.rsplit(".", 1)[0] for key in arrays(f"samplers_{who}") if key.startswith(f"{who}.")})
+    return sorted(key.removesuffix(".x") for key in arrays(f"samplers_{who}") if key.endswith(".x"))
 
 
 def recorded_plan(run: str):
@@ -361,14 +364,16 @@ def check_trajectory(run: str, want: dict, plan, x: Tensor, eps_fn: Callable, to
     got = sample(plan, x, recording, noise)
     close(got, want[f"{run}.x"], tolerance)
     if f"{run}.t" in want:
-        close(torch.stack(times), want[f"{run}.t"], 1e-9 if x.dtype == f8 else 1e-4)
+        close(torch.stack(times), want[f"{run}.t"], TIGHT if x.dtype == f8 else RECORDED_IN_F32)
     if f"{run}.middle" in want:
         close(inputs[len(inputs) // 2], want[f"{run}.middle"], tolerance)
+    if x.dtype != f8:
+        close(got, want[f"{run.removesuffix('f32')}f64.x"], 1e-5)
 
 
 @pytest.mark.parametrize("run", recorded_runs("toy"))
 def test_trajectories_on_exact_predictions(run):
-    """Every solver's times, middle state and end, in float64 to 1e-9: catches any other coefficient or grid."""
+    """Every solver's times, middle state and end: catches any other coefficient or grid."""
     want = arrays("samplers_toy")
     plan, process, guided, dtype = recorded_plan(run)
     labels, scale = want["toy.labels"], float(want["guidance_scale"])
@@ -380,8 +385,7 @@ def test_trajectories_on_exact_predictions(run):
         return cond + scale * (cond - null)
 
     x = golden_input("sampler.x", (4, 2, 4, 4)).to(dtype)
-    # Recorded float32 runs computed their tables in float32 too, which costs them 2e-4 where steps are few.
-    check_trajectory(run, want, plan, x, eps_fn, 1e-9 if dtype == f8 else 1e-3)
+    check_trajectory(run, want, plan, x, eps_fn, TIGHT if dtype == f8 else RECORDED_IN_F32)
 
 
 @pytest.mark.parametrize("run", recorded_runs("net"))
@@ -402,40 +406,38 @@ def test_trajectories_of_a_network(run):
     else:
         model = EarlyExitModel(network, ESTIMATORS["linear"])
         guidance = Guidance(scale)
-        eps_fn = Denoiser(
-            model, process, "noise", EXIT_POLICIES["full"](), cond=labels, null=null, guidance=guidance
-        )
+        eps_fn = Denoiser(model, process, "noise", EXIT_POLICIES["full"](), cond=labels, null=null, guidance=guidance)
     with torch.no_grad():
-        check_trajectory(run, want, plan, x, eps_fn, 1e-6 if dtype == f8 else 1e-4)
+        check_trajectory(run, want, plan, x, eps_fn, TIGHT if dtype == f8 else 1e-4)
 
 
 @pytest.mark.parametrize("name", ["em_ode", "em_ode_guided", "dpm_solver", "dpm_solver_guided"])
 def test_released_sampling_with_exits(name):
-    """Ten evaluations with the released rule, image by image: the layers of every call and the final image.
+    """Ten evaluations with the released rule: the layers of every call and the final image.
 
-    Catches a batch mean taken over the guidance halves, which the released code runs one after the other.
+    Each image alone, as recorded, and both together with the rule applied per image. Catches a batch mean over the
+    guidance halves, which the released code runs one after the other, and counts of crossings that mix images.
     """
     want, run = arrays("adadiff_sampling"), f"{name}.10"
     model, process = EarlyExitModel(backbone("uvit", "cond"), ESTIMATORS["linear"], norm=False), VPLinear()
     shapes = {key: value.shape for key, value in weights.export(model.state_dict(), "adadiff").items()}
     model.load_state_dict(weights.to_ours(golden_weights(shapes)))
-    policy = EXIT_POLICIES["released_batch_mean"](certainty=float(want[f"{run}.threshold"]))
     plan = SAMPLERS[ALGORITHMS[name.removesuffix("_guided")][0]](process, steps=10)
     x = golden_input("sampler.x", (2, 4, 8, 8))
-    for i in range(2):
+    for rows in ([0], [1], [0, 1]):
         denoiser = Denoiser(
             model.eval(),
             process,
             "noise",
-            policy,
-            cond=want["labels"][i : i + 1],
-            null=torch.tensor([10]),
+            EXIT_POLICIES["released_batch_mean"](certainty=float(want[f"{run}.threshold"]), per_image=len(rows) > 1),
+            cond=want["labels"][rows],
+            null=torch.full((len(rows),), 10),
             guidance=Guidance(0.4 if name.endswith("guided") else 0.0),
         )
         with torch.no_grad():
-            got = sample(plan, x[i : i + 1], denoiser)
-        np.testing.assert_array_equal(denoiser.trace.used[:, :, 0], want[f"{run}.used"][:, :, i].numpy())
-        close(got, want[f"{run}.x"][i : i + 1], 1e-4)
+            got = sample(plan, x[rows], denoiser)
+        np.testing.assert_array_equal(denoiser.trace.used, want[f"{run}.used"][:, :, rows].numpy())
+        close(got, want[f"{run}.x"][rows], RECORDED_IN_F32)
 
 
 @pytest.mark.slow
@@ -456,5 +458,5 @@ def test_ancestral_sampling_of_the_replication(variance):
         return toy_eps(x, t, "vp_linear")
 
     got = sample(plan, noise.draw(), eps_fn, noise)
-    close(middle[0], want[f"{key}.middle"], 1e-4)
-    close(got, want[f"{key}.x"], 1e-4)
+    close(middle[0], want[f"{key}.middle"], TIGHT)
+    close(got, want[f"{key}.x"], TIGHT)

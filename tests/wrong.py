@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from libs.exits.calls import ResidualCalls
 from libs.exits.threshold import Patience, Threshold
 from libs.models.backbone import Carry
 from libs.models.uem import Time, TimeBank
@@ -60,3 +61,12 @@ def mixed_guidance(eps, scale):
     """Takes the halves for (null, cond) although they are stacked (cond, null)."""
     null, cond = eps.chunk(2)
     return cond + scale * (cond - null)
+
+
+class SharedResidualCalls(ResidualCalls):
+    """Every image is corrected with the batch's mean residual."""
+
+    def correct(self, eps, used):
+        if self.residual is not None:
+            self.residual[:] = self.residual[:, self.known].mean(1, keepdim=True)
+        return super().correct(eps, used)

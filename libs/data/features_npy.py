@@ -40,7 +40,6 @@ class LatentFiles(Dataset):
         batch: images per batch when the files were written (256 in U-ViT's script).
         read_pickles: must be True, since the files are object arrays. They are read as data and run no code
             (see `read_objects`), but it should be known that pickles are opened.
-        random_flip: read the stored mirror image in half of the cases.
     """
 
     name = "latents_npy"
@@ -52,7 +51,6 @@ class LatentFiles(Dataset):
         n_classes: int = 1000,
         batch: int = BATCH,
         read_pickles: bool = False,
-        random_flip: bool = True,
     ):
         if not read_pickles:
             raise ValueError(
@@ -66,7 +64,6 @@ class LatentFiles(Dataset):
                 "one and its mirror image per image."
             )
         self.path, self.n, self.n_classes, self.batch = path, files // 2, n_classes, batch
-        self.random_flip = random_flip
         self.shape = self._read(0)[0].shape
 
     def __len__(self) -> int:
@@ -80,7 +77,7 @@ class LatentFiles(Dataset):
         return values[0], int(values[1])
 
     def gather(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LatentShards.gather`."""
+        """As `LatentShards.gather`, float32."""
         numbers = [self.number(index, flip) for index, flip in zip(indices.tolist(), flips.tolist(), strict=True)]
         moments, labels = zip(*map(self._read, numbers), strict=True)
         return torch.from_numpy(np.stack(moments).astype(np.float32)), torch.tensor(labels)
@@ -104,7 +101,7 @@ class CaptionFiles(Dataset):
         split: "train" or "val".
     """
 
-    name, n_classes, random_flip = "captions_npy", 0, False
+    name, n_classes, draws = "captions_npy", 0, True
 
     def __init__(self, *, path: str = "assets/datasets/coco256_features", split: str = "train"):
         self.path = os.path.join(path, split)
@@ -133,9 +130,9 @@ class CaptionFiles(Dataset):
         return np.load(os.path.join(self.path, f"{name}.npy"), allow_pickle=False)
 
     def gather(self, indices: Tensor, flips: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """As `CaptionShards.gather`."""
+        """As `CaptionShards.gather`, float32."""
         if flips.any():
-            raise ValueError(f"A mirror image was asked for, but the layout of {self.path} has none.")
+            raise ValueError(f"The layout of {self.path} has no mirror images: set dataset.random_flip=False.")
         pairs = [(i, picked(u, self.n_captions[i])) for i, u in zip(indices.tolist(), draws.tolist(), strict=True)]
         moments = np.stack([self._load(f"{i}") for i, _ in pairs])
         contexts = np.stack([self._load(f"{i}_{k}") for i, k in pairs])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from libs.exits.calibrated import Calibrated
 from libs.exits.calls import Answer, start_calls
-from libs.exits.execute import dense_decisions, run_dense, run_with_exits
-from libs.exits.fixed import Fixed, Full, Schedule
+from libs.exits.execute import dense_decisions, oracle, run_dense, run_with_exits
+from libs.exits.fixed import Fixed, Full
+from libs.exits.matched import MatchedRandom, MatchedStatic
 from libs.exits.policy import ExitPolicy, Look, Tied
 from libs.exits.released import ReleasedBatchMean
 from libs.exits.reuse import Cache, Refresh, Residual, Reuse, looking_back
+from libs.exits.schedule import Power, Schedule
+from libs.exits.similarity import Similarity
 from libs.exits.threshold import Patience, Threshold
 from libs.exits.trace import Trace
 
@@ -17,6 +21,11 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "threshold": Threshold,
     "patience": Patience,
     "schedule": Schedule,
+    "power": Power,
+    "calibrated": Calibrated,
+    "similarity": Similarity,
+    "matched_random": MatchedRandom,
+    "matched_static": MatchedStatic,
     "released_batch_mean": ReleasedBatchMean,
     "reuse": Reuse,
     "cache": Cache,
@@ -32,6 +41,7 @@ __all__ = [
     "Tied",
     "Trace",
     "dense_decisions",
+    "oracle",
     "looking_back",
     "run_dense",
     "run_with_exits",

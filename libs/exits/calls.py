@@ -105,11 +105,14 @@ class ResidualCalls(Calls):
         if self.residual is None:
             self.residual = eps.new_zeros(len(self.points), *eps.shape)
             self.known = np.zeros(len(eps), bool)
-        rows = torch.from_numpy(np.flatnonzero(deep))
-        index = rows.to(eps.device)
+        if deep.all():  # a refresh gathers nothing
+            rows = index = slice(None)
+        else:
+            rows = torch.from_numpy(np.flatnonzero(deep))
+            index = rows.to(eps.device)
+            carries = {k: carry.keep(torch.searchsorted(carry.rows, index)) for k, carry in carries.items()}
         for slot, k in enumerate(self.points):
-            carry = carries[k].keep(torch.searchsorted(carries[k].rows, index))
-            early = self.to_eps(self.model.head(k, carry), x[index], t[rows])  # (b, C, H, W)
+            early = self.to_eps(self.model.head(k, carries[k]), x[index], t[rows])  # (b, C, H, W)
             self.residual[slot, index] = eps[index] - early
         self.known |= deep
 

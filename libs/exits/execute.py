@@ -26,8 +26,8 @@ def run_with_exits(
     """One network call in which rows leave on their own.
 
     x (B, C, H, W); t (B,) in [0, 1] on the CPU, for the policy; time (B,) on x's device, for the network. Returns the
-    raw network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing any
-    more; every row passes one head. Where the policy decides for the whole batch, the host never waits for the device.
+    raw network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing;
+    every row passes one head. Where the policy decides for the whole batch, the host never waits for the device.
     `watch(k, carry)` is shown the rows that have run k layers, before any of them leaves.
     """
     depth = model.depth
@@ -82,9 +82,7 @@ def run_with_exits(
     return torch.cat([out for _, out in left])[torch.from_numpy(order).to(x.device)], used
 
 
-def run_outer(
-    model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None
-) -> Tensor:
+def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
     """The first and last `n` layers of a U-shaped network: raw outputs (B, C, H, W).
 
     `deep` (B, L, D) are tokens that the layers in between gave at an earlier call; the skips are this call's own.
@@ -122,3 +120,13 @@ def dense_decisions(model: EarlyExitModel, policy: ExitPolicy, exits: AllExits, 
         stop = decide(Look(k=k, rows=rows, u=u[rows] if "u" in policy.reads else None))
         used[alive[np.asarray(stop) & np.ones(len(alive), bool)]] = k
     return used
+
+
+def oracle(eps: Tensor, points: tuple[int, ...], tau: float) -> Tensor:
+    """The layers (B,) of the least exit k with mean |eps_k - eps_K| <= tau, from every exit's eps (E, B, C, H, W).
+
+    It looks at the full depth's answer, so it is no policy: what it saves is hypothetical, and only a bound for rules
+    that look at one call at a time.
+    """
+    gap = (eps - eps[-1]).abs().flatten(2).mean(2)  # (E, B)
+    return torch.tensor(points)[(gap <= tau).to(torch.uint8).argmax(0).cpu()]

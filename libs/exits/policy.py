@@ -7,7 +7,7 @@ touches the batch: `libs/exits/execute.py` does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,12 +44,16 @@ class ExitPolicy:
             raise ValueError(f"exit.at asks at {sorted(set(asked) - set(points))}; this model can be left at {points}")
         return tuple(k for k in asked if k != points[-1])
 
+    def bind(self, seed: int, ids: Sequence[int]) -> ExitPolicy:
+        """This policy for a batch of the images `ids` of noise seed `seed`: few need to know whose rows they see."""
+        return self
+
     def start(self, n_rows: int, depth: int, t: Tensor) -> Decide:
         """Called once per network call with the times t (n_rows,) in [0, 1] on the CPU: no memory between calls."""
         raise NotImplementedError
 
     def at_call(self, number: int) -> ExitPolicy:
-        """Who decides in the `number`-th network call of a sampling, 0 being the first: itself, unless numbers matter."""
+        """Who decides in the `number`-th network call of a sampling (0 = the first): itself, unless numbers matter."""
         return self
 
     def tied(self) -> ExitPolicy:

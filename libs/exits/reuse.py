@@ -36,6 +36,9 @@ class Around(ExitPolicy):
     def asked(self, points):
         return self.inner.asked(points)
 
+    def bind(self, seed, ids):
+        return replace(self, inner=self.inner.bind(seed, ids))
+
     def start(self, n_rows, depth, t):
         return self.inner.start(n_rows, depth, t)
 

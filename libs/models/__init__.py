@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from libs.models.early_exit import AllExits, EarlyExitModel
-from libs.models.uem import ESTIMATORS
+from libs.models.uem import ESTIMATORS, Missing
 from libs.models.uvit import SIZES, UViT
 
 BACKBONES = {"uvit": UViT}
 
-__all__ = ["BACKBONES", "ESTIMATORS", "SIZES", "AllExits", "EarlyExitModel", "UViT"]
+__all__ = ["BACKBONES", "ESTIMATORS", "SIZES", "AllExits", "EarlyExitModel", "Missing", "UViT"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from libs.models.backbone import Backbone, Carry, Macs
+from libs.models.uem import Missing
 from libs.models.uvit import unpatchify
 
 HEADS = ("shared", "own")
@@ -79,7 +80,7 @@ class EarlyExitModel(nn.Module):
         return self.uem(self.backbone.patches(carry), carry.time) if self.uem.ahead else None
 
     def questions(self, asked: tuple[int, ...]) -> tuple[int, ...]:
-        """The exits at which the estimator works when a policy asks at `asked`: one that looks ahead works at 0 only."""
+        """Where the estimator works when a policy asks at the exits `asked`: one that looks ahead, at 0 only."""
         return (0,) if self.uem.ahead and asked else asked
 
     def estimate(self, k: int, carry: Carry) -> Tensor:
@@ -104,6 +105,10 @@ class EarlyExitModel(nn.Module):
         """Start every own head as a copy of the backbone's: called after a plain U-ViT was loaded."""
         for head in self.heads.values():
             head.load_state_dict(self.backbone.new_head().state_dict())
+
+    def drop_estimator(self) -> None:
+        """What remains can be sampled by policies that ask nothing: a released U-ViT at full depth."""
+        self.uem = Missing()
 
     def freeze_backbone(self) -> None:
         """Train the estimator and the own heads only. With shared heads nothing but the estimator is left to train."""

@@ -118,9 +118,7 @@ class TimeBank(Estimator):
     for the whole batch, and its banks never learned.
     """
 
-    def __init__(
-        self, width: int, patch_dim: int, points: tuple[int, ...], *, bins: int = 50, norm: bool = True
-    ):
+    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, bins: int = 50, norm: bool = True):
         super().__init__()
         if bins < 1:
             raise ValueError(f"uem.time_bank.bins is {bins}; it must be at least 1")
@@ -207,6 +205,16 @@ class Ahead(Estimator):
 
     def macs(self, n_patches: int) -> int:
         return n_patches * self.hidden.weight.numel() + self.time_map.weight.numel() + self.exits.weight.numel()
+
+
+class Missing(Estimator):
+    """Stands where weights brought no estimator: asking it is an error."""
+
+    def forward(self, *args) -> Tensor:
+        raise ValueError("these weights have no uncertainty estimator: use exit.name=full, fixed or schedule")
+
+    def macs(self, n_tokens: int) -> int:
+        return 0
 
 
 ESTIMATORS = {

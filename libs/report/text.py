@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from libs.report.read import Point
 
-FAMILY_NAMES = {"full": "full depth", "fixed": "fixed layer", "steps": "fewer steps, full depth"}
+FAMILY_NAMES = {
+    "full": "full depth",
+    "fixed": "fixed layer",
+    "steps": "fewer steps, full depth",
+    "sampler": "another sampler, full depth",
+    "residual": "residual correction",
+    "refresh": "refresh without correction",
+    "reuse": "output reuse",
+    "cache": "deep-feature cache",
+    "matched_random": "matched random depths",
+    "matched_static": "matched static schedule",
+}
 MACS = (
     "GMACs are 10⁹ multiply-accumulates (one multiplication with its addition counts once, not twice) over the whole "
     "sampling of one image; attention products, output heads and the uncertainty estimators that ran are counted."

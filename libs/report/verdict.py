@@ -13,7 +13,8 @@ from libs.report.read import Exits, Point, Uncertainty
 from libs.report.text import duration, percent, point_name, quality_word, series_name, sig
 
 TOLERANCE = 0.10  # "as good as full depth" allows a distance this much larger
-BASELINES = ("full", "fixed", "steps")  # families that decide nothing from the input; all others are exit policies
+# what early exit is held against: nothing is decided, features are reused, or a policy's depths are copied
+BASELINES = ("full", "fixed", "steps", "sampler", "reuse", "cache", "matched_random", "matched_static")
 
 
 @dataclass(frozen=True)

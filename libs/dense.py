@@ -1,0 +1,69 @@
+"""Samplings in which every exit of every network call is looked at: for calibration, analysis and the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from libs.denoiser import Denoiser, Guidance
+from libs.exits import EXIT_POLICIES, run_dense
+from libs.generate import generate_batch
+from libs.images import Images
+
+
+@dataclass(frozen=True)
+class DenseCall:
+    """All exits of one network call. Under guidance the rows are [conditional; null] of all images."""
+
+    number: int  # 0 is the first call, at the noise end
+    t: float
+    eps: Tensor  # (E, B, C, H, W) noise predictions
+    u: Tensor  # (E, B) mean uncertainty
+
+    @property
+    def gap(self) -> Tensor:
+        """(E, B, C, H, W): eps_k - eps_K, what leaving at k changes."""
+        return self.eps - self.eps[-1]
+
+
+# Sees a call; returns the layers (B,) that the sampling goes on with, or None for full depth.
+Look = Callable[[DenseCall], Tensor | None]
+
+
+class DenseDenoiser(Denoiser):
+    """Runs every layer and every head; `look` picks the exit that is taken."""
+
+    def __init__(self, *args, look: Look, **options):
+        super().__init__(*args, **options)
+        self.look, self.number = look, 0
+
+    def run(self, x: Tensor, t: Tensor, time: Tensor):
+        exits = run_dense(self.model, x, time, self.cond)
+        eps = torch.stack([self.to_eps(out, x, t) for out in exits.out])  # (E, B, C, H, W)
+        used = self.look(DenseCall(self.number, float(t[0]), eps, exits.mean_u))
+        self.number += 1
+        if used is None:
+            return eps[-1], np.full(len(x), self.model.depth), None
+        index = torch.searchsorted(torch.tensor(exits.points), used.cpu()).to(x.device)
+        return eps[index, torch.arange(len(x), device=x.device)], used.cpu().numpy(), None
+
+
+def sample_dense(model, regime, look: Look, *, pred, plan, guidance: Guidance, seed: int, ids, run) -> Images:
+    """The images `ids` as one batch, along the trajectory that `look` picks (default: full depth)."""
+    return generate_batch(
+        model,
+        regime,
+        pred=pred,
+        plan=plan,
+        policy=EXIT_POLICIES["full"](),
+        guidance=guidance,
+        seed=seed,
+        ids=ids,
+        run=run,
+        make_denoiser=partial(DenseDenoiser, look=look),
+    )

@@ -1,0 +1,98 @@
+"""Static schedules: the depth of every call is known beforehand from its time alone.
+
+Nothing is estimated, nothing waits for the device, and no row is removed as long as a batch shares its time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from libs.exits.policy import Decide, ExitPolicy
+from libs.exits.stored import between, read_calibration
+
+ASE_DEMO = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
+
+
+def leave_at(due: Tensor) -> Decide:
+    """Row i leaves at the first exit at least due[i] (B,) layers deep; where all agree, one answer serves them all."""
+    first = int(due[0])
+    if bool((due == first).all()):
+        return lambda look: look.k >= first
+
+    def decide(look):
+        return look.k >= due.to(look.rows.device)[look.rows]
+
+    return decide
+
+
+def layers_of(share: float, depth: int) -> int:
+    return math.ceil(share * depth - 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(ExitPolicy):
+    """A static depth for every time: the share of layers to run in equal bins of t, from t = 0 (data) to 1 (noise).
+
+    The default is the only released schedule of ASE (Moon et al., ICML 2024: 28, 28, 24, 24, 20, 20, 16, 16, 12, 12 of
+    28 blocks). A layer count that is no exit of the model is rounded up to the next exit. `path` is a file of
+    scripts.calibrate instead, with a layer count for every network call; a time between two calls takes the nearest.
+    """
+
+    shares: tuple[float, ...] = ASE_DEMO
+    path: str = ""
+
+    def __post_init__(self):
+        if not self.shares or any(not 0 < share <= 1 for share in self.shares):
+            raise ValueError(f"exit.schedule.shares is {self.shares}; it must be a non-empty tuple of shares in (0, 1]")
+        if self.path and tuple(self.shares) != ASE_DEMO:
+            raise ValueError("exit.schedule.shares and exit.schedule.path are both set; a schedule has one source")
+
+    @cached_property
+    def stored(self) -> dict:
+        return read_calibration(self.path, "schedule", "exit.schedule.path")
+
+    def asked(self, points):
+        if self.path and tuple(self.stored["points"]) != tuple(points):
+            raise ValueError(f"{self.path} is for exits {self.stored['points']}; this model can be left at {points}")
+        asked = super().asked(points)
+        taken = {next((k for k in asked if k >= layers), None) for layers in self.table(points[-1])[1]}
+        return tuple(k for k in asked if k in taken)  # nobody leaves at the others
+
+    def table(self, depth: int) -> tuple[Sequence[float], Sequence[int]]:
+        """The times between bins, ascending, and the layers due in every bin."""
+        if self.path:
+            nodes, layers = zip(*sorted(zip(self.stored["t"], self.stored["layers"], strict=True)), strict=True)
+            return between(nodes), layers
+        n = len(self.shares)
+        return [i / n for i in range(1, n)], [layers_of(share, depth) for share in self.shares]
+
+    def start(self, n_rows, depth, t):
+        edges, layers = self.table(depth)
+        bins = torch.bucketize(t, t.new_tensor(edges), right=True)
+        return leave_at(torch.tensor(layers)[bins])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power(ExitPolicy):
+    """The share of layers falls from `at_data` (t = 0) to `at_noise` (t = 1) as t ** exponent; exponent 1 is linear."""
+
+    at_data: float = 1.0
+    at_noise: float = 0.4
+    exponent: float = 1.0
+
+    def __post_init__(self):
+        for name in ("at_data", "at_noise"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"exit.power.{name} is {getattr(self, name)}; it is a share of layers in (0, 1]")
+        if not 0 < self.exponent < math.inf:
+            raise ValueError(f"exit.power.exponent is {self.exponent}; it must be a positive number")
+
+    def start(self, n_rows, depth, t):
+        shares = self.at_data + (self.at_noise - self.at_data) * t**self.exponent
+        return leave_at(torch.tensor([layers_of(share, depth) for share in shares.tolist()]))

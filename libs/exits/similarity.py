@@ -1,0 +1,43 @@
+"""Leave when another layer no longer changes the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from libs.exits.policy import ExitPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity(ExitPolicy):
+    """Hidden-state saturation (CALM, Schuster et al. 2022): the baseline of the DeeDiff rebuttal.
+
+    Each image leaves at the first exit where cos(h_k, h_before), averaged over its patch tokens, reaches `cosine`;
+    h_before are the tokens at the exit asked before, so the first exit asked is never taken. Needs no estimator; the
+    products of the cosine are counted as little as a norm's.
+    """
+
+    cosine: float = 0.95
+    reads: ClassVar = frozenset({"patches"})
+
+    def __post_init__(self):
+        if not -1 < self.cosine <= 1:
+            raise ValueError(f"exit.similarity.cosine is {self.cosine}; it must lie in (-1, 1]")
+
+    def start(self, n_rows, depth, t):
+        before = None
+
+        def decide(look):
+            nonlocal before
+            last, before = before, (look.rows, look.patches)
+            if last is None:
+                return False
+            rows, patches = last
+            if len(rows) != len(look.rows):
+                patches = patches[torch.searchsorted(rows, look.rows)]
+            return F.cosine_similarity(look.patches.float(), patches.float(), dim=-1).mean(1) >= self.cosine
+
+        return decide

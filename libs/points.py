@@ -1,0 +1,165 @@
+"""What to evaluate: exit policies and their competitors, each with a sampler; and how a sweep names them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from libs.build import chosen, lookup, settings
+from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
+from libs.generate import make_plan
+from libs.models import EarlyExitModel, Missing
+from libs.regimes import Regime
+from libs.samplers import SAMPLERS, Plan
+
+# What early exit is held against, and never recommended itself: competitors, and controls that copy a policy's depths.
+BASELINES = ("full", "fixed", "steps", "sampler", "reuse", "cache", "matched_random", "matched_static")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to sample: an exit policy with a sampler."""
+
+    family: str
+    label: str
+    policy: ExitPolicy
+    exit: dict
+    plan: Plan
+    steps: int
+    sampler: str
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^\w.=+-]", "", self.label.replace(" ", "-"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A point's settings, before there is a model: how an `eval.sweep` entry reads."""
+
+    policy: str = "full"
+    settings: dict[str, Any] = field(default_factory=dict)  # differences from config.exit.<policy>
+    residual: bool = False
+    refresh: int = 0
+    steps: int | None = None
+    sampler: str | None = None
+
+    @property
+    def family(self) -> str:
+        """Points of one family are one method with a knob."""
+        if self.residual or self.refresh:
+            return "residual" if self.residual else "refresh"
+        if self.policy == "full":
+            return "sampler" if self.sampler else "steps" if self.steps else "full"
+        return self.policy
+
+    @property
+    def label(self) -> str:
+        """`threshold 0.98, residual, refresh 4`: a certainty needs no name, everything else has one."""
+        name = "full depth" if self.policy == "full" else self.policy
+        for key, value in self.settings.items():
+            value = Path(value).stem if key == "path" else f"{value:g}" if isinstance(value, float) else value
+            name += f" {value}" if key == "certainty" else f" {key} {value}"
+        parts = [name] + ["residual"] * self.residual + [f"refresh {self.refresh}"] * (self.refresh > 0)
+        if self.sampler:
+            parts.append(self.sampler)
+        if self.steps:
+            parts.append(f"{self.steps} steps")
+        return " ".join(parts) if parts == ["full depth", f"{self.steps} steps"] else ", ".join(parts)
+
+
+def points(config, model: EarlyExitModel, regime: Regime) -> list[Point]:
+    """Full depth, the configured policy at each threshold, fixed layers, full depth with fewer steps, and the sweep.
+
+    A point that is asked for twice is evaluated once. Raises ValueError for whatever this model cannot do.
+    """
+    name, configured = config.exit.name, chosen(config.exit)
+    back = {"residual": config.sample.residual, "refresh": config.sample.refresh}
+    methods = [Method()]
+    if isinstance(model.uem, Missing) and "u" in lookup(EXIT_POLICIES, name, "exit.name").reads:
+        pass  # weights of a plain U-ViT, and no threshold was asked for (load_model sees to that)
+    elif "certainty" in configured:
+        thresholds = config.eval.thresholds or (configured["certainty"],)
+        methods += [Method(name, {"certainty": float(certainty)}, **back) for certainty in thresholds]
+    elif name != "full" or any(back.values()):
+        methods.append(Method(name, **back))
+    methods += [Method("fixed", {"layer": layer}) for layer in config.eval.fixed]
+    methods += [Method(steps=steps) for steps in config.eval.fewer_steps]
+    methods += [parse(entry) for entry in config.eval.sweep]
+    found: dict[str, Point] = {}
+    for method in methods:
+        point = make_point(method, config, model, regime)
+        found.setdefault(point.slug, point)
+    return list(found.values())
+
+
+def make_point(method: Method, config, model: EarlyExitModel, regime: Regime) -> Point:
+    options = chosen({"name": method.policy, method.policy: config.exit.get(method.policy)}) | method.settings
+    policy = lookup(EXIT_POLICIES, method.policy, "exit.name")(**options)
+    policy = looking_back(policy, residual=method.residual, refresh=method.refresh)
+    policy.asked(model.points)  # refuses exits that the model does not have, before any work
+    exits = {"name": method.policy, **options}
+    if method.residual or method.refresh:
+        exits |= {"residual": method.residual, "refresh": method.refresh}
+    return Point(
+        family=method.family,
+        label=method.label,
+        policy=policy,
+        exit=exits,
+        plan=make_plan(regime.process, config.sample, method.steps, method.sampler),
+        steps=method.steps or config.sample.sample_steps,
+        sampler=method.sampler or config.sample.algorithm,
+    )
+
+
+# ---- sweep entries -------------------------------------------------------------------------------------------------
+
+COMMON = {"residual": False, "refresh": 0, "steps": 1, "sampler": ""}  # settings of any policy, by type
+
+
+def parse(entry: str) -> Method:
+    """One entry of `eval.sweep`: settings separated by commas, of one policy at most.
+
+    "fixed.layer=3" | "threshold.certainty=0.98,residual=True,refresh=4" | "schedule,steps=10" | "steps=10,sampler=ddim"
+    """
+    try:
+        policy, own, common = "", {}, {}
+        for part in re.split(r",(?![^(]*\))", entry):  # not inside a tuple
+            key, has_value, text = (piece.strip() for piece in part.partition("="))
+            name, _, setting = key.partition(".")
+            if key in COMMON and has_value:
+                common[key] = value_of(text, COMMON[key], key)
+                continue
+            lookup(EXIT_POLICIES, name, "the policy")
+            if policy not in ("", name):
+                raise ValueError(f"it names two policies, {policy} and {name}")
+            policy = name
+            if setting or has_value:
+                known = settings(EXIT_POLICIES[name])
+                if setting not in known or not has_value:
+                    raise ValueError(f"{part.strip()!r} sets nothing; {name} has the settings {', '.join(known)}")
+                own[setting] = value_of(text, known[setting], key)
+        lookup(SAMPLERS | {"": None}, common.get("sampler", ""), "sampler")
+        if common.get("steps", 1) < 1:
+            raise ValueError(f"steps is {common['steps']}; it must be at least 1")
+        return Method(policy or "full", own, **common)
+    except ValueError as error:
+        raise ValueError(f"eval.sweep entry {entry!r}: {error}") from error
+
+
+def value_of(text: str, like: Any, key: str) -> Any:
+    """`text` as a value of the type of `like`."""
+    if isinstance(like, str) and text:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(like, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(like):
+        raise ValueError(f"{key} is {text!r}; a value of type {type(like).__name__} is needed")
+    return value

@@ -1,0 +1,94 @@
+"""What a weight file holds: kind, network settings, what is missing, parameters, and the cost of every exit.
+
+    python -m scripts.inspect_checkpoint assets/uvit/cifar10_uvit_small.pth
+
+Reads .pth and .safetensors files, or a <step>.ckpt folder (its EMA weights), of this code base, U-ViT, AdaDiff and the
+UvA replication. Nothing in a file is executed.
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from configs import base
+from libs import weights
+from libs.evaluator import build_model
+from libs.metrics.cost import CONVENTION
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="weight file, or <step>.ckpt folder")
+    args = parser.parse_args(argv)
+    try:
+        print("\n".join(describe(args.file)))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def describe(path: Path) -> list[str]:
+    """The lines to print."""
+    state = weights.read(path)
+    try:
+        kind, settings = weights.kind(state), weights.infer(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    config = base.config()
+    config.update_from_flattened_dict(settings)
+    with torch.device("meta"):
+        model = build_model(config)
+    exits = "uem.name" in settings
+    if not exits:
+        model.drop_estimator()
+    ours = weights.to_ours(state)
+    weights.check_fit(path, kind, ours, model.state_dict(), network="the network that its tensors describe")
+
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
+    count = sum(value.numel() for value in state.values())
+    lines = [f"{path}: {kind} weights, {len(state)} tensors, {count:,} parameters, {', '.join(types)}", "config"]
+    for key, value in settings.items():
+        note = f"  (assumed: {weights.ASSUMED[key]})" if key in weights.ASSUMED else ""
+        lines.append(f"  {key} = {value}{note}")
+    default = base.config()
+    differ = {key: value for key, value in settings.items() if leaf(default, key) != value}
+    lines.append(f"as flags: {weights.flags(differ)}")
+    lines.append(f"fits: {', '.join(fitting(settings)) or 'no file of configs/'}")
+    if exits:
+        lines.append("missing: nothing, every exit has its estimator")
+    else:
+        lines.append(
+            "missing: uncertainty estimators; evaluate at full depth, or start fine-tuning with --pretrained_weight"
+        )
+    lines.append(f"GMACs of one call per image by exit, before questions to the estimator; {CONVENTION}")
+    macs = model.macs()
+    lines += [f"  after {k:2d} of {model.depth} layers: {macs.at(k) / 1e9:.4f}" for k in model.points]
+    if exits:
+        lines.append(f"  one question to the estimator: {max(macs.ask) / 1e9:.4f}")
+    return lines
+
+
+def fitting(settings: dict[str, object]) -> list[str]:
+    """The experiment files whose networks have these settings, guesses apart."""
+    known = {key: value for key, value in settings.items() if key not in weights.ASSUMED}
+    found = []
+    for path in sorted(CONFIGS.glob("*_*.py")):
+        if path.stem != "__init__":
+            config = importlib.import_module(f"configs.{path.stem}").get_config()
+            if all(leaf(config, key) == value for key, value in known.items()):
+                found.append(f"configs/{path.name}")
+    return found
+
+
+def leaf(config: ConfigDict, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+if __name__ == "__main__":
+    main()

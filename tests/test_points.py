@@ -1,0 +1,133 @@
+"""Which points an evaluation measures, and how a sweep names them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_configs import load
+
+from libs import evaluator, regimes
+from libs import points as points_module
+from libs.exits import Refresh, Residual
+from libs.points import Method, parse, points
+from libs.report import verdict
+
+
+def quick(**settings):
+    """The digits' quick twin (5 layers), its network and its regime, with settings by dotted path."""
+    config = load("digits_uvit_tiny", "quick")
+    for key, value in settings.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    torch.manual_seed(0)
+    return config, evaluator.build_model(config), regimes.pixels(config)
+
+
+@pytest.mark.parametrize(
+    ("entry", "family", "label", "settings"),
+    [
+        ("fixed.layer=3", "fixed", "fixed layer 3", {"layer": 3}),
+        ("steps=10", "steps", "full depth 10 steps", {}),
+        ("full", "full", "full depth", {}),
+        ("sampler=ddim, steps=4", "sampler", "full depth, ddim, 4 steps", {}),
+        ("threshold.certainty=0.98", "threshold", "threshold 0.98", {"certainty": 0.98}),
+        ("threshold.certainty=1", "threshold", "threshold 1", {"certainty": 1.0}),
+        (
+            "threshold.certainty=0.98,residual=True,refresh=4",
+            "residual",
+            "threshold 0.98, residual, refresh 4",
+            {"certainty": 0.98},
+        ),
+        ("fixed.layer=2,refresh=2", "refresh", "fixed layer 2, refresh 2", {"layer": 2}),
+        ("reuse.every=2", "reuse", "reuse every 2", {"every": 2}),
+        ("cache.every=3,cache.layers=2", "cache", "cache every 3 layers 2", {"every": 3, "layers": 2}),
+        (
+            "schedule.shares=(0.5, 1.0),steps=7",
+            "schedule",
+            "schedule shares (0.5, 1.0), 7 steps",
+            {"shares": (0.5, 1.0)},
+        ),
+    ],
+)
+def test_sweep_entries(entry, family, label, settings):
+    """Catches entries that are read as another method, lose a setting, or share a label with another point."""
+    method = parse(entry)
+    assert (method.family, method.label, method.settings) == (family, label, settings)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("treshold.certainty=0.9", "the policy is 'treshold'; it must be one of"),
+        ("threshold.certainy=0.9", "threshold has the settings at, certainty"),
+        ("threshold.certainty", "sets nothing"),
+        ("threshold=0.9", "sets nothing"),
+        ("fixed.layer=2,reuse.every=2", "two policies, fixed and reuse"),
+        ("fixed.layer=two", "fixed.layer is 'two'; a value of type int"),
+        ("fixed.layer=2.5", "fixed.layer is '2.5'; a value of type int"),
+        ("steps=0", "steps is 0"),
+        ("residual=1", "residual is '1'; a value of type bool"),
+        ("sampler=euler", "sampler is 'euler'"),
+        ("", "must be one of"),
+    ],
+)
+def test_sweep_mistakes(entry, message):
+    """Catches a typing error that evaluates something else; the entry and what is allowed must be named."""
+    with pytest.raises(ValueError) as caught:
+        parse(entry)
+    assert message in str(caught.value) and f"eval.sweep entry {entry!r}" in str(caught.value)
+
+
+def test_points_of_an_evaluation():
+    """Catches existing settings that a sweep replaces, points measured twice, and full depth that is not first."""
+    sweep = ("steps=3", "fixed.layer=2", "full", "reuse.every=2", "schedule,residual=True,refresh=2,steps=3")
+    config, model, regime = quick(eval__sweep=sweep, eval__fixed=(2,), eval__thresholds=(0.9, 0.8))
+    found = points(config, model, regime)
+    assert [p.slug for p in found] == [
+        "full-depth", "threshold-0.9", "threshold-0.8", "fixed-layer-2", "full-depth-3-steps", "reuse-every-2",
+        "schedule-residual-refresh-2-3-steps",
+    ]  # fmt: skip
+    last = found[-1]
+    assert isinstance(last.policy, Residual) and isinstance(last.policy.inner, Refresh)
+    assert last.plan.nfe == last.steps == 3 and last.exit["residual"] and last.exit["refresh"] == 2
+    assert found[0].plan.nfe == 5
+
+
+def test_residual_of_the_configured_policy():
+    """Catches sample.residual and sample.refresh that reach the baselines too, or nothing."""
+    settings = {"sample__residual": True, "sample__refresh": 4, "eval__fixed": (2,)}
+    config, model, regime = quick(**settings, eval__thresholds=(0.9,))
+    assert [p.family for p in points(config, model, regime)] == ["full", "residual", "fixed"]
+    config, model, regime = quick(**settings, exit__name="full")
+    with pytest.raises(ValueError, match="leaves early"):
+        points(config, model, regime)
+
+
+def test_a_path_is_text():
+    """Catches a file name that is read as a number or an expression, or that breaks the folder of the point."""
+    method = parse("matched_static.path=runs/4/points/a=b/trace.npz")
+    assert method.settings == {"path": "runs/4/points/a=b/trace.npz"} and "/" not in method.label
+    assert parse("calibrated.path=12").settings == {"path": "12"}
+    assert Method("schedule", {"path": "x/0.6.json"}).label == "schedule path 0.6"
+
+
+def test_evaluation_of_a_sweep(run, tmp_path):
+    """Catches points whose records lack their sampler, or whose cost does not count what was reused."""
+    sweep = ("reuse.every=2", "cache.every=2", "fixed.layer=1,refresh=2,residual=True", "sampler=ddim,steps=4")
+    config, model, regime = quick(eval__sweep=sweep, eval__thresholds=(0.9,))
+    torch.save(model.state_dict(), tmp_path / "nnet.pth")
+    config.nnet_path = str(tmp_path / "nnet.pth")
+    records = {r["family"]: r for r in evaluator.evaluate(config, regime, run)}
+    macs, gmacs = model.macs(), {name: r["metrics"]["gmacs"] * 1e9 for name, r in records.items()}
+    full, head = macs.at(5), macs.head[1]
+    assert gmacs["full"] == pytest.approx(5 * full) and gmacs["reuse"] == pytest.approx(3 * full)
+    assert records["reuse"]["metrics"]["mean_depth"] == pytest.approx(3)
+    outer = macs.embed + macs.layers[0] + macs.layers[4] + macs.head[5]
+    assert gmacs["cache"] == pytest.approx(3 * full + 2 * outer)
+    assert gmacs["residual"] == pytest.approx(3 * full + 2 * macs.at(1) + 2 * head)  # the last call measures nothing
+    assert records["sampler"]["sampler"] == {"name": "ddim", "steps": 4} and records["sampler"]["nfe"] == 4
+    assert not any(r["recommended"] for name, r in records.items() if name in ("reuse", "cache", "sampler"))
+
+
+def test_evaluation_and_report_agree_on_baselines():
+    """Catches a competitor that the evaluation does not recommend but the report praises as early exit."""
+    assert points_module.BASELINES == verdict.BASELINES
