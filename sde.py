@@ -64,7 +64,7 @@ class Process:
         return in_double(lambda lam: self._t_of_log_alpha(-torch.logaddexp(-2 * lam, torch.zeros_like(lam)) / 2), lam)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network reads for t: 999 t (continuous), or the level n = N t in 1..N (discrete; DDPM's counts from 0)."""
+        """What the network reads for t: 999 t (continuous), or the level N t in 1..N (discrete; DDPM counts from 0)."""
         return in_double(lambda t: self.time_scale * t, t)
 
     def times(self, u: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from absl import app, flags
 from accelerate import Accelerator
 from ml_collections import config_flags
@@ -19,7 +20,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags(kind: str) -> None:
-    """The flags of the public U-ViT and AdaDiff scripts. `kind` is "train", "eval", "analyze" or "calibrate"."""
+    """The flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze" or "calibrate"."""
     config_flags.DEFINE_config_file("config", None, "Experiment file (configs/*.py), settings as --config.a.b=value.")
     flags.mark_flag_as_required("config")
     flags.DEFINE_bool("dry_run", False, "Print the resolved config and the cost of every exit, then stop.")
@@ -30,7 +31,9 @@ def define_flags(kind: str) -> None:
         flags.DEFINE_string("nnet_path", None, "Weights to evaluate: a file or a <step>.ckpt folder.")
         where = "the weights' own" if kind == "calibrate" else f"<config>-{kind} below the weights' folder"
         flags.DEFINE_string("output_path", None, f"Directory for results. Default: {where}.")
-    if kind in ("eval", "analyze"):
+    if kind == "sample":
+        flags.DEFINE_alias("output", "output_path")
+    if kind in ("eval", "sample", "analyze"):
         flags.DEFINE_list(
             "exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps."
         )
@@ -52,7 +55,7 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             run.accelerator.init_trackers("adaptive-depth-diffusion", config=flat(config.to_dict()))
             work(config, regime(config), run)
             run.accelerator.end_training()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
@@ -144,7 +147,8 @@ def dry_run(config) -> None:
     from libs.evaluator import build_model
 
     print(config)
-    model = build_model(config)
+    with torch.device("meta"):  # shapes only: the largest models take no memory
+        model = build_model(config)
     macs = model.macs()
     n = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n:,} parameters; GMACs of one call per image by the exit taken (attention products and head counted):")

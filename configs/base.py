@@ -15,8 +15,9 @@ from libs.samplers import SAMPLERS
 
 def config() -> ConfigDict:
     c = ConfigDict()
+    c.regime = "pixels"  # pixels | latents | text: which of train.py, train_ldm.py, train_t2i_discrete.py this is for
     c.seed = 1234
-    c.process = "vp_linear"  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas)
+    c.process = "vp_linear"  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas) | ddpm
     c.pred = "noise"  # what the network regresses: noise | x0 | v
     c.pretrained_weight = ""  # start from this U-ViT, AdaDiff or own file
     c.nnet_path = ""  # evaluate this one
@@ -70,6 +71,8 @@ def config() -> ConfigDict:
     c.sample.mini_batch_size = 500
     c.sample.scale = 0.0  # guidance: eps = cond + scale (cond - null)
     c.sample.pair = "free"  # free | tied: guidance rows leave on their own or together
+    c.sample.labels = ()  # classes of images 0, 1, ... in turn; () draws them
+    c.sample.prompts = ""  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
     c.sample.refresh = 0  # every n-th network call runs full depth whatever the policy says; 0 = none is made to
     c.sample.residual = False  # add to an early output what the layers left out contributed at the last full-depth call
 
@@ -81,10 +84,14 @@ def config() -> ConfigDict:
             selection_seed=99,  # chooses the recommended point; takes no part in what is reported
             tolerance=0.05,  # recommended: the fastest point at most this much worse than full depth
             thresholds=(),  # certainties of the exit policy; () = the one in `exit`
+            pairs=(),  # under guidance, measure the thresholds with these pairs; () = sample.pair
             fixed=(),  # also leave every image at these layers
             fewer_steps=(),  # also full depth with these step counts
             sweep=(),  # more points: "threshold.certainty=0.98,residual=True,refresh=4", "reuse.every=2", "steps=10"
             paired=2_048,  # images compared with full depth (PSNR, SSIM)
+            metrics=(),  # more: kid, precision_recall (in the extractor's features), cmmd, clip_score
+            real="",  # folder or zip of the real images that these compare with; "" = the training data
+            clip="openai/clip-vit-large-patch14",  # model of clip_score: folder, or name in huggingface_hub's cache
             timing_runs=5,
             timing_batch=64,
         )
@@ -113,17 +120,27 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
         raise ValueError(f"config argument is {arg!r}; it must be empty or 'quick'")
     if arg == "quick":
         classes = c.nnet.num_classes - (c.dataset.p_uncond > 0)
-        c.nnet.update(img_size=4 * c.nnet.patch_size, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
+        side = c.nnet.patch_size * (4 if c.regime == "pixels" else 2)
+        c.nnet.update(img_size=side, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
         c.nnet.points = tuple(k for k in c.nnet.points if k <= 5)
         if c.nnet.num_classes > 0:
             classes = min(classes, 10)
             c.nnet.num_classes = classes + (c.dataset.p_uncond > 0)
-        c.dataset.name, c.dataset.path, c.dataset.workers = "synthetic", "", 0
-        c.dataset.synthetic.update(resolution=c.nnet.img_size, channels=c.nnet.in_chans, n_classes=max(classes, 0))
+        names = {"pixels": "synthetic", "latents": "synthetic_latents", "text": "synthetic_captions"}
+        c.dataset.name, c.dataset.path, c.dataset.workers = names[c.regime], "", 0
+        c.dataset.synthetic.update(resolution=side, n_classes=max(classes, 0))
+        if c.regime == "pixels":
+            c.dataset.synthetic.channels = c.nnet.in_chans
+        c.dataset.synthetic_latents.update(size=side, n_classes=max(classes, 0))
+        c.dataset.synthetic_captions.size = side
+        c.autoencoder.update(path="random", channels=(8, 16), layers=1, groups=4)
+        if c.regime == "text":
+            c.nnet.update(num_clip_token=4, clip_dim=8)
         c.train.update(n_steps=2, batch_size=8, log_interval=1, sample_interval=2, monitor_steps=3, eval_interval=0)
         c.sample.update(sample_steps=5, n_samples=8, mini_batch_size=8)
         c.eval.update(
             extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=()
         )
+        c.eval.metrics = ()
         c.eval.sweep = ()
     return c

@@ -16,6 +16,7 @@ def experiment(size="L"):
     c = base.config()
     base.uvit(c, size, img_size=32, patch_size=2, in_chans=4, num_classes=1001, use_checkpoint=True)
     c.autoencoder.update(path="assets/stable-diffusion/autoencoder_kl.pth", scale=0.18215)
+    c.regime = "latents"
     c.dataset.name = "latents"
     c.dataset.path = "assets/datasets/imagenet256_features"
     c.dataset.random_flip = True
@@ -24,5 +25,6 @@ def experiment(size="L"):
     c.optimizer.update(lr=2e-4, betas=(0.99, 0.99))
     c.lr_scheduler.warmup_steps = 5_000
     c.sample.update(algorithm="dpm_solver", sample_steps=50, mini_batch_size=50, scale=0.4)
+    c.eval.pairs = ("free", "tied")
     c.eval.reference = "assets/fid_stats/fid_stats_imagenet256_guided_diffusion.npz"
     return c

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from libs.metrics.frechet import Frechet, Moments, Statistics, real_halves
 from libs.metrics.paired import Paired
 from libs.models import BACKBONES, ESTIMATORS, EarlyExitModel, Missing
 from libs.points import BASELINES, Point, points
+from libs.quality import more_metrics, real_images
 from libs.regimes import Regime
 from libs.run import Run, describe_machine, say_progress
 from libs.samplers import sample
@@ -66,6 +68,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     todo = points(config, model, regime)
     extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)
     reference = open_reference(config, regime, extractor, run)
+    more = more_metrics(config, regime, extractor, run)
     key = config_hash(config)
     run.write_json("config.json", config.to_dict())
     save_training_config(config, run)
@@ -74,7 +77,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     run.barrier()
 
     measured = [
-        measure_point(point, model, config, regime, extractor, reference, key, run)
+        measure_point(point, model, config, regime, extractor, reference, more, key, run)
         for point in say_progress(todo, len(todo), "evaluate", run)
     ]
     records = []
@@ -93,7 +96,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     return records
 
 
-def measure_point(point, model, config, regime, extractor, reference, key, run) -> dict:
+def measure_point(point, model, config, regime, extractor, reference, more, key, run) -> dict:
     """Quality, fidelity and cost of one point over the selection seed and the reported seeds."""
     folder = run.dir / "points" / point.slug
     if path := point.exit.get("path"):  # a calibration or a trace: what it says counts, not what it is called
@@ -110,8 +113,10 @@ def measure_point(point, model, config, regime, extractor, reference, key, run) 
     result: dict = {"key": key, "quality_key": quality_key}
     seeds = (config.eval.selection_seed, *config.eval.seeds)
     distances, depths, costs = [], [], []
+    others: list[dict[str, float]] = []
     for number, seed in enumerate(seeds):
         frechet = Frechet(extractor, reference)
+        metrics = more(seed) if number else []
         kept: list[Images] = []
         for images in generate(
             model,
@@ -119,24 +124,27 @@ def measure_point(point, model, config, regime, extractor, reference, key, run) 
             pred=config.pred,
             plan=point.plan,
             policy=point.policy,
-            guidance=guidance(config),
+            guidance=point.guidance,
             seed=seed,
             ids=np.arange(config.sample.n_samples),
             batch_size=config.sample.mini_batch_size,
             run=run,
         ):
-            frechet.update(images)
+            for metric in (frechet, *metrics):
+                metric.update(images)
             kept.append(images if number == 1 and images.ids[0] < config.eval.paired else dropped(images))
         distances.append(frechet.compute(run)[quality_key])
         trace = Trace.concatenate([images.trace for images in kept])
         images_macs = run.gather(macs_per_image(trace, macs))
         depth = run.gather(trace.used.mean(axis=(0, 1)))
         if number:
+            others.append({key: value for metric in metrics for key, value in metric.compute(run).items()})
             costs.append(float(images_macs.mean()) / 1e9)
             depths.append(float(depth.mean()))
         if number == 1:
             result |= paired_fidelity(kept, run.dir / "points" / "full-depth", point, config, run)
             keep_examples(kept, trace, folder, run)
+    result["more"] = {name: statistics.fmean(found[name] for found in others) for name in others[0]}
     result["selection"] = distances[0]
     result["per_seed"] = distances[1:]
     result["mean_depth"], result["gmacs"] = statistics.fmean(depths), statistics.fmean(costs)
@@ -188,7 +196,7 @@ def time_points(todo: list[Point], model, config, regime, run: Run) -> list[list
 def timing_job(point: Point, model, config, regime: Regime, run: Run) -> Callable[[], float]:
     """Generates a batch of `eval.timing_batch` images; returns the seconds per image."""
     ids = np.arange(config.eval.timing_batch)
-    options = dict(pred=config.pred, guidance=guidance(config), seed=config.eval.selection_seed, ids=ids, run=run)
+    options = dict(pred=config.pred, guidance=point.guidance, seed=config.eval.selection_seed, ids=ids, run=run)
 
     def job() -> float:
         start = time.perf_counter()
@@ -224,7 +232,7 @@ def record(point: Point, config, model, measured: dict, seconds: list[float], ma
         "selection_seed": config.eval.selection_seed,
         "n_images": config.sample.n_samples,
         "batch_size": config.eval.timing_batch,
-        "guidance": asdict(guidance(config)),
+        "guidance": asdict(point.guidance),
         "quality_key": quality_key,
         "metrics": {
             quality_key: statistics.fmean(measured["per_seed"]),
@@ -232,6 +240,7 @@ def record(point: Point, config, model, measured: dict, seconds: list[float], ma
             f"{quality_key}_selection": measured["selection"],
             "psnr": measured["psnr"],
             "ssim": measured["ssim"],
+            **measured["more"],
             "mean_depth": measured["mean_depth"],
             "gmacs": measured["gmacs"],
             "gmacs_convention": CONVENTION,
@@ -287,7 +296,7 @@ def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> St
         return Statistics.load(config.eval.reference, extractor)
     path = run.dir / "reference.npz"
     if run.is_main and not path.exists():
-        dataset = regime.dataset()
+        dataset = real_images(config, regime)
         chunks = (range(start, min(start + 256, len(dataset))) for start in range(0, len(dataset), 256))
         features = extract(extractor, (torch.stack([dataset.pixels(i) for i in chunk]) for chunk in chunks))
         moments = Moments(extractor.n_features)
@@ -308,14 +317,14 @@ def save_uncertainty_maps(model, config, regime: Regime, run: Run, n: int = 4, t
     wanted = set(np.linspace(0, plan.nfe - 1, times).round().astype(int).tolist())
     rows: dict[str, list] = {"t": [], "u": [], "error": [], "x0": []}
     ids = np.arange(n)
-    labels = regime.conditions.for_ids(config.eval.seeds[0], ids)
-    labels = None if labels is None else labels.to(run.device)
+    cond = regime.conditions.for_ids(config.eval.seeds[0], ids)
+    cond = None if cond is None else cond.to(run.device)
     calls = 0
 
     def eps_fn(x, t):
         nonlocal calls
         moved = t.to(x.device, x.dtype)
-        exits = model(x, regime.process.network_time(t).to(x.device, torch.float32), labels)
+        exits = model(x, regime.process.network_time(t).to(x.device, torch.float32), cond)
         eps = torch.stack([regime.process.eps(config.pred, out, x, moved) for out in exits.out])  # (E, n, C, H, W)
         if calls in wanted:
             u = exits.u if exits.u.dim() > 2 else exits.u[..., None, None, None].expand_as(eps)
@@ -384,7 +393,10 @@ def weights_hash(config) -> str:
 
 
 def save_training_config(config, run: Run) -> None:
-    """training.json: the config of the run that made the weights, where its checkpoint lies beside them."""
-    meta = weights.file_of(config.nnet_path).with_name("meta.json")
-    if meta.is_file():
+    """training.json and train.jsonl: config and log of the run that made the weights, where they lie in its workdir."""
+    weights_file = weights.file_of(config.nnet_path).resolve()  # <workdir>/ckpts/<step>.ckpt/nnet_ema.pth
+    meta, log = weights_file.with_name("meta.json"), weights_file.parents[2] / "train.jsonl"
+    if meta.is_file() and run.is_main:
         run.write_json("training.json", json.loads(meta.read_text())["config"])
+        if log.is_file():
+            shutil.copy(log, run.dir / "train.jsonl")

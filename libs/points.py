@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from libs.build import chosen, lookup, settings
+from libs.denoiser import Guidance
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.generate import make_plan
 from libs.models import EarlyExitModel, Missing
@@ -26,6 +27,7 @@ class Point:
     family: str
     label: str
     policy: ExitPolicy
+    guidance: Guidance
     exit: dict
     plan: Plan
     steps: int
@@ -44,6 +46,7 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)  # differences from config.exit.<policy>
     residual: bool = False
     refresh: int = 0
+    pair: str = ""  # of guidance; "" = config.sample.pair
     steps: int | None = None
     sampler: str | None = None
 
@@ -51,24 +54,33 @@ class Method:
     def family(self) -> str:
         """Points of one family are one method with a knob."""
         if self.residual or self.refresh:
-            return "residual" if self.residual else "refresh"
-        if self.policy == "full":
-            return "sampler" if self.sampler else "steps" if self.steps else "full"
-        return self.policy
+            name = "residual" if self.residual else "refresh"
+        elif self.policy == "full":
+            name = "sampler" if self.sampler else "steps" if self.steps else "full"
+        else:
+            name = self.policy
+        return f"{name}, {self.pair} pairs" if self.pair and name not in BASELINES else name
 
     @property
     def label(self) -> str:
         """`threshold 0.98, residual, refresh 4`: a certainty needs no name, everything else has one."""
         name = "full depth" if self.policy == "full" else self.policy
         for key, value in self.settings.items():
-            value = Path(value).stem if key == "path" else f"{value:g}" if isinstance(value, float) else value
+            value = source(value) if key == "path" else f"{value:g}" if isinstance(value, float) else value
             name += f" {value}" if key == "certainty" else f" {key} {value}"
         parts = [name] + ["residual"] * self.residual + [f"refresh {self.refresh}"] * (self.refresh > 0)
+        if self.pair:
+            parts.append(f"{self.pair} pairs")
         if self.sampler:
             parts.append(self.sampler)
         if self.steps:
             parts.append(f"{self.steps} steps")
         return " ".join(parts) if parts == ["full depth", f"{self.steps} steps"] else ", ".join(parts)
+
+
+def source(path: str) -> str:
+    """A file by its own name; the trace of an evaluated point by the name of the point, since all are called trace."""
+    return Path(path).parent.name if Path(path).stem == "trace" else Path(path).stem
 
 
 def points(config, model: EarlyExitModel, regime: Regime) -> list[Point]:
@@ -83,7 +95,9 @@ def points(config, model: EarlyExitModel, regime: Regime) -> list[Point]:
         pass  # weights of a plain U-ViT, and no threshold was asked for (load_model sees to that)
     elif "certainty" in configured:
         thresholds = config.eval.thresholds or (configured["certainty"],)
-        methods += [Method(name, {"certainty": float(certainty)}, **back) for certainty in thresholds]
+        pairs = config.eval.pairs if config.sample.scale else ()
+        for pair in pairs or ("",):
+            methods += [Method(name, {"certainty": float(certainty)}, pair=pair, **back) for certainty in thresholds]
     elif name != "full" or any(back.values()):
         methods.append(Method(name, **back))
     methods += [Method("fixed", {"layer": layer}) for layer in config.eval.fixed]
@@ -108,6 +122,7 @@ def make_point(method: Method, config, model: EarlyExitModel, regime: Regime) ->
         family=method.family,
         label=method.label,
         policy=policy,
+        guidance=Guidance(config.sample.scale, method.pair or config.sample.pair),
         exit=exits,
         plan=make_plan(regime.process, config.sample, method.steps, method.sampler),
         steps=method.steps or config.sample.sample_steps,
@@ -117,13 +132,13 @@ def make_point(method: Method, config, model: EarlyExitModel, regime: Regime) ->
 
 # ---- sweep entries -------------------------------------------------------------------------------------------------
 
-COMMON = {"residual": False, "refresh": 0, "steps": 1, "sampler": ""}  # settings of any policy, by type
+COMMON = {"residual": False, "refresh": 0, "pair": "", "steps": 1, "sampler": ""}  # settings of any policy, by type
 
 
 def parse(entry: str) -> Method:
     """One entry of `eval.sweep`: settings separated by commas, of one policy at most.
 
-    "fixed.layer=3" | "threshold.certainty=0.98,residual=True,refresh=4" | "schedule,steps=10" | "steps=10,sampler=ddim"
+    "fixed.layer=3" | "threshold.certainty=0.98,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"
     """
     try:
         policy, own, common = "", {}, {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,33 +14,122 @@ from torch import Tensor
 
 from libs import rng
 from libs.build import build, lookup
-from libs.codecs.identity import Identity
+from libs.codecs import KL, ClipText, Identity
 from libs.data import DATASETS
+from libs.data.features import picked
 from sde import PROCESSES, Process
+
+
+class Conditions(Protocol):
+    """What the network is told about an image besides its noise. None where it is told nothing."""
+
+    def for_ids(self, seed: int, ids: np.ndarray) -> Tensor | None:
+        """(n, ...) float32 or int64 on the CPU: the condition of image i depends on (seed, i) only."""
+
+    def null(self, n: int) -> Tensor | None:
+        """(n, ...): the condition that stands for none in guidance; None if the network knows none."""
+
+    def for_training(self, stored: Tensor, drop: Tensor, p_uncond: float) -> Tensor | None:
+        """What the data set yields -> (b, ...); drop (b,) uniform: null with probability `p_uncond`."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Class conditions; `n_classes` 0 means none. With `has_null`, class `n_classes` is the null class of guidance."""
+    """Class labels; `n_classes` 0 means none. With `has_null`, class `n_classes` is the null class of guidance.
+
+    `chosen`: the classes of images 0, 1, ... in turn; () draws them.
+    """
 
     n_classes: int
     has_null: bool
+    chosen: tuple[int, ...] = ()
 
     def for_ids(self, seed: int, ids: np.ndarray) -> Tensor | None:
-        """(n,) labels: image i's class depends on (seed, i) only."""
         if not self.n_classes:
             return None
+        if self.chosen:
+            return torch.tensor(self.chosen)[torch.from_numpy(ids) % len(self.chosen)]
         draws = [torch.randint(self.n_classes, (), generator=rng.stream(seed, "label", int(i))) for i in ids]
         return torch.stack(draws)
 
     def null(self, n: int) -> Tensor | None:
         return torch.full((n,), self.n_classes) if self.has_null else None
 
-    def for_training(self, labels: Tensor, drop: Tensor, p_uncond: float) -> Tensor | None:
-        """labels (b,), drop uniform (b,): the null class replaces a label with probability `p_uncond`."""
+    def for_training(self, stored: Tensor, drop: Tensor, p_uncond: float) -> Tensor | None:
+        """stored: labels (b,)."""
         if not self.n_classes:
             return None
-        return torch.where(drop < p_uncond, self.n_classes, labels) if self.has_null else labels
+        return torch.where(drop < p_uncond, self.n_classes, stored) if self.has_null else stored
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Contexts (n, tokens, width) of texts; the empty text is null.
+
+    `training` opens the training data, `source` what images are made from: `RandomCaptions` or `Prompts`.
+    """
+
+    has_null: bool
+    training: Callable[[], Any]
+    source: Callable[[], RandomCaptions | Prompts]
+
+    def for_ids(self, seed: int, ids: np.ndarray) -> Tensor:
+        return self.source().contexts(seed, ids)
+
+    def texts(self, seed: int, ids: np.ndarray) -> list[str]:
+        """The texts of `for_ids`."""
+        return self.source().texts(seed, ids)
+
+    def null(self, n: int) -> Tensor | None:
+        return self.source().empty().expand(n, -1, -1) if self.has_null else None
+
+    def for_training(self, stored: Tensor, drop: Tensor, p_uncond: float) -> Tensor:
+        """stored: contexts (b, tokens, width), in the type of the files."""
+        if not self.has_null:
+            return stored.float()
+        return torch.where((drop < p_uncond)[:, None, None], self.training().empty().to(stored.device), stored.float())
+
+
+@dataclass(frozen=True)
+class RandomCaptions:
+    """Captions of a data set, drawn by (seed, id): published scores use those of the validation split."""
+
+    data: Any  # CaptionShards or its like
+
+    def draw(self, seed: int, i: int) -> tuple[int, float]:
+        """The data set's image, and the number in [0, 1) that picks one of its captions."""
+        generator = rng.stream(seed, "caption", int(i))
+        return int(torch.randint(len(self.data), (), generator=generator)), float(torch.rand((), generator=generator))
+
+    def contexts(self, seed: int, ids: np.ndarray) -> Tensor:
+        indices, draws = zip(*(self.draw(seed, i) for i in ids), strict=True)
+        flips = torch.zeros(len(ids), dtype=torch.bool)
+        return self.data.gather(torch.tensor(indices), flips, torch.tensor(draws))[1].float()
+
+    def texts(self, seed: int, ids: np.ndarray) -> list[str]:
+        drawn = (self.draw(seed, i) for i in ids)
+        captions = ((self.data.captions(index), draw) for index, draw in drawn)
+        return [of_image[picked(draw, len(of_image))] for of_image, draw in captions]
+
+    def empty(self) -> Tensor:
+        return self.data.empty()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Given texts: image i is made from number i modulo their number."""
+
+    prompts: Sequence[str]
+    clip: ClipText
+
+    def contexts(self, seed: int, ids: np.ndarray) -> Tensor:
+        return self.clip.encode(self.texts(seed, ids)).cpu()
+
+    def texts(self, seed: int, ids: np.ndarray) -> list[str]:
+        return [self.prompts[int(i) % len(self.prompts)] for i in ids]
+
+    def empty(self) -> Tensor:
+        return self.clip.encode([""])[0].cpu()
 
 
 @dataclass(frozen=True)
@@ -51,56 +142,163 @@ class Regime:
     shape: tuple[int, int, int]
     image_shape: tuple[int, int, int]
     process: Process
-    codec: Any  # encode(x) -> (B, C, H, W); decode(x0) -> (B, 3 or 1, H', W') uint8
-    conditions: Labels
+    codec: Any  # sample(stored, noise) -> x0 (B, C, H, W); decode(x0) -> (B, 3 or 1, H', W') uint8
+    conditions: Conditions
     dataset: Callable[[], Any]
 
 
 def pixels(config) -> Regime:
     """Images as they are, with class labels where the network has classes."""
-    shape = (config.nnet.in_chans, config.nnet.img_size, config.nnet.img_size)
+    check(config, "pixels")
+    shape = network_shape(config)
     return Regime(
         shape=shape,
         image_shape=shape,
         process=process(config),
         codec=Identity(),
         conditions=labels(config),
-        dataset=lambda: open_dataset(config),
+        dataset=cache(lambda: open_dataset(config, shape)),
     )
+
+
+def latents(config) -> Regime:
+    """Latents of the KL autoencoder, with class labels where the network has classes."""
+    check(config, "latents")
+    codec, shape = autoencoder(config), network_shape(config)
+    return Regime(
+        shape=shape,
+        image_shape=(3, codec.factor * shape[1], codec.factor * shape[2]),
+        process=process(config),
+        codec=codec,
+        conditions=labels(config),
+        dataset=cache(lambda: open_dataset(config, moments_shape(config))),
+    )
+
+
+def text_to_image(config) -> Regime:
+    """Latents of the KL autoencoder, with contexts of CLIP's text encoder."""
+    check(config, "text")
+    codec, shape = autoencoder(config), network_shape(config)
+    training = cache(lambda: open_captions(config))
+    return Regime(
+        shape=shape,
+        image_shape=(3, codec.factor * shape[1], codec.factor * shape[2]),
+        process=process(config),
+        codec=codec,
+        conditions=Texts(check_p_uncond(config) > 0, training, cache(lambda: open_texts(config))),
+        dataset=training,
+    )
+
+
+REGIMES = {"pixels": pixels, "latents": latents, "text": text_to_image}
+SCRIPTS = {"pixels": "train.py", "latents": "train_ldm.py", "text": "train_t2i_discrete.py"}
+
+
+def of(config) -> Regime:
+    """The regime that the config names."""
+    return lookup(REGIMES, config.regime, "regime")(config)
+
+
+def check(config, name: str) -> None:
+    lookup(REGIMES, config.regime, "regime")
+    if config.regime != name:
+        script = SCRIPTS[config.regime]
+        raise ValueError(
+            f"regime is {config.regime!r}, not {name!r}: this experiment belongs to {script} and "
+            f"{script.replace('train', 'eval')}"
+        )
+
+
+def network_shape(config) -> tuple[int, int, int]:
+    return (config.nnet.in_chans, config.nnet.img_size, config.nnet.img_size)
+
+
+def moments_shape(config) -> tuple[int, int, int]:
+    channels, *size = network_shape(config)
+    return (2 * channels, *size)
+
+
+def autoencoder(config) -> KL:
+    codec = KL(**config.autoencoder)
+    if codec.latent_channels != config.nnet.in_chans:
+        raise ValueError(
+            f"nnet.in_chans is {config.nnet.in_chans}; it must be autoencoder.latent_channels, {codec.latent_channels}"
+        )
+    return codec
 
 
 def process(config) -> Process:
     return lookup(PROCESSES, config.process, "process")()
 
 
-def labels(config) -> Labels:
-    has_null = config.dataset.p_uncond > 0
+def check_p_uncond(config) -> float:
     if not 0 <= config.dataset.p_uncond < 1:
         raise ValueError(f"dataset.p_uncond is {config.dataset.p_uncond}; it must lie in [0, 1)")
+    return config.dataset.p_uncond
+
+
+def labels(config) -> Labels:
+    has_null = check_p_uncond(config) > 0
     if has_null and config.nnet.num_classes < 2:
         raise ValueError(
             f"dataset.p_uncond is {config.dataset.p_uncond} but nnet.num_classes is {config.nnet.num_classes}; dropping "
             "labels needs a network with the dataset's classes and one null class on top"
         )
-    return Labels(n_classes=max(config.nnet.num_classes, 0) - has_null, has_null=has_null)
+    n_classes, chosen = max(config.nnet.num_classes, 0) - has_null, tuple(config.sample.labels)
+    if chosen and not (n_classes and 0 <= min(chosen) <= max(chosen) < n_classes):
+        raise ValueError(
+            f"sample.labels has classes from {min(chosen)} to {max(chosen)}; "
+            + (f"they must lie in 0..{n_classes - 1}" if n_classes else "this network has no classes")
+        )
+    return Labels(n_classes, has_null, chosen)
 
 
-def open_dataset(config):
-    """The training data named in the config, checked against the network."""
+def open_dataset(config, shape: tuple[int, int, int], **changes):
+    """The data named in the config, checked against the network; `changes` in the data set's settings."""
     group = config.dataset
     path = {"path": group.path} if group.path else {}
-    dataset = build(DATASETS, group, setting="dataset", **path)
-    nnet = config.nnet
-    wanted = (nnet.in_chans, nnet.img_size, nnet.img_size)
-    if tuple(dataset.shape) != wanted:
+    dataset = build(DATASETS, group, setting="dataset", **path, **changes)
+    if tuple(dataset.shape) != shape:
         raise ValueError(
-            f"dataset {config.dataset.name!r} has images of shape {tuple(dataset.shape)}, but nnet.in_chans and "
-            f"nnet.img_size ask for {wanted}"
+            f"dataset {config.dataset.name!r} has items of shape {tuple(dataset.shape)}, but nnet.in_chans and "
+            f"nnet.img_size ask for {shape}"
         )
-    n_classes = labels(config).n_classes
+    n_classes = 0 if config.regime == "text" else labels(config).n_classes
     if n_classes and dataset.n_classes != n_classes:
         raise ValueError(
             f"dataset {config.dataset.name!r} has {dataset.n_classes} classes; with dataset.p_uncond="
-            f"{config.dataset.p_uncond} nnet.num_classes={nnet.num_classes} stands for {n_classes}"
+            f"{config.dataset.p_uncond} nnet.num_classes={config.nnet.num_classes} stands for {n_classes}"
         )
     return dataset
+
+
+def open_captions(config, **changes):
+    """Moments with contexts; `changes` such as split="val"."""
+    dataset = open_dataset(config, moments_shape(config), **changes)
+    wanted = (config.nnet.num_clip_token, config.nnet.clip_dim)
+    found = getattr(dataset, "context_shape", None)
+    if found is None or tuple(found) != wanted:
+        raise ValueError(
+            f"dataset {config.dataset.name!r} has contexts of shape {found}, but nnet.num_clip_token and nnet.clip_dim "
+            f"ask for {wanted}"
+        )
+    return dataset
+
+
+def open_texts(config) -> RandomCaptions | Prompts:
+    """The prompts of config.sample.prompts, or captions of the validation split."""
+    if not config.sample.prompts:
+        return RandomCaptions(open_captions(config, split="val"))
+    path = Path(config.sample.prompts)
+    if not path.is_file():
+        raise FileNotFoundError(f"sample.prompts is {str(path)!r}: there is no such file; it has one prompt per line")
+    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"sample.prompts is {str(path)!r}, which has no prompts; one per line is needed")
+    clip = ClipText(**config.clip, device="cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
+    if (clip.length, clip.width) != (config.nnet.num_clip_token, config.nnet.clip_dim):
+        raise ValueError(
+            f"clip.path {config.clip.path!r} gives contexts of shape {(clip.length, clip.width)}, but nnet.num_clip_token "
+            f"and nnet.clip_dim ask for {(config.nnet.num_clip_token, config.nnet.clip_dim)}"
+        )
+    return Prompts(prompts, clip)

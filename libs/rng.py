@@ -101,3 +101,11 @@ def global_batch(
         u = (torch.arange(global_batch) + u) / global_batch
     noise = draw_rows(numbered_streams("training noise", seed, step, ids=rows), shape)  # only the local rows are drawn
     return u[local], noise, drop[local]
+
+
+def latent_noise(seed: int, step: int, global_batch: int, shape: Sequence[int], local: slice) -> Tensor:
+    """(b, *shape) standard normal: what draws the latents of a training step from their stored moments.
+
+    Keyed as `global_batch` is, independent of the noise there.
+    """
+    return draw_rows(numbered_streams("latent noise", seed, step, ids=range(global_batch)[local]), shape)

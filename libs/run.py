@@ -110,6 +110,7 @@ def describe_machine() -> dict:
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "accelerate")}
     return {
+        "command": " ".join(["python", *sys.argv]),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **versions},

@@ -9,6 +9,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from libs import checkpoints, rng, weights
@@ -44,6 +45,9 @@ def fit(config, regime: Regime, run: Run) -> None:
     ddp, optimizer = run.accelerator.prepare(model, optimizer)
     objective = Objective(**config.loss)
     dataset = regime.dataset()
+    if train.sample_interval or train.eval_interval:  # what images need is missing now, not after hours
+        regime.codec.to(run.device)
+        regime.conditions.for_ids(config.seed, np.arange(1))
 
     # ---- resume: everything below depends on `step` only
     state = State(model, ema, optimizer, lr_scheduler, run.accelerator.scaler)
@@ -64,22 +68,26 @@ def fit(config, regime: Regime, run: Run) -> None:
 
     # ---- the loop
     for _ in say_progress(range(state.step, train.n_steps), train.n_steps, "train", run, done=state.step):
-        x, labels = next(stream)  # (b, C, H, W), (b,)
+        x, stored = next(stream)  # (b, C, H, W), and labels (b,) or contexts (b, tokens, width)
         uniform, noise, drop = rng.global_batch(  # (b,), (b, C, H, W), (b,)
             config.seed, state.step, train.batch_size, regime.shape, shares[0], stratified=train.stratified
         )
-        cond = regime.conditions.for_training(labels, drop, config.dataset.p_uncond)
+        latent_noise = (
+            rng.latent_noise(config.seed, state.step, train.batch_size, regime.shape, shares[0]).to(run.device)
+            if regime.codec.draws
+            else None
+        )
+        cond = regime.conditions.for_training(stored.to(run.device), drop.to(run.device), config.dataset.p_uncond)
         sums: dict[str, torch.Tensor] = {}
         for micro in shares[1]:
-            x0 = regime.codec.sample(x[micro].to(run.device))  # (m, C, H, W)
+            z = None if latent_noise is None else latent_noise[micro]
+            x0 = regime.codec.sample(x[micro].to(run.device), z)  # (m, C, H, W)
             t = regime.process.times(uniform[micro]).to(run.device)  # (m,)
             eps = noise[micro].to(run.device)
             time = regime.process.network_time(t)
             context = nullcontext() if micro.stop == len(x) else run.accelerator.no_sync(ddp)
             with context:
-                exits = ddp(
-                    regime.process.noised(x0, t, eps), time, None if cond is None else cond[micro].to(run.device)
-                )
+                exits = ddp(regime.process.noised(x0, t, eps), time, None if cond is None else cond[micro])
                 loss, parts = objective(exits, regime.process, config.pred, x0, eps, t)  # (m,), named parts
                 run.accelerator.backward(loss.sum() / len(x))
             for name, part in {"loss": loss.detach(), **parts}.items():

@@ -5,7 +5,7 @@ Layouts, with k the layers used before an exit, K of them in all:
     ours      backbone.<U-ViT key>, uem.*, heads.{k}.*
     uvit      U-ViT's keys: no exits
     adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
-    uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.*, k = 0..K - 1, and a head for each of these exits
+    uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.* (MLP probes), k = 0..K - 1, and a head for each of these exits
 
 Files are .pth or .safetensors. Nothing in a file is ever executed.
 """
@@ -167,7 +167,7 @@ def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: 
     for key, value in state.items():
         old, new = next(((old, new) for old, new in pairs if key.startswith(old)), (None, None))
         if old is None:
-            raise ValueError(f"the key {key} has no place in this layout")
+            raise ValueError(f"the key {key} has no place in this layout (of the replication's, MLP probes are read)")
         renamed[new + key.removeprefix(old)] = -value if negated and key.startswith(negated) else value
     return renamed
 

@@ -94,11 +94,12 @@ class Noised:
 
 def training_images(bench: Bench, n: int):
     """x0 (n, C, H, W) and conditions, in the order of a training with this noise seed."""
-    data, world = bench.config.dataset, dict(rank=0, world=1)
-    options = dict(batch_size=n, start_step=0, seed=bench.seed, flip=False, workers=data.workers, **world)
-    x, labels = next(batches(bench.regime.dataset(), **options))
-    cond = bench.regime.conditions.for_training(labels, torch.ones(n), 0.0)
-    return bench.regime.codec.sample(x.to(bench.run.device)), None if cond is None else cond.to(bench.run.device)
+    data, regime, device = bench.config.dataset, bench.regime, bench.run.device
+    options = dict(batch_size=n, start_step=0, rank=0, world=1, seed=bench.seed, flip=False, workers=data.workers)
+    x, stored = next(batches(regime.dataset(), **options))
+    z = rng.latent_noise(bench.seed, 0, n, regime.shape, slice(0, n)).to(device) if regime.codec.draws else None
+    cond = regime.conditions.for_training(stored.to(device), torch.ones(n, device=device), 0.0)
+    return regime.codec.sample(x.to(device), z), cond
 
 
 @torch.inference_mode()
@@ -306,4 +307,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 7001, "Noise seed.")
     flags.DEFINE_integer("times", 10, "Equal bins of t at whose middles the estimates are measured.")
     flags.DEFINE_list("oracle", [], "Tolerances of mean |eps_k - eps_K|: also evaluate the oracle (needs a reference).")
-    utils.launch(work, regimes.pixels, "analyze")
+    utils.launch(work, regimes.of, "analyze")

@@ -303,4 +303,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("images", 256, "Images per noise seed.")
     flags.DEFINE_integer("seed", 7001, "Noise seed to learn from; the next two correct and report.")
     flags.DEFINE_integer("bins", 50, "Bins of time for the thresholds; fewer calls than that get one each.")
-    utils.launch(work, regimes.pixels, "calibrate")
+    utils.launch(work, regimes.of, "calibrate")

@@ -7,6 +7,6 @@ CONFIG=configs/digits_uvit_tiny.py
 WORKDIR=${1:-demo}
 
 python train.py --config=$CONFIG --workdir="$WORKDIR"
-python eval.py --config=$CONFIG --nnet_path="$WORKDIR/last.ckpt" --output_path="$WORKDIR/eval"
-python -m scripts.report "$WORKDIR/eval" --output "$WORKDIR/report.html"
+python eval.py --config=$CONFIG --nnet_path="$WORKDIR/last.ckpt" --output_path="$WORKDIR/digits"
+python -m scripts.report "$WORKDIR/digits" --output "$WORKDIR/report.html"
 

@@ -50,7 +50,7 @@ def time_together(directories: list[Path], n_runs: int) -> dict[str, dict[str, f
     accelerator = utils.make_accelerator(configs[0], directories[0])
     jobs, places = [], []
     for config, directory in zip(configs, directories, strict=True):
-        run, regime = Run(directory, accelerator), regimes.pixels(config)
+        run, regime = Run(directory, accelerator), regimes.of(config)
         model = load_model(config, run)
         for point in points(config, model, regime):
             jobs.append(timing_job(point, model, config, regime, run))

@@ -128,7 +128,7 @@ def test_files_that_do_not_fit_are_refused_and_listed(tmp_path):
         "encoder.conv_in.weight": torch.zeros(4, 3, 3, 3),
     }
     with pytest.raises(ValueError) as error:
-        KL(path=small_file(tmp_path / "a.pth", **changes), **SMALL)
+        KL(path=small_file(tmp_path / "a.pth", **changes), **SMALL).to("cpu")
     text = str(error.value)
     assert "lacks 1 tensors: decoder.up.1.block.0.norm1.bias" in text
     assert "should not, 1 tensors: decoder.extra.weight" in text
@@ -138,7 +138,13 @@ def test_files_that_do_not_fit_are_refused_and_listed(tmp_path):
 def test_a_missing_file_names_the_command():
     """Catches a bare "no such file" for the one file every newcomer lacks."""
     with pytest.raises(FileNotFoundError, match="python -m scripts.download autoencoder_kl"):
-        KL(path="nowhere/autoencoder_kl.pth")
+        KL(path="nowhere/autoencoder_kl.pth").to("cpu")
+
+
+def test_stored_moments_need_no_weights():
+    """Catches an autoencoder that is read, or missed, although only moments are drawn from."""
+    codec = KL(path="nowhere/autoencoder_kl.pth")
+    assert codec.sample(torch.zeros(1, 8, 2, 2), torch.ones(1, 4, 2, 2)).shape == (1, 4, 2, 2)
 
 
 class Trap:

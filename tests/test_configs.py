@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from libs import evaluator, regimes, trainer
-from libs.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
@@ -20,16 +19,13 @@ def load(name: str, arg: str = ""):
     return importlib.import_module(f"configs.{name}").get_config(arg).lock()
 
 
-PIXELS = [name for name in CONFIGS if load(name).dataset.name in DATASETS]
-
-
-@pytest.mark.parametrize("name", PIXELS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_quick_twin(name, run):
     """Catches an experiment that cannot train, save, load, sample or be evaluated."""
     config = load(name, "quick")
-    trainer.fit(config, regimes.pixels(config), run)
+    trainer.fit(config, regimes.of(config), run)
     config.nnet_path = str(run.dir / "last.ckpt")
-    records = evaluator.evaluate(config, regimes.pixels(config), run)
+    records = evaluator.evaluate(config, regimes.of(config), run)
     assert records[0]["family"] == "full" and records[0]["metrics"]["mean_depth"] == records[0]["depth"]
     saved = [json.loads(line) for line in (run.dir / "results.jsonl").read_text().splitlines()]
     assert [line["slug"] for line in saved] == [record["slug"] for record in records]
@@ -143,7 +139,7 @@ def test_every_experiment_has_a_recipe():
 def test_latents_are_scaled_as_published():
     """Catches MS-COCO decoded with ImageNet's factor, as the public sampling script does, and a wrong autoencoder."""
     for name in CONFIGS:
-        if name not in PIXELS:
+        if load(name).regime != "pixels":
             autoencoder = load(name).autoencoder
             assert autoencoder.scale == (0.23010 if "mscoco" in name else 0.18215)
             assert autoencoder.path.endswith("autoencoder_kl_ema.pth" if "huge" in name else "autoencoder_kl.pth")

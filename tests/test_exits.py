@@ -330,7 +330,10 @@ def test_similarity_looks_at_the_layer_before():
     for i in range(7):
         carry = model.layer(i, carry)
         tokens.append(model.backbone.patches(carry))
-    near = [torch.cosine_similarity(a, b, dim=-1).mean(1) >= policy.cosine for a, b in zip(tokens[:-1], tokens[1:], strict=True)]
+    near = [
+        torch.cosine_similarity(a, b, dim=-1).mean(1) >= policy.cosine
+        for a, b in zip(tokens[:-1], tokens[1:], strict=True)
+    ]
     wanted = [next((k for k, hit in enumerate(row, 2) if hit and k < 7), 7) for row in torch.stack(near).T.tolist()]
     assert run_with_exits(model, policy, x, t, time, None)[1].tolist() == wanted
     with pytest.raises(ValueError, match="exit.similarity.cosine"):

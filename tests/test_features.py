@@ -35,7 +35,7 @@ from scripts import extract_features
 from tests.test_codecs import SMALL, small_clip
 
 pytest.importorskip("diffusers")
-KL(path="random", **SMALL)  # imports the library now, or every forked process would, for seconds
+KL(path="random", **SMALL).to("cpu")  # imports the library now, or every forked process would, for seconds
 
 
 def picture_folder(folder: Path, n: int) -> str:

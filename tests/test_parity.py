@@ -458,5 +458,7 @@ def test_ancestral_sampling_of_the_replication(variance):
         return toy_eps(x, t, "vp_linear")
 
     got = sample(plan, noise.draw(), eps_fn, noise)
+    with pytest.raises(ValueError, match="variance is 'large'"):
+        SAMPLERS["ddpm"](process, steps=1000, variance="large")
     close(middle[0], want[f"{key}.middle"], TIGHT)
     close(got, want[f"{key}.x"], TIGHT)

@@ -22,8 +22,9 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command):
-    """Catches a renamed config, a mistyped setting, a value of the wrong type, an unknown flag, a file nobody offers."""
+    """Catches a renamed config, a mistyped setting, a value of the wrong type, an unknown flag, a file not offered."""
     script, first, *flags = command.split()
+    assert (ROOT / script).is_file()
     config = load(Path(first.removeprefix("--config=")).stem)
     for flag in flags:
         name, value = re.fullmatch(r"--([\w.]+)=(\S+)", flag).groups()

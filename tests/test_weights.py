@@ -436,29 +436,35 @@ def test_full_size_files(name, tmp_path):
 
 @pytest.mark.slow
 def test_public_command_lines(tmp_path):
-    """eval.py on a file of each kind, with the flags of the public scripts; only paths and sizes differ."""
-    started = {}
-    for kind, name, flags in (
-        ("uvit", "cifar10_uvit_small", []),
-        ("adadiff", "cifar10_adadiff_small", ["--exit_threshold=0.92", "--is_train=False"]),
-        ("uva", "cifar10_uva_small", []),
-    ):
+    """The eval scripts on a file of each kind, with the flags of the public ones; only paths and sizes differ."""
+    threshold = ["--exit_threshold=0.92", "--is_train=False"]
+    cases = [
+        ("eval.py", "uvit", "cifar10_uvit_small", [], ["full"]),
+        ("eval.py", "adadiff", "cifar10_adadiff_small", threshold, ["full", "released_batch_mean"]),
+        ("eval.py", "uva", "cifar10_uva_small", [], ["full", "threshold"]),
+        ("eval_ldm.py", "uvit", "imagenet256_uvit_huge", [], ["full"]),
+        ("eval_ldm.py", "adadiff", "imagenet256_adadiff_large", threshold, ["full", "released_batch_mean"]),
+        ("eval_t2i_discrete.py", "uvit", "mscoco_uvit_small", [], ["full"]),
+        ("eval_t2i_discrete.py", "adadiff", "mscoco_adadiff_small", threshold, ["full", "released_batch_mean"]),
+    ]
+    for i in range(0, len(cases), 3):
+        check_command_lines(cases[i : i + 3], tmp_path)
+
+
+def check_command_lines(cases, tmp_path):
+    started = []
+    for script, kind, name, flags, families in cases:
         config = load_config(name, "quick")
         state = evaluator.build_model(config).state_dict()
-        weights.write(weights.export(state, kind), tmp_path / f"{kind}.pth")
-        started[kind] = start(
-            "eval.py",
-            f"--config=configs/{name}.py:quick",
-            f"--nnet_path={tmp_path / kind}.pth",
-            f"--output_path={tmp_path / kind}",
-            "--config.cpu=True",
-            *flags,
-        )
-    families = {"uvit": ["full"], "adadiff": ["full", "released_batch_mean"], "uva": ["full", "threshold"]}
-    for kind, process in started.items():
+        weights.write(weights.export(state, kind), tmp_path / f"{name}.pth")
+        out = tmp_path / name
+        command = [script, f"--config=configs/{name}.py:quick", f"--nnet_path={out}.pth", f"--output_path={out}"]
+        started.append((start(*command, "--config.cpu=True", *flags), out, families))
+    for process, out, families in started:
         finish(process)
-        lines = [json.loads(line) for line in (tmp_path / kind / "results.jsonl").read_text().splitlines()]
-        assert [line["family"] for line in lines] == families[kind]
+        lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+        # under guidance, free and tied pairs are families of their own
+        assert list(dict.fromkeys(line["family"].split(",")[0] for line in lines)) == families
         assert lines[0]["metrics"]["mean_depth"] == 5
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 class Identity:
     """The codec of pixel models. `sample` and `encode` take noise only because latent codecs need it."""
 
+    draws = False  # `sample` needs no noise
+
     def sample(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """What a data set yields -> x0; both are the image (B, C, H, W) in [-1, 1]."""
         return stored

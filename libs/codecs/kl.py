@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ RENAMES = (
 class KL:
     """Latents z = scale * sample of N(mean, exp(logvar)), where (mean, logvar) are the encoder's moments.
 
-    Data sets of latents store the moments (B, 8, h, w); `sample` turns them into what the network denoises. Nothing
-    here records gradients.
+    Data sets of latents store the moments (B, 8, h, w); `sample` turns them into what the network denoises. The weights
+    are read when something is first encoded or decoded, or by `to`: training on stored moments needs none. Nothing here
+    records gradients.
 
     Args:
         path: file of weights under CompVis' names, bare or with the prefix `first_stage_model.`; "random" draws them
@@ -52,10 +54,13 @@ class KL:
         device: where the network lives.
 
     Raises:
-        FileNotFoundError: no file at `path`.
-        ValueError: an impossible setting, or a file whose tensors are not exactly those of the network.
-        ImportError: diffusers is not installed.
+        ValueError: an impossible setting. When the weights are read: a file whose tensors are not exactly those of the
+            network.
+        FileNotFoundError: then, no file at `path`.
+        ImportError: then, diffusers is not installed.
     """
+
+    draws = True  # `sample` needs noise
 
     def __init__(
         self,
@@ -80,7 +85,8 @@ class KL:
             raise ValueError(f"autoencoder.channels is {channels}; its widths must be multiples of {groups} groups.")
         self.scale, self.dtype, self.chunk = scale, PRECISIONS[precision], chunk
         self.latent_channels, self.factor = latent_channels, 2 ** (len(channels) - 1)
-        architecture = {
+        self.path, self.device = path, device
+        self.architecture = {
             "down_block_types": ["DownEncoderBlock2D"] * len(channels),
             "up_block_types": ["UpDecoderBlock2D"] * len(channels),
             "block_out_channels": list(channels),
@@ -88,7 +94,11 @@ class KL:
             "norm_num_groups": groups,
             "latent_channels": latent_channels,
         }
-        self.vae = build(architecture, path).eval().requires_grad_(False).to(device)
+
+    @cached_property
+    def vae(self):
+        """diffusers' AutoencoderKL."""
+        return build(self.architecture, self.path).eval().requires_grad_(False).to(self.device)
 
     def to(self, device: torch.device | str) -> "KL":
         self.vae.to(device)

@@ -5,9 +5,11 @@ from libs.data.celeba import CelebA
 from libs.data.cifar10 import CIFAR10
 from libs.data.dataset import Dataset
 from libs.data.digits import Digits
+from libs.data.features import CaptionShards, LatentShards
+from libs.data.features_npy import CaptionFiles, LatentFiles
 from libs.data.imagenet import ImageNet
 from libs.data.images import Images
-from libs.data.synthetic import Synthetic
+from libs.data.synthetic import Synthetic, SyntheticCaptions, SyntheticLatents
 
 DATASETS = {
     "digits": Digits,
@@ -15,7 +17,13 @@ DATASETS = {
     "cifar10": CIFAR10,
     "celeba": CelebA,
     "imagenet": ImageNet,
+    "latents": LatentShards,
+    "captions": CaptionShards,
+    "latents_npy": LatentFiles,
+    "captions_npy": CaptionFiles,
     "synthetic": Synthetic,
+    "synthetic_latents": SyntheticLatents,
+    "synthetic_captions": SyntheticCaptions,
 }
 
 __all__ = ["DATASETS", "Dataset", "batches"]

@@ -162,6 +162,10 @@ class CaptionShards(LatentShards):
         moments, contexts = self.gather(torch.tensor([index]), torch.tensor([flip]), torch.tensor([draw]))
         return moments[0].float(), contexts[0].float()
 
+    def empty(self) -> Tensor:
+        """The context (tokens, width) float32 of the empty prompt."""
+        return empty_context(os.path.dirname(self.path))
+
     def captions(self, index: int) -> list[str]:
         """The captions of an image; `gather` with draw u returns the context of number floor(u m)."""
         shard, first, end = self._captions(index)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from libs.data.dataset import Dataset
-from libs.data.features import no_pixels, picked
+from libs.data.features import empty_context, no_pixels, picked
 from libs.data.object_arrays import object_array, read_objects
 
 BATCH = 256  # images between the mirror images of one batch and the next, in U-ViT's script
@@ -142,6 +142,10 @@ class CaptionFiles(Dataset):
         """As `CaptionShards.get`."""
         moments, contexts = self.gather(torch.tensor([index]), torch.tensor([flip]), torch.tensor([draw]))
         return moments[0], contexts[0]
+
+    def empty(self) -> Tensor:
+        """As `CaptionShards.empty`."""
+        return empty_context(os.path.dirname(self.path))
 
     def captions(self, index: int) -> list[str]:
         raise ValueError(f"{self.path} is in U-ViT's layout, which keeps contexts without the text of the captions.")

@@ -1,10 +1,14 @@
-"""Made-up images of any shape and number of classes, for quick runs without data."""
+"""Made-up images of any shape and number of classes, and their latents and captions, for quick runs without data."""
 
 import math
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from libs.data.dataset import InMemory
+from libs import rng
+from libs.data.dataset import Dataset, InMemory, in_unit_range, mirrored
+from libs.data.features import picked
 
 
 class Synthetic(InMemory):
@@ -43,3 +47,67 @@ class Synthetic(InMemory):
         levels = (127.5 * (1 + colour[:, :, None, None] * wave[:, None])).round().to(torch.uint8)  # (n, C, H, W)
         labels = kind if n_classes else torch.full_like(kind, -1)
         super().__init__(levels, labels, n_classes)
+
+
+class SyntheticLatents(Dataset):
+    """Moments (8, size, size) of gratings: mean colours and brightness of patches, with a small variance.
+
+    Args:
+        size: height and width of the latents.
+        factor: of the images above the latents.
+        n_classes, n_images: as for `Synthetic`.
+    """
+
+    name = "synthetic_latents"
+
+    def __init__(self, *, size: int = 4, factor: int = 2, n_classes: int = 10, n_images: int = 64):
+        self.images = Synthetic(resolution=size * factor, n_classes=n_classes, n_images=n_images)
+        self.labels, self.n_classes, self.shape = self.images.labels, n_classes, (8, size, size)
+        colours = F.avg_pool2d(in_unit_range(self.images.levels), factor)  # (n, 3, size, size)
+        mean = torch.cat([colours, colours.mean(1, keepdim=True)], 1)  # (n, 4, size, size)
+        self.moments = torch.cat([4 * mean, torch.full_like(mean, -4.0)], 1)  # (n, 8, size, size)
+
+    def pixels(self, index: int) -> Tensor:
+        return self.images.pixels(index)
+
+    def gather(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (b, 8, size, size) and labels (b,)."""
+        return mirrored(self.moments[indices], flips), self.labels[indices]
+
+
+class SyntheticCaptions(SyntheticLatents):
+    """The same with two captions per image, whose contexts are noise: the class sets it.
+
+    Args:
+        size, factor, n_images: as for `SyntheticLatents`.
+        tokens, width: of the contexts.
+        split: "train" or "val", which are the same here.
+    """
+
+    name, draws = "synthetic_captions", True
+
+    def __init__(
+        self,
+        *,
+        size: int = 4,
+        factor: int = 2,
+        tokens: int = 4,
+        width: int = 8,
+        n_images: int = 64,
+        split: str = "train",
+    ):
+        super().__init__(size=size, factor=factor, n_classes=5, n_images=n_images)
+        self.context_shape = tokens, width
+        self.contexts = rng.draw_rows(rng.numbered_streams("contexts", ids=range(10)), self.context_shape)
+        self.kinds, self.labels, self.n_classes = self.labels, torch.full((n_images,), -1), 0
+
+    def gather(self, indices: Tensor, flips: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (b, 8, size, size) and contexts (b, tokens, width); as `CaptionShards.gather`."""
+        chosen = torch.tensor([picked(draw, 2) for draw in draws.tolist()])
+        return mirrored(self.moments[indices], flips), self.contexts[2 * self.kinds[indices] + chosen]
+
+    def captions(self, index: int) -> list[str]:
+        return [f"grating {self.kinds[index]}", f"a grating of kind {self.kinds[index]}"]
+
+    def empty(self) -> Tensor:
+        return torch.zeros(self.context_shape)

@@ -27,7 +27,8 @@ def run_with_exits(
 
     x (B, C, H, W); t (B,) in [0, 1] on the CPU, for the policy; time (B,) on x's device, for the network. Returns the
     raw network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing;
-    every row passes one head. Where the policy decides for the whole batch, the host never waits for the device.
+    every row passes one head, and where one head serves all exits, the rows wait to pass it together: a head on a few
+    rows costs as much time as on many. Where the policy decides for the whole batch, the host never waits for the device.
     `watch(k, carry)` is shown the rows that have run k layers, before any of them leaves.
     """
     depth = model.depth
@@ -35,7 +36,7 @@ def run_with_exits(
     decide = policy.start(len(x), depth, t)
     reads = policy.reads
     used = np.full(len(x), depth)
-    left: list[tuple[np.ndarray, Tensor]] = []  # rows that are done, and their outputs
+    left: list[tuple[np.ndarray, int, Carry]] = []  # rows that are done, their exit and their tokens
     alive = np.arange(len(x))  # carry.rows, on the host
 
     carry = model.embed(x, time, cond)
@@ -68,18 +69,22 @@ def run_with_exits(
             continue
         used[alive[stop]] = k
         if stop.all():
-            left.append((alive, model.head(k, carry)))
+            left.append((alive, k, carry))
             break
         leave, stay = (torch.from_numpy(np.flatnonzero(mask)).to(x.device) for mask in (stop, ~stop))
-        left.append((alive[stop], model.head(k, carry.keep(leave))))
+        left.append((alive[stop], k, replace(carry.keep(leave), skips=())))
         carry, alive = carry.keep(stay), alive[~stop]
     else:
-        left.append((alive, model.head(depth, carry)))
+        left.append((alive, depth, carry))
 
     if len(left) == 1:
-        return left[0][1], used
-    order = np.argsort(np.concatenate([rows for rows, _ in left]))
-    return torch.cat([out for _, out in left])[torch.from_numpy(order).to(x.device)], used
+        return model.head(k, carry), used
+    order = np.argsort(np.concatenate([rows for rows, _, _ in left]))
+    if model.heads:
+        out = torch.cat([model.head(k, carry) for _, k, carry in left])
+    else:
+        out = model.head(depth, replace(carry, h=torch.cat([carry.h for _, _, carry in left]), skips=()))
+    return out[torch.from_numpy(order).to(x.device)], used
 
 
 def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:

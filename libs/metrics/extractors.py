@@ -175,6 +175,75 @@ class Inception(Extractor):
         return self.net(x)[0].flatten(1)  # (n, 2048)
 
 
+class ClipVision(Extractor):
+    """Image embeddings of CLIP ViT-L/14 at 336 pixels: what CMMD (Jayasumana et al. 2024) compares.
+
+    Never downloads. Another CLIP model at `CLIP_336` still loads, under a name that tells its weights.
+
+    Raises:
+        FileNotFoundError: the model is not there; says how to get it.
+        ImportError: transformers is not installed.
+    """
+
+    preprocessing = "uint8 / 255, bicubic (a = -0.5) to the network's size, CLIP's mean and deviation; grey to RGB"
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        super().__init__(shape, device)
+        self.net = load_clip(CLIP_336, "clip_336").to(self.device)
+        vision = self.net.config.vision_config
+        self.n_features, self.size = self.net.config.projection_dim, vision.image_size
+        released = (vision.hidden_size, vision.patch_size, vision.image_size) == (1024, 14, 336)
+        self.name = "clip_vit_l14_336" if released else f"clip_{state_hash(self.net)[:8]}"
+
+    @property
+    def resolution_note(self) -> str:
+        return f"{self.resolution}, resized to {self.size}x{self.size} for the network"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        no_text = torch.zeros(1, 1, dtype=torch.long, device=self.device)  # the one way in that all versions have
+        return self.net(input_ids=no_text, pixel_values=clip_input(pixels, self.size)).image_embeds  # (n, F), length 1
+
+
+CLIP_336 = "openai/clip-vit-large-patch14-336"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_input(pixels: Tensor, size: int) -> Tensor:
+    """(n, 1 or 3, H, W) uint8 -> (n, 3, size, size), as CLIP's image networks read them."""
+    x = (pixels / 255.0).expand(-1, 3, -1, -1)  # (n, 3, H, W)
+    # antialias also chooses the kernel, a = -0.5, that CMMD's and CLIP's own preprocessing resize with
+    x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (x - mean) / std
+
+
+def load_clip(path: str, asset: str) -> nn.Module:
+    """transformers' CLIPModel with the weights of a folder, or of a model in huggingface_hub's cache."""
+    try:
+        from transformers import CLIPModel
+    except ImportError as error:
+        raise ImportError("Metrics that use CLIP need transformers: pip install transformers") from error
+    try:
+        net, info = CLIPModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The CLIP model {path!r} is no folder and not in the cache of huggingface_hub. Get it with: "
+            f"python -m scripts.download {asset}"
+        ) from error
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+    if missing:  # which the library would draw at random
+        raise ValueError(f"The CLIP model {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
+    return net.float().eval().requires_grad_(False)
+
+
+def state_hash(net: nn.Module) -> str:
+    """Hexadecimal sha256 of a network's weights."""
+    digest = hashlib.sha256()
+    for _, value in sorted(net.state_dict().items()):
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def inception_path() -> Path:
     """The weights file: in `assets/inception/`, `assets/`, or torch's own cache (`$TORCH_HOME/hub/checkpoints/`)."""
     folders = ASSETS / "inception", ASSETS, Path(torch.hub.get_dir()) / "checkpoints"
@@ -211,7 +280,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-EXTRACTORS = {"digits_cnn": DigitsCNN, "pixels": Pixels, "inception": Inception}
+EXTRACTORS = {"digits_cnn": DigitsCNN, "pixels": Pixels, "inception": Inception, "clip_vit_l14_336": ClipVision}
 
 
 def build_extractor(name: str, shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Extractor:

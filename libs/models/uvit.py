@@ -6,6 +6,7 @@ Token order as released: [label, time, patches], [time, patches] or [time, text,
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +192,7 @@ class UViT(Backbone):
         self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+        self.blocks = [*self.in_blocks, self.mid_block, *self.out_blocks]  # a plain list: registered above
         # The head's parts are top-level names in the released files, so they are registered here, not as one module.
         head = Head(embed_dim, patch_size, in_chans, conv)
         self.norm, self.decoder_pred, self.final_layer = head.norm, head.decoder_pred, head.final_layer
@@ -207,10 +209,6 @@ class UViT(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.pos_embed, std=0.02 if init == "released" else 0.5)
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
         sinusoid = time_embedding(time * self.time_scale, self.embed_dim)  # (B, D)
@@ -238,7 +236,7 @@ class UViT(Backbone):
             h = checkpoint(block, carry.h, skip, use_reentrant=False)
         else:
             h = block(carry.h, skip)
-        carry = Carry(h=h, time=carry.time, rows=carry.rows, skips=carry.skips)
+        carry = replace(carry, h=h)
         return carry.push() if i < half else carry
 
     def patches(self, carry: Carry) -> Tensor:

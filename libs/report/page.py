@@ -81,8 +81,8 @@ def verdict_section(
         html += paragraph(f"Recommended: {point_name(chosen, len(evaluations) > 1)}, {why}.", "small")
     html += f'<ul class="verdicts">{"".join(map(item, verdicts(points, floor)))}</ul>\n'
     return html + paragraph(
-        "Noise is the standard deviation over noise seeds; a difference is called outside it when it exceeds twice the "
-        "combined standard deviation of the two points. Training seeds are not part of it.",
+        "Points share their noise seeds, so a difference is called outside the noise when its mean over seeds exceeds "
+        "4.3 standard errors (95 % Student-t interval of three seeds). Training seeds are not part of it.",
         "small after",
     )
 

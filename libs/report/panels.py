@@ -129,12 +129,13 @@ def draw_maps(figure, theme, narrow, maps, image) -> None:
     for k in exits:
         rows += [c.cmap(c.norm(v[times, k, image])) for c, v in zip(colour, (maps.u, maps.error), strict=True)]
         names += [f"u, layer {maps.k[k]}", "true diff." if narrow else "true difference"]
-    height, width = maps.u.shape[-2:]
+    height, width = maps.x0.shape[-2:]  # larger than the maps, by a whole factor, where the network denoises latents
     gap = max(1, round(0.08 * width))
     mosaic = np.zeros((len(rows) * (height + gap) - gap, len(times) * (width + gap) - gap, 4))  # gaps transparent
     for i, row in enumerate(rows):
         for j, tile in enumerate(row):
             y, x = i * (height + gap), j * (width + gap)
+            tile = tile.repeat(height // len(tile), 0).repeat(width // tile.shape[1], 1)
             mosaic[y : y + height, x : x + width, :3] = tile[..., :3]
             mosaic[y : y + height, x : x + width, 3] = 1
     axes = figure.add_subplot()

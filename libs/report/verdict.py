@@ -80,16 +80,31 @@ def best_fixed(points: Sequence[Point], full: Point | None) -> Point | None:
 
 
 def outside_noise(a: Point, b: Point) -> bool | None:
-    """Whether two qualities differ by more than twice their combined standard deviation over noise seeds."""
+    """Whether two qualities differ by more than the noise over seeds; None with fewer than two seeds.
+
+    With the same noise seeds, both points start from the same noise, and what counts is the spread of the differences:
+    the limit is 4.3 standard errors, the 95 % Student-t interval of three seeds. With other seeds, it is twice the two
+    points' combined standard deviation.
+    """
     if a.spread is None or b.spread is None:
         return None
+    if a.record.get("seeds") == b.record.get("seeds") and len(a.quality_per_seed) == len(b.quality_per_seed):
+        differences = [x - y for x, y in zip(a.quality_per_seed, b.quality_per_seed, strict=True)]
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        return abs(statistics.fmean(differences)) > 4.3 * error
     return abs(a.quality - b.quality) > 2 * math.hypot(a.spread, b.spread)
 
 
 def timings_overlap(a: Point, b: Point) -> bool | None:
-    """Whether the ranges of the timing runs overlap; None with fewer than two runs."""
+    """Whether the timing runs leave open who is faster; None with fewer than two runs.
+
+    Points of one evaluation are timed in turn, so run i of both saw the same machine: one of them must win every run.
+    Otherwise the ranges must not overlap.
+    """
     if len(a.seconds_runs) < 2 or len(b.seconds_runs) < 2:
         return None
+    if a.dir == b.dir and len(a.seconds_runs) == len(b.seconds_runs):
+        return len({x < y for x, y in zip(a.seconds_runs, b.seconds_runs, strict=True)}) == 2
     return max(min(a.seconds_runs), min(b.seconds_runs)) <= min(max(a.seconds_runs), max(b.seconds_runs))
 
 
@@ -214,14 +229,14 @@ def winner(points: Sequence[Point], full: Point, cost: str, several: bool, words
     overlap = timings_overlap(early, base) if cost == "seconds" else False
     if overlap:
         lead, tone = "A tie.", "even"
-        text += " Their timing runs overlap, so neither is faster."
+        text += " Their timing runs disagree, so neither is faster."
     else:
         wins = getattr(early, cost) < getattr(base, cost)
         lead, tone = ("Early exit wins.", "good") if wins else ("Early exit loses.", "bad")
         if overlap is None:
             text += " With fewer than two timing runs the noise of the clock is unknown."
         elif cost == "seconds":
-            text += " Their timing runs do not overlap."
+            text += " All timing runs agree."
     if cost == "gmacs":
         text += " No times were measured, and GMACs are not a speed-up."
     return Verdict(lead, f"{text} {quality_word(full.quality_key)} {against(early, base)}.", tone)

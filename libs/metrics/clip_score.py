@@ -1,0 +1,61 @@
+"""How well images fit their texts: the cosine of CLIP's embeddings (Hessel et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from libs.images import Images
+from libs.metrics.extractors import clip_input, load_clip
+from libs.run import Run
+
+
+class ClipModel:
+    """CLIP with both halves and its tokenizer.
+
+    Args:
+        path: folder, or the name of a model in huggingface_hub's cache.
+
+    Raises:
+        FileNotFoundError: the model is not there; says how to get it.
+        ImportError: transformers is not installed.
+    """
+
+    def __init__(self, path: str, device: torch.device | str = "cpu"):
+        self.net, self.name = load_clip(path, "clip").to(device), Path(path).name
+        from transformers import CLIPTokenizer
+
+        self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+
+    @torch.no_grad()
+    def scores(self, pixels: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """(n, C, H, W) uint8 and n texts -> (n,) 100 max(cosine, 0), float64."""
+        vision, device = self.net.config.vision_config, self.net.device
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt").to(device)
+        with torch.autocast(device.type, enabled=False):
+            out = self.net(pixel_values=clip_input(pixels.to(device), vision.image_size), **tokens)
+        return 100 * (out.image_embeds * out.text_embeds).sum(1).clamp(min=0).double().cpu()  # both have length 1
+
+
+class ClipScore:
+    """Key: `clip_score_<model>`, since models do not agree on the scale.
+
+    Args:
+        model: gives the embeddings.
+        texts: image ids (n,) -> the n texts that the images were made from.
+    """
+
+    def __init__(self, model: ClipModel, texts: Callable[[np.ndarray], list[str]]):
+        self.model, self.texts = model, texts
+        self.sum = torch.zeros(2, dtype=torch.float64)
+
+    def update(self, batch: Images) -> None:
+        scores = self.model.scores(batch.pixels, self.texts(batch.ids))
+        self.sum += torch.tensor([float(scores.sum()), len(scores)], dtype=torch.float64)
+
+    def compute(self, run: Run) -> dict[str, float]:
+        total, n = run.all_sum(self.sum.clone()).tolist()
+        return {f"clip_score_{self.model.name}": total / n}

@@ -1,0 +1,128 @@
+"""In-flight batching: images that do not wait for their batch are the images of lockstep."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import calibration_file, tiny
+
+from libs.codecs import Identity
+from libs.denoiser import Guidance
+from libs.exits import EXIT_POLICIES
+from libs.generate import generate
+from libs.inflight import InFlight, suits
+from libs.regimes import Labels, Regime
+from libs.samplers import ddim, dpm_solver_pp_2m, euler_maruyama_sde
+from sde import VPLinear
+
+PLANS = {
+    "ddim": lambda: ddim(VPLinear(), steps=6),
+    "multistep": lambda: dpm_solver_pp_2m(VPLinear(), steps=6),
+    "stochastic": lambda: euler_maruyama_sde(VPLinear(), steps=6),
+}
+IDS = np.array([7, 3, 100, 0, 21, 22, 23, 50, 51, 52, 4, 5, 90, 91, 92, 93, 94, 95, 30, 31, 32, 33, 34])
+BATCH = 3  # 23 images: the last batch is not full, and places are used again
+
+
+class Raw(Identity):
+    """Shows samples as they are, so that differences are not rounded away."""
+
+    def decode(self, x):
+        return x
+
+
+def case(plan="ddim", uem="time", heads="shared", certainty=0.5, policy=None, scale=0.0, pair="free", **options):
+    classes = 4 if scale else 0
+    model = tiny(uem, heads, num_classes=classes or -1, **options).requires_grad_(False)
+    labels = Labels(classes - (scale > 0), has_null=scale > 0)
+    regime = Regime((1, 8, 8), (1, 8, 8), VPLinear(), Raw(), labels, dataset=None)
+    settings = dict(
+        pred="noise",
+        plan=PLANS[plan](),
+        policy=policy or EXIT_POLICIES["threshold"](certainty=certainty),
+        guidance=Guidance(scale, pair),
+        seed=5,
+        ids=IDS,
+        batch_size=BATCH,
+    )
+    return model, regime, settings
+
+
+CASES = {
+    "ddim": dict(),
+    "multistep": dict(plan="multistep"),
+    "stochastic": dict(plan="stochastic"),
+    "own heads": dict(heads="own"),
+    "some exits": dict(points=(2, 4)),
+    "exit before the first layer": dict(points=(0, 3), certainty=0.42),
+    "guidance": dict(scale=1.5),
+    "calibrated": dict(policy=EXIT_POLICIES["calibrated"](path=calibration_file())),
+    "never": dict(certainty=1.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_flight_equals_lockstep(name, run):
+    """Catches rows that get another's skips, noise, history, label or place, and traces that follow the batch."""
+    model, regime, settings = case(**CASES[name])
+    assert suits(settings["policy"], settings["guidance"])
+    lockstep, free = (list(generate(model, regime, run=run, inflight=on, **settings)) for on in (False, True))
+    assert [batch.ids.tolist() for batch in free] == [batch.ids.tolist() for batch in lockstep]
+    for ours, wanted in zip(free, lockstep, strict=True):
+        np.testing.assert_array_equal(ours.trace.t, wanted.trace.t)
+        np.testing.assert_array_equal(ours.trace.used, wanted.trace.used)
+        assert (ours.trace.asked, ours.trace.depth, ours.trace.costs) == (wanted.trace.asked, wanted.trace.depth, {})
+        assert (ours.pixels - wanted.pixels).abs().max() < 1e-4 * wanted.pixels.abs().max()
+        assert (ours.labels is None) == (wanted.labels is None)
+        if wanted.labels is not None:
+            np.testing.assert_array_equal(ours.labels, wanted.labels)
+    used = np.concatenate([batch.trace.used for batch in lockstep], axis=2)
+    assert name == "never" or len(set(used.ravel().tolist())) >= 3, "the exits must be spread or the test shows nothing"
+
+
+def test_layers_see_fuller_batches(run):
+    """Catches an engine that runs rows as they come: then it is lockstep with more copies."""
+    sizes = {}
+    for inflight in (False, True):
+        model, regime, settings = case()
+        sizes[inflight] = seen = []
+        for block in model.backbone.blocks:
+            block.register_forward_hook(lambda module, args, out, seen=seen: seen.append(len(out)))
+        list(generate(model, regime, run=run, inflight=inflight, **settings))
+    assert sum(sizes[True]) == sum(sizes[False]), "the work is the same"
+    assert len(sizes[True]) < len(sizes[False]), "in fewer, fuller calls"
+    assert max(sizes[True]) <= BATCH
+
+
+def test_what_runs_in_lockstep(run):
+    """Catches rows of a batch policy, of a tied pair or with a memory that are torn apart."""
+    free, tied = Guidance(1.0, "free"), Guidance(1.0, "tied")
+    assert suits(EXIT_POLICIES["threshold"](), free)
+    assert not suits(EXIT_POLICIES["threshold"](), tied)
+    for name in ("full", "fixed", "schedule", "patience", "similarity", "released_batch_mean", "reuse", "cache"):
+        assert not suits(EXIT_POLICIES[name](), Guidance())
+    model, regime, settings = case(policy=EXIT_POLICIES["patience"](certainty=0.5))
+    lockstep, same = (list(generate(model, regime, run=run, inflight=on, **settings)) for on in (False, True))
+    for ours, wanted in zip(same, lockstep, strict=True):
+        assert torch.equal(ours.pixels, wanted.pixels)
+
+
+def test_another_rows_skips_are_caught(monkeypatch, run):
+    """Without slots of their own, rows that join would read one another's long skips."""
+    from libs.inflight import Pooled
+
+    pop = Pooled.pop
+    monkeypatch.setattr(Pooled, "pop", lambda self: (pop(self)[0].roll(1, 0), pop(self)[1]))
+    with pytest.raises(AssertionError):
+        test_in_flight_equals_lockstep("ddim", run)
+
+
+def test_few_images(run):
+    """Catches an engine that waits for more images than there are."""
+    model, regime, settings = case()
+    settings |= dict(ids=IDS[:2], batch_size=64)
+    (batch,) = generate(model, regime, run=run, inflight=True, **settings)
+    assert batch.ids.tolist() == IDS[:2].tolist() and batch.trace.used.shape == (6, 1, 2)
+    flight = InFlight(model, regime, run=run, **settings)
+    assert flight.places == 2
