@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags(kind: str) -> None:
-    """The flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze" or "calibrate"."""
+    """Flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze" or "calibrate"."""
     config_flags.DEFINE_config_file("config", None, "Experiment file (configs/*.py), settings as --config.a.b=value.")
     flags.mark_flag_as_required("config")
     flags.DEFINE_bool("dry_run", False, "Print the resolved config and the cost of every exit, then stop.")

@@ -147,7 +147,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
     if config.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {config.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
     options = dict(lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True)
-    if config.name == "muon":
+    if config.name == "muon" and any(p.requires_grad for block in model.backbone.blocks for p in block.parameters()):
         return MuonAdamW(model, config.muon_lr, **options)
     return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **options)
 

@@ -141,6 +141,7 @@ def test_two_processes_equal_one(tmp_path):
 def small_config(**train):
     config = load("digits_uvit_tiny", "quick")
     config.train.update(train)
+    config.optimizer.name = "adamw"
     return config
 
 
