@@ -24,7 +24,18 @@ from itertools import repeat
 import numpy as np
 import torch
 
-from benchmarks.common import autocast, in_turn, make_inputs, make_model, middle, parser, ratios, save, spread_exits, table
+from benchmarks.common import (
+    autocast,
+    in_turn,
+    make_inputs,
+    make_model,
+    middle,
+    parser,
+    ratios,
+    save,
+    spread_exits,
+    table,
+)
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.metrics.cost import macs_per_image
 

@@ -73,6 +73,7 @@ def config() -> ConfigDict:
     c.sample.pair = "free"  # free | tied: guidance rows leave on their own or together
     c.sample.labels = ()  # classes of images 0, 1, ... in turn; () draws them
     c.sample.prompts = ""  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
+    c.sample.inflight = False  # images do not wait for their batch (threshold and calibrated policies): same images
     c.sample.refresh = 0  # every n-th network call runs full depth whatever the policy says; 0 = none is made to
     c.sample.residual = False  # add to an early output what the layers left out contributed at the last full-depth call
 

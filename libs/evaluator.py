@@ -21,6 +21,7 @@ from libs.denoiser import Guidance
 from libs.exits import EXIT_POLICIES, Trace
 from libs.generate import generate, generate_batch, make_plan
 from libs.images import Images, save_grid
+from libs.inflight import BATCHES as IN_FLIGHT
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import Extractor, build_extractor, extract
 from libs.metrics.frechet import Frechet, Moments, Statistics, real_halves
@@ -129,6 +130,7 @@ def measure_point(point, model, config, regime, extractor, reference, more, key,
             ids=np.arange(config.sample.n_samples),
             batch_size=config.sample.mini_batch_size,
             run=run,
+            inflight=config.sample.inflight,
         ):
             for metric in (frechet, *metrics):
                 metric.update(images)
@@ -194,14 +196,18 @@ def time_points(todo: list[Point], model, config, regime, run: Run) -> list[list
 
 
 def timing_job(point: Point, model, config, regime: Regime, run: Run) -> Callable[[], float]:
-    """Generates a batch of `eval.timing_batch` images; returns the seconds per image."""
-    ids = np.arange(config.eval.timing_batch)
-    options = dict(pred=config.pred, guidance=point.guidance, seed=config.eval.selection_seed, ids=ids, run=run)
+    """Generates a batch of `eval.timing_batch` images; returns the seconds per image.
+
+    With `sample.inflight`, which is for more images than a batch, it is as many batches as are on their way at once.
+    """
+    n = config.eval.timing_batch * (IN_FLIGHT if config.sample.inflight else 1)
+    options = dict(pred=config.pred, guidance=point.guidance, seed=config.eval.selection_seed, run=run)
+    options |= dict(ids=np.arange(n), batch_size=config.eval.timing_batch, inflight=config.sample.inflight)
 
     def job() -> float:
         start = time.perf_counter()
-        generate_batch(model, regime, plan=point.plan, policy=point.policy, **options)  # ends with a copy to the CPU
-        return (time.perf_counter() - start) / len(ids)
+        batches = list(generate(model, regime, plan=point.plan, policy=point.policy, **options))  # copied to the CPU
+        return (time.perf_counter() - start) / sum(len(images.ids) for images in batches)
 
     return job
 

@@ -28,19 +28,18 @@ def run_with_exits(
     x (B, C, H, W); t (B,) in [0, 1] on the CPU, for the policy; time (B,) on x's device, for the network. Returns the
     raw network outputs (B, C, H, W) in the caller's row order and the layers used (B,). A row that left costs nothing;
     every row passes one head, and where one head serves all exits, the rows wait to pass it together: a head on a few
-    rows costs as much time as on many. Where the policy decides for the whole batch, the host never waits for the device.
-    `watch(k, carry)` is shown the rows that have run k layers, before any of them leaves.
+    rows costs as much time as on many. Where the policy decides for the whole batch, the host never waits for the
+    device. `watch(k, carry)` is shown the rows that have run k layers, before any of them leaves.
     """
     depth = model.depth
     asked = frozenset(policy.asked(model.points))
     decide = policy.start(len(x), depth, t)
-    reads = policy.reads
     used = np.full(len(x), depth)
     left: list[tuple[np.ndarray, int, Carry]] = []  # rows that are done, their exit and their tokens
     alive = np.arange(len(x))  # carry.rows, on the host
 
     carry = model.embed(x, time, cond)
-    foreseen = model.foresee(carry) if asked and "u" in reads else None  # (B, E)
+    foreseen = model.foresee(carry) if asked and "u" in policy.reads else None  # (B, E)
     if foreseen is not None:
         foreseen = foreseen.cpu()  # the call's one wait: all decisions are then made on the host
     for k in range(depth + 1):
@@ -50,17 +49,7 @@ def run_with_exits(
             watch(k, carry)
         if k not in asked:
             continue
-        if foreseen is not None:
-            rows = torch.from_numpy(alive)
-            look = Look(k=k, rows=rows, u=foreseen[rows, model.points.index(k)])
-        else:
-            look = Look(
-                k=k,
-                rows=carry.rows,
-                u=model.uncertainty(k, carry) if "u" in reads else None,
-                patches=model.backbone.patches(carry) if "patches" in reads else None,
-            )
-        stop = decide(look)
+        stop = decide(look_at(model, policy.reads, k, carry, alive, foreseen))
         if isinstance(stop, bool):
             stop = np.full(len(alive), stop)
         else:
@@ -85,6 +74,21 @@ def run_with_exits(
     else:
         out = model.head(depth, replace(carry, h=torch.cat([carry.h for _, _, carry in left]), skips=()))
     return out[torch.from_numpy(order).to(x.device)], used
+
+
+def look_at(
+    model: EarlyExitModel, reads: frozenset[str], k: int, carry: Carry, alive: np.ndarray, foreseen: Tensor | None
+) -> Look:
+    """What the policy sees at exit k; all of it on the host where the estimator looked ahead (`foreseen` (B, E))."""
+    if foreseen is not None:
+        rows = torch.from_numpy(alive)
+        return Look(k=k, rows=rows, u=foreseen[rows, model.points.index(k)])
+    return Look(
+        k=k,
+        rows=carry.rows,
+        u=model.uncertainty(k, carry) if "u" in reads else None,
+        patches=model.backbone.patches(carry) if "patches" in reads else None,
+    )
 
 
 def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
