@@ -153,7 +153,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) on the matrices of the backbone's layers, AdamW on everything else, as one optimiser."""
+    """Muon (Jordan et al. 2024) on the matrices of the backbone's layers, AdamW on everything else, as one."""
 
     def __init__(self, model, muon_lr: float, **adamw):
         matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}

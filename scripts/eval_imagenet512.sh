@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # FID and measured seconds of ImageNet 512x512 under guidance, at full depth and with exits; further flags are passed on.
-# Needs: python -m scripts.download inception autoencoder_kl fid_stats_imagenet512_guided_diffusion (autoencoder_kl_ema for the Huge models)
+# Needs: python -m scripts.download inception autoencoder_kl fid_stats_imagenet512 (autoencoder_kl_ema for the Huge models)
 set -euo pipefail
 CONFIG=${CONFIG:-configs/imagenet512_uvit_large.py}
 NNET=${NNET:-workdir/imagenet512_uvit_large/last.ckpt}

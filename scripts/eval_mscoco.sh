@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # FID and measured seconds of MS-COCO 256x256 under guidance, at full depth and with exits; further flags are passed on.
-# Needs: python -m scripts.download inception autoencoder_kl fid_stats_mscoco256_val (clip for CLIP scores, clip_336 for CMMD)
+# Needs: python -m scripts.download inception autoencoder_kl fid_stats_mscoco256 (clip for CLIP scores, clip_336 for CMMD)
 set -euo pipefail
 CONFIG=${CONFIG:-configs/mscoco_uvit_small.py}
 NNET=${NNET:-workdir/mscoco_uvit_small/last.ckpt}

@@ -1,4 +1,4 @@
-"""The commands as people type them: one real run from training to report, and mistakes that must end in one clear line."""
+"""The commands as people type them: a real run from training to report, and mistakes that end in one clear line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_train_evaluate_report(trained):
     assert full["psnr"] == 100 and full["mean_depth"] == 5 and fixed["mean_depth"] == 2
     assert loose["mean_depth"] <= tight["mean_depth"] <= 5
     assert records[4]["nfe"] == 2 and fewer["gmacs"] == pytest.approx(full["gmacs"] / 2)
-    assert all(r["metrics"]["seconds_per_image"] > 0 and len(r["metrics"]["fd_digits_cnn_per_seed"]) == 2 for r in records)
+    for metrics in (r["metrics"] for r in records):
+        assert metrics["seconds_per_image"] > 0 and len(metrics["fd_digits_cnn_per_seed"]) == 2
     before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/quality.json")}
     finish(start("eval.py", *flags, "--exit_threshold=0.999,0.9"))
     assert before == {path: path.stat().st_mtime_ns for path in before}, "finished points are not measured again"
@@ -68,7 +69,15 @@ def mistakes(tmp_path, trained):
     train = ["train.py", f"--config={CONFIG}", *SMALL]
     return [
         ([*train, "--config.train.batchsize=3", f"--workdir={tmp_path}/a"], "batchsize"),
-        ([*train, "--config.dataset.name=images", f"--config.dataset.path={tmp_path}/empty", f"--workdir={tmp_path}/a"], "empty"),
+        (
+            [
+                *train,
+                "--config.dataset.name=images",
+                f"--config.dataset.path={tmp_path}/empty",
+                f"--workdir={tmp_path}/a",
+            ],
+            "empty",
+        ),
         ([*train, "--workdir=/proc/nowhere"], "workdir /proc/nowhere cannot be written"),
         ([*train, f"--pretrained_weight={text}", f"--workdir={tmp_path}/b"], "text.pth cannot be read as weights"),
         ([*evaluate], "--nnet_path is missing"),

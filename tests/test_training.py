@@ -65,7 +65,7 @@ def log(workdir) -> list[dict]:
 
 @pytest.mark.slow
 def test_killed_ten_times_equals_never_killed(tmp_path):
-    """Real SIGKILLs at random moments: catches state that resume forgets, torn checkpoints, steps done or logged twice."""
+    """Real SIGKILLs at random moments: catches forgotten state, torn checkpoints, steps done or logged twice."""
     flags = ["--config.train.n_steps=60", "--config.train.save_interval=4"]
     whole = train(tmp_path / "whole", *flags)
     dice = random.Random(0)
