@@ -52,7 +52,9 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
                 return dry_run(config)
             directory = workdir(config, kind)
             run = Run(directory, make_accelerator(config, directory))
-            run.accelerator.init_trackers("adaptive-depth-diffusion", config=flat(config.to_dict()))
+            run.accelerator.init_trackers(
+                "adaptive-depth-diffusion", flat(config.to_dict()), init_kwargs={"wandb": {"dir": directory}}
+            )
             work(config, regime(config), run)
             run.accelerator.end_training()
         except (ValueError, FileNotFoundError, ImportError) as error:

@@ -138,7 +138,7 @@ COMMON = {"residual": False, "refresh": 0, "pair": "", "steps": 1, "sampler": ""
 def parse(entry: str) -> Method:
     """One entry of `eval.sweep`: settings separated by commas, of one policy at most.
 
-    "fixed.layer=3" | "threshold.certainty=0.98,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"
+    "fixed.layer=3" | "threshold.certainty=0.9,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"
     """
     try:
         policy, own, common = "", {}, {}

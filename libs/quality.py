@@ -1,4 +1,4 @@
-"""What generated images are compared with, and the metrics of `eval.metrics`, beside every evaluation's Fréchet distance."""
+"""What generated images are compared with, and the metrics of `eval.metrics` beside the Fréchet distance."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def more_metrics(config, regime: Regime, extractor: Extractor, run: Run) -> Call
         else:
             if not isinstance(regime.conditions, Texts):
                 raise ValueError("eval.metrics has clip_score, which compares images with texts; this model knows none")
-            texts, model = regime.conditions.texts, ClipModel(config.eval.clip, run.device)
-            makers.append(lambda seed, model=model: ClipScore(model, partial(texts, seed)))
+            model = ClipModel(config.eval.clip, run.device)
+            makers.append(lambda seed, model=model: ClipScore(model, partial(regime.conditions.texts, seed)))
     return lambda seed: [make(seed) for make in makers]

@@ -241,8 +241,8 @@ def labels(config) -> Labels:
     has_null = check_p_uncond(config) > 0
     if has_null and config.nnet.num_classes < 2:
         raise ValueError(
-            f"dataset.p_uncond is {config.dataset.p_uncond} but nnet.num_classes is {config.nnet.num_classes}; dropping "
-            "labels needs a network with the dataset's classes and one null class on top"
+            f"dataset.p_uncond is {config.dataset.p_uncond} but nnet.num_classes is {config.nnet.num_classes}; "
+            "dropping labels needs a network with the dataset's classes and one null class on top"
         )
     n_classes, chosen = max(config.nnet.num_classes, 0) - has_null, tuple(config.sample.labels)
     if chosen and not (n_classes and 0 <= min(chosen) <= max(chosen) < n_classes):
@@ -296,9 +296,10 @@ def open_texts(config) -> RandomCaptions | Prompts:
     if not prompts:
         raise ValueError(f"sample.prompts is {str(path)!r}, which has no prompts; one per line is needed")
     clip = ClipText(**config.clip, device="cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
-    if (clip.length, clip.width) != (config.nnet.num_clip_token, config.nnet.clip_dim):
+    found, wanted = (clip.length, clip.width), (config.nnet.num_clip_token, config.nnet.clip_dim)
+    if found != wanted:
         raise ValueError(
-            f"clip.path {config.clip.path!r} gives contexts of shape {(clip.length, clip.width)}, but nnet.num_clip_token "
-            f"and nnet.clip_dim ask for {(config.nnet.num_clip_token, config.nnet.clip_dim)}"
+            f"clip.path {config.clip.path!r} gives contexts of shape {found}, but nnet.num_clip_token and nnet.clip_dim "
+            f"ask for {wanted}"
         )
     return Prompts(prompts, clip)

@@ -1,14 +1,14 @@
 """Write images to a folder, {id}.png, from any model: pixels, latents or text-to-image.
 
-    python -m scripts.sample --config=configs/cifar10_uvit_small.py --nnet_path=... --output=samples --seeds=0-49999 --npz
+    python -m scripts.sample --config=configs/cifar10_uvit_small.py --nnet_path=... --output=samples --npz
     python -m scripts.sample --config=configs/imagenet256_uvit_large.py --nnet_path=... --output=samples \\
         --seeds=0-31 --labels=207,360 --exit_threshold=0.95
     python -m scripts.sample --config=configs/mscoco_uvit_small.py --nnet_path=... --output=samples \\
         --seeds=0-11 --prompts=prompts.txt
 
-Image i depends on its seed i and the settings only: the first seeds are the images of the evaluation's first noise seed
-(eval.seeds). Labels and prompts are taken in turn. Without --exit_threshold the policy of config.exit decides; 1 is full
-depth. A run that was killed is continued by the same command, with any number of processes (accelerate launch, or on a
+Image i depends on its seed i and the settings only: these are the images of the evaluation's first noise seed
+(eval.seeds). Labels and prompts are taken in turn. Without --exit_threshold the policy of config.exit decides; 1 is
+full depth. A run that was killed is continued by the same command, with any number of processes (accelerate launch, or on a
 CPU torchrun): batches are always the same, and what is complete is kept. --npz adds samples.npz (arr_0, uint8, NHWC),
 which the evaluation suite of ADM reads. The last line is a JSON summary.
 """
@@ -52,7 +52,7 @@ def sample(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     model = load_model(config, run)
     point = configured(config, model, regime)
     if run.is_main:
-        begin(run, made_with(config, point))
+        begin(run, made_with(config, point, run))
         for part in run.dir.glob("*.png.part"):
             part.unlink()
     run.barrier()
@@ -80,7 +80,7 @@ def sample(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     there = set(os.listdir(run.dir))
     missing = [i for i in ids if f"{i}.png" not in there]
     if missing:
-        raise ValueError(f"{len(missing)} images are missing from {run.dir} (the first is {missing[0]}.png); run it again")
+        raise ValueError(f"{run.dir} lacks {len(missing)} images (the first is {missing[0]}.png): run it again")
     return {
         "output": str(run.dir),
         "images": len(ids),
@@ -100,12 +100,14 @@ def configured(config, model, regime: Regime) -> Point:
     return points(alone, model, regime)[-1]
 
 
-def made_with(config, point: Point) -> dict:
+def made_with(config, point: Point, run: Run) -> dict:
     """What images depend on, besides their ids."""
     settings = config.to_dict()
-    kept = {name: settings[name] for name in ("regime", "process", "pred", "nnet", "uem", "autoencoder", "clip", "sample")}
+    names = ("regime", "process", "pred", "nnet", "uem", "autoencoder", "clip", "sample")
+    kept = {name: settings[name] for name in names}
     del kept["sample"]["n_samples"]
     kept |= {"exit": point.exit, "seed": config.eval.seeds[0], "p_uncond": config.dataset.p_uncond}
+    kept["precision"] = run.accelerator.mixed_precision
     if config.regime == "text" and not config.sample.prompts:
         kept["dataset"] = settings["dataset"]
     if config.sample.prompts:

@@ -219,7 +219,8 @@ def test_cmmd_reads_images_as_clip_does(folder, monkeypatch):
     extractor = extractors.build_extractor("clip_vit_l14_336", (3, 16, 16))
     assert extractor.name.startswith("clip_") and extractor.name != "clip_vit_l14_336"
     net = transformers.CLIPModel.from_pretrained(folder / "clip").eval()
-    images = [Image.fromarray(image.permute(1, 2, 0).numpy()).resize((8, 8), Image.Resampling.BICUBIC) for image in pixels]
+    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    images = [Image.fromarray(array).resize((8, 8), Image.Resampling.BICUBIC) for array in arrays]
     x = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (extractors.CLIP_MEAN, extractors.CLIP_STD))
     with torch.no_grad():

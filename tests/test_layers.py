@@ -13,7 +13,7 @@ LAYERS = [
     ["libs.models"],
     ["libs.exits", "libs.samplers"],
     ["libs.data", "libs.codecs", "libs.denoiser", "libs.losses", "libs.images"],
-    ["libs.regimes", "libs.weights", "libs.metrics"],
+    ["libs.regimes", "libs.weights", "libs.metrics", "libs.inflight"],
     ["libs.checkpoints", "libs.generate", "libs.calibration", "libs.analysis"],
     ["libs.points", "libs.dense", "libs.quality"],
     ["libs.evaluator", "libs.report"],
