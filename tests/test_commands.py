@@ -123,3 +123,20 @@ def test_readme_commands_exist():
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
     for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
         assert (ROOT / image).exists(), image
+
+
+def test_readme_policy_runs():
+    """Catches an example policy that no longer fits the interface."""
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from conftest import inputs, tiny
+
+    from libs.exits import ExitPolicy, run_with_exits
+
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    names = {"dataclass": dataclass, "ClassVar": ClassVar, "ExitPolicy": ExitPolicy, "torch": torch}
+    exec(code, names)
+    x, t, time, _ = inputs()
+    _, used = run_with_exits(tiny(), names["Mine"](slack=0.05), x, t, time, None)
+    assert len(set(used)) > 1
