@@ -27,6 +27,7 @@ from libs.run import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = {"tiny": "digits_uvit_tiny", "S/2": "cifar10_uvit_small", "L/2": "imagenet256_uvit_large"}
+LONG = 5.0  # seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -120,7 +121,8 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of every job in every round; all jobs in turn, so that a drift of the machine hits all of them alike.
 
-    One warm-up each. Rounds end after `rounds`, or when `budget` seconds are spent, but not before `least`.
+    One warm-up each, but none after a job that takes longer than LONG. Rounds end after `rounds`, or when `budget`
+    seconds are spent, but not before `least`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     started = None
@@ -132,6 +134,8 @@ def in_turn(
             wait(device)
             if started is not None:
                 seconds[name].append(time.perf_counter() - start)
+            elif time.perf_counter() - start > LONG:
+                break
         done = len(next(iter(seconds.values())))
         if started is None:
             started = time.perf_counter()

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
-    DTYPES,
     autocast,
     in_turn,
     make_config,
@@ -130,7 +129,6 @@ def main() -> None:
     arguments.add_argument("--factor", type=int, default=8, help="batches per measurement; default: 8")
     arguments.set_defaults(rounds=15, budget=40)
     options = arguments.parse_args()
-    assert options.dtype in DTYPES
     cases, rows = {}, [("case", "way", "images/s", "speed-up", "25 %", "75 %", "depth", "rows/layer", "difference")]
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(folder, options.device)

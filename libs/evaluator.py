@@ -404,5 +404,5 @@ def save_training_config(config, run: Run) -> None:
     meta, log = weights_file.with_name("meta.json"), weights_file.parents[2] / "train.jsonl"
     if meta.is_file() and run.is_main:
         run.write_json("training.json", json.loads(meta.read_text())["config"])
-        if log.is_file():
+        if log.is_file() and log.parent != run.dir.resolve():
             shutil.copy(log, run.dir / "train.jsonl")

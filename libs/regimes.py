@@ -299,7 +299,7 @@ def open_texts(config) -> RandomCaptions | Prompts:
     found, wanted = (clip.length, clip.width), (config.nnet.num_clip_token, config.nnet.clip_dim)
     if found != wanted:
         raise ValueError(
-            f"clip.path {config.clip.path!r} gives contexts of shape {found}, but nnet.num_clip_token and nnet.clip_dim "
-            f"ask for {wanted}"
+            f"clip.path {config.clip.path!r} gives contexts of shape {found}, but nnet.num_clip_token and "
+            f"nnet.clip_dim ask for {wanted}"
         )
     return Prompts(prompts, clip)
