@@ -8,9 +8,9 @@
 
 Image i depends on its seed i and the settings only: these are the images of the evaluation's first noise seed
 (eval.seeds). Labels and prompts are taken in turn. Without --exit_threshold the policy of config.exit decides; 1 is
-full depth. A run that was killed is continued by the same command, with any number of processes (accelerate launch, or on a
-CPU torchrun): batches are always the same, and what is complete is kept. --npz adds samples.npz (arr_0, uint8, NHWC),
-which the evaluation suite of ADM reads. The last line is a JSON summary.
+full depth. A run that was killed is continued by the same command, with any number of processes (accelerate launch, or
+on a CPU torchrun): batches are always the same, and what is complete is kept. --npz adds samples.npz (arr_0, uint8,
+NHWC), which the evaluation suite of ADM reads. The last line is a JSON summary.
 """
 
 from __future__ import annotations
