@@ -208,7 +208,9 @@ def test_seconds_of_one_interleaved_run(tmp_path):
 def test_timing_several_evaluations_together(tmp_path):
     """Catches a directory that is timed with another one's network or points, and batches that differ."""
     for name, width in (("a", 32), ("b", 16)):
-        config, _, _ = quick(nnet__embed_dim=width, eval__sweep=("reuse.every=2",), eval__thresholds=(0.9,), mixed_precision="no")
+        config, _, _ = quick(
+            nnet__embed_dim=width, eval__sweep=("reuse.every=2",), eval__thresholds=(0.9,), mixed_precision="no"
+        )
         (tmp_path / name).mkdir()
         config.nnet_path = str(tmp_path / name / "nnet.pth")
         torch.save(evaluator.build_model(config).state_dict(), config.nnet_path)

@@ -92,7 +92,9 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """The same loss curve, and exactly the same images: catches randomness by rank, double or missing images."""
-    runs = {n: train(tmp_path / str(n), "--config.train.n_steps=20", processes=n) for n in (1, 2)}
+    # Muon orthogonalises in bf16, which turns rounding in the last bit into 1e-4 within a few steps
+    flags = ["--config.train.n_steps=20", "--config.optimizer.name=adamw"]
+    runs = {n: train(tmp_path / str(n), *flags, processes=n) for n in (1, 2)}
     for process in runs.values():
         finish(process)
     one, two = (np.array([line["loss"] for line in log(tmp_path / str(n))]) for n in (1, 2))
