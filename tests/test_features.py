@@ -434,7 +434,8 @@ def in_child(data, out: Path, layout, environment: dict | None = None, dies_at: 
         extract_features.write = write_or_die
         torch.set_num_threads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        os.environ.update(environment or {})
+        # accelerate gives each of several processes its share of the cores, and the last bit depends on the threads
+        os.environ.update({"OMP_NUM_THREADS": "1"} | (environment or {}))
         AcceleratorState._reset_state(reset_partial_state=True)
         extract(data, out, layout, run=Run(out, Accelerator(cpu=True)), shard_size=2)
         PartialState().destroy_process_group()
