@@ -22,6 +22,7 @@ from libs.exits import EXIT_POLICIES, Trace
 from libs.generate import generate, generate_batch, make_plan
 from libs.images import Images, save_grid
 from libs.inflight import BATCHES as IN_FLIGHT
+from libs.inflight import suits
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import Extractor, build_extractor, extract
 from libs.metrics.frechet import Frechet, Moments, Statistics, real_halves
@@ -67,6 +68,9 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     """
     model = load_model(config, run)
     todo = points(config, model, regime)
+    lockstep = [point.label for point in todo if not suits(point.policy, point.guidance)]
+    if config.sample.inflight and lockstep:
+        run.say(f"note: sample.inflight has no effect on {', '.join(lockstep)}: these run in lockstep")
     extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)
     reference = open_reference(config, regime, extractor, run)
     more = more_metrics(config, regime, extractor, run)
