@@ -5,19 +5,19 @@
     python -m benchmarks.dataloading --cost 100      # also the time of a made-up training step, in milliseconds
 
 Writes synthetic ImageNet features (moments (8, 32, 32) and mirror images) in both layouts to a temporary folder, 2.0 GB
-for 20,000 images, and reads them as training does: `libs.data.batches`, shuffled, mirrored at random, by worker
-processes or, for shards, by none. The layouts take turns; the medians of all rounds are compared. `np.load` is the npy
+for 20,000 images, and reads them as training does: `libs.data.batches`, shuffled, mirrored at random, by
+workers (processes; threads for shards) or, for shards, by none. The layouts take turns; the medians of all rounds are
+compared. `np.load` is the npy
 layout read as U-ViT's public code reads it, by unpickling. The growth is that of a worker's private memory from the
 first batch to the last, the worst of all rounds.
 
-Prints a table, and as the last line JSON.
+Prints a table, and as the last line JSON, which also goes to benchmarks/results.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common import save
 from libs.data import Dataset, batches
 from libs.data.features import LatentShards, Sharded, make_index
 from libs.data.features_npy import BATCH, LatentFiles, Npy
@@ -108,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", metavar="N", type=int, default=20_000, help="default: 20000")
     parser.add_argument("--batch_size", metavar="N", type=int, default=256, help="default: 256")
-    parser.add_argument("--workers", metavar="N", type=int, default=2, help="reading processes; default: 2")
+    parser.add_argument("--workers", metavar="N", type=int, default=2, help="default: 2")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="default: 5")
     parser.add_argument("--shard_size", metavar="N", type=int, default=2048, help="images per shard; default: 2048")
     parser.add_argument("--cost", metavar="MS", type=float, default=0.0, help="sleep after each batch; default: 0")
@@ -144,8 +145,8 @@ def main() -> None:
             f"{name:20}{row['images_per_s']:10.0f}{min(row['runs']):10.0f}{max(row['runs']):10.0f}"
             f"{row['growth_mb']:11.0f}{row['speed_up']:10.2f}"
         )
-    machine = {"cores": os.cpu_count(), "torch": torch.__version__, "numpy": np.__version__}
-    print(json.dumps({"layouts": summary, **vars(options), **machine, "python": platform.python_version()}))
+    settings = {key: value for key, value in vars(options).items() if key not in ("folder", "cold")}
+    save("dataloading", "cpu", {"cold" if options.cold else "warm": {"layouts": summary, **settings}})
 
 
 if __name__ == "__main__":

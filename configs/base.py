@@ -58,7 +58,7 @@ def config() -> ConfigDict:
     c.dataset.path = ""  # where the data are; "" = the data set's own default
     c.dataset.random_flip = False  # mirror half of the training images
     c.dataset.p_uncond = 0.0  # share of labels replaced by the null class (classifier-free guidance)
-    c.dataset.workers = 4  # decoding processes
+    c.dataset.workers = 4  # decoding processes; threads where there is nothing to decode (extracted features)
 
     c.autoencoder = settings(KL, omit=("device",))  # latent models only
     c.clip = settings(ClipText, omit=("device",))  # text-to-image only
@@ -115,33 +115,58 @@ def adadiff(c: ConfigDict, certainty: float, **train) -> None:
     c.exit.released_batch_mean.update(certainty=certainty, per_image=True)  # as in batches of one, in any batch
 
 
+# What early exit is held against, as differences from an experiment: --config=configs/<experiment>.py:<preset>.
+PRESETS = {
+    "paper": {"loss.target": "error"},  # the estimator learns the error, as published
+    "unweighted": {"loss.weights": "unweighted"},
+    "berxit": {"loss.weights": "berxit"},
+    "calm": {"loss.weights": "calm", "exit.name": "similarity"},
+    "frozen": {"train.freeze_backbone": True},  # with --pretrained_weight: only the estimator and own heads learn
+    "plain": {"loss.lambda_u": 0.0, "loss.lambda_layers": 0.0, "exit.name": "full", "eval.fixed": ()},  # L_simple only
+}
+PRESETS["small"] = PRESETS["plain"]  # and half the depth
+
+
 def finish(c: ConfigDict, arg: str) -> ConfigDict:
-    """Apply the file's argument: "" is the experiment, "quick" its small twin on synthetic data (seconds on a CPU)."""
-    if arg not in ("", "quick"):
-        raise ValueError(f"config argument is {arg!r}; it must be empty or 'quick'")
-    if arg == "quick":
-        classes = c.nnet.num_classes - (c.dataset.p_uncond > 0)
-        side = c.nnet.patch_size * (4 if c.regime == "pixels" else 2)
-        c.nnet.update(img_size=side, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
-        c.nnet.points = tuple(k for k in c.nnet.points if k <= 5)
-        if c.nnet.num_classes > 0:
-            classes = min(classes, 10)
-            c.nnet.num_classes = classes + (c.dataset.p_uncond > 0)
-        names = {"pixels": "synthetic", "latents": "synthetic_latents", "text": "synthetic_captions"}
-        c.dataset.name, c.dataset.path, c.dataset.workers = names[c.regime], "", 0
-        c.dataset.synthetic.update(resolution=side, n_classes=max(classes, 0))
-        if c.regime == "pixels":
-            c.dataset.synthetic.channels = c.nnet.in_chans
-        c.dataset.synthetic_latents.update(size=side, n_classes=max(classes, 0))
-        c.dataset.synthetic_captions.size = side
-        c.autoencoder.update(path="random", channels=(8, 16), layers=1, groups=4)
-        if c.regime == "text":
-            c.nnet.update(num_clip_token=4, clip_dim=8)
-        c.train.update(n_steps=2, batch_size=8, log_interval=1, sample_interval=2, monitor_steps=3, eval_interval=0)
-        c.sample.update(sample_steps=5, n_samples=8, mini_batch_size=8)
-        c.eval.update(
-            extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=()
-        )
-        c.eval.metrics = ()
-        c.eval.sweep = ()
+    """Apply the file's argument, names with commas between them.
+
+    "" is the experiment, "quick" its small twin on synthetic data (seconds on a CPU), a preset one of its competitors.
+    """
+    names = arg.split(",") if arg else []
+    for name in names:
+        if name != "quick" and name not in PRESETS:
+            raise ValueError(f"config argument is {arg!r}; its parts must be among quick, {', '.join(PRESETS)}")
+    if "quick" in names:
+        shrink(c)
+    for name in names:
+        c.update_from_flattened_dict(PRESETS.get(name, {}))
+        if name == "small":
+            c.nnet.depth = c.nnet.depth // 4 * 2  # even, as skips join the first half to the second
+            c.nnet.points = tuple(k for k in c.nnet.points if k <= c.nnet.depth + 1)
     return c
+
+
+def shrink(c: ConfigDict) -> None:
+    """Make of an experiment its "quick" twin."""
+    classes = c.nnet.num_classes - (c.dataset.p_uncond > 0)
+    side = c.nnet.patch_size * (4 if c.regime == "pixels" else 2)
+    c.nnet.update(img_size=side, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
+    c.nnet.points = tuple(k for k in c.nnet.points if k <= 5)
+    if c.nnet.num_classes > 0:
+        classes = min(classes, 10)
+        c.nnet.num_classes = classes + (c.dataset.p_uncond > 0)
+    names = {"pixels": "synthetic", "latents": "synthetic_latents", "text": "synthetic_captions"}
+    c.dataset.name, c.dataset.path, c.dataset.workers = names[c.regime], "", 0
+    c.dataset.synthetic.update(resolution=side, n_classes=max(classes, 0))
+    if c.regime == "pixels":
+        c.dataset.synthetic.channels = c.nnet.in_chans
+    c.dataset.synthetic_latents.update(size=side, n_classes=max(classes, 0))
+    c.dataset.synthetic_captions.size = side
+    c.autoencoder.update(path="random", channels=(8, 16), layers=1, groups=4)
+    if c.regime == "text":
+        c.nnet.update(num_clip_token=4, clip_dim=8)
+    c.train.update(n_steps=2, batch_size=8, log_interval=1, sample_interval=2, monitor_steps=3, eval_interval=0)
+    c.sample.update(sample_steps=5, n_samples=8, mini_batch_size=8)
+    c.eval.update(extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=())
+    c.eval.metrics = ()
+    c.eval.sweep = ()

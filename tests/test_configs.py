@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs import base
 from libs import evaluator, regimes, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,27 @@ def test_quick_twin(name, run):
     assert [line["slug"] for line in saved] == [record["slug"] for record in records]
 
 
+@pytest.mark.parametrize("preset", base.PRESETS)
+def test_preset(preset, run):
+    """Catches a competitor that cannot be trained or evaluated, or that is the experiment itself."""
+    plain, config = load("digits_uvit_tiny", "quick"), load("digits_uvit_tiny", f"quick,{preset}")
+    assert plain.to_dict() != config.to_dict()
+    trainer.fit(config, regimes.of(config), run)
+    config.nnet_path = str(run.dir / "last.ckpt")
+    assert evaluator.evaluate(config, regimes.of(config), run)[0]["family"] == "full"
+
+
+def test_presets_change_what_they_say():
+    """Catches a small model of the same size, and a control that still learns from its exits."""
+    assert (
+        load("cifar10_uvit_small", "small").nnet.depth == 6 and load("digits_uvit_tiny", "small,quick").nnet.depth == 2
+    )
+    for preset in ("small", "plain"):
+        config = load("cifar10_adadiff_small", preset)
+        assert config.loss.lambda_u == config.loss.lambda_layers == 0 and config.exit.name == "full"
+    assert load("imagenet64_uvit_mid", "calm").exit.name == "similarity"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_has_shell_scripts(name):
     """Catches an experiment that cannot be started from scripts/."""
@@ -43,8 +65,9 @@ def test_unknown_settings_are_refused():
     config = load("digits_uvit_tiny")
     with pytest.raises(AttributeError):
         config.train.batchsize = 3
-    with pytest.raises(ValueError, match="quick"):
-        load("digits_uvit_tiny", "quik")
+    for arg in ("quik", "quick,", "small,papre"):
+        with pytest.raises(ValueError, match=f"'{arg}'.*quick, paper"):
+            load("digits_uvit_tiny", arg)
 
 
 @pytest.mark.parametrize(

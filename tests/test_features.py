@@ -188,7 +188,7 @@ def test_coco_npy_needs_no_pickle(tmp_path, coco, text):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_batches(tmp_path, pictures, workers):
-    """Catches a data set that cannot travel to workers, or whose open files are shared with a wrong position."""
+    """Catches batches that come in the order in which the threads finish, and files shared with a wrong position."""
     extract(pictures, tmp_path, Sharded())
     data = LatentShards(path=str(tmp_path))
     data.get(0, False)  # a shard is open before the workers start
@@ -250,6 +250,29 @@ def test_reading_keeps_nothing(tmp_path):
     for start in range(0, n, 16):
         data.gather(torch.arange(start, start + 16), torch.zeros(16, dtype=torch.bool))
     assert resident() - before < 12e6
+
+
+def test_threads_share_few_open_shards(tmp_path, pictures, monkeypatch):
+    """Catches a shard that one thread closes while another reads it."""
+    monkeypatch.setattr(features, "OPEN_SHARDS", 1)
+    extract(pictures, tmp_path, Sharded(), shard_size=1)
+    streams = [batches(LatentShards(path=str(tmp_path)), batch_size=8, seed=5, workers=n) for n in (0, 8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        for _, (x, _), (ahead, _) in zip(range(100), *streams, strict=False):
+            assert torch.equal(x, ahead)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_damage_is_named_by_a_thread(tmp_path, pictures):
+    """Catches a thread that dies in silence: training would wait for ever."""
+    extract(pictures, tmp_path, Sharded(), shard_size=1)
+    os.truncate(tmp_path / "00000.safetensors", 200)
+    with pytest.raises(ValueError, match=r"00000\.safetensors.* cut"):
+        for _, _ in zip(range(20), batches(LatentShards(path=str(tmp_path)), batch_size=2, workers=2), strict=False):
+            pass
 
 
 def test_few_shards_are_open(tmp_path, pictures, monkeypatch):

@@ -5,38 +5,34 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from libs.points import parse
+from scripts import questions
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs/questions.md").read_text()
-SECTIONS = dict(re.findall(r"^## (Q\d+)\. (.*?)(?=^## |\Z)", TEXT, re.M | re.S))
+TEXT = questions.DOCUMENT.read_text()
+SECTIONS = questions.sections(TEXT)
+COMMANDS = questions.commands(TEXT)
 WITHOUT_COMMAND = {"Q13"}  # there is no U-Net
-VARIABLES = dict(re.findall(r"^([CW])=(.*)$", TEXT, re.M))
-
-
-def commands(section: str) -> list[list[str]]:
-    """The lines of its code blocks as arguments, variables filled in."""
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", section, re.S) for line in block.splitlines()]
-    return [shlex.split(re.sub(r"\$([CW])", lambda m: VARIABLES[m[1]], line)) for line in lines]
 
 
 def test_every_question_is_there():
     """Catches a question that was dropped, or that has no command, place or answer."""
-    assert list(SECTIONS) == [f"Q{n}" for n in range(1, 35)]
-    for name, section in SECTIONS.items():
-        assert bool(commands(section)) == (name not in WITHOUT_COMMAND), name
+    head, *names = SECTIONS
+    assert head == "" and names == [f"Q{n}" for n in range(1, 35)]
+    for name in names:
+        section = SECTIONS[name]
+        assert bool(COMMANDS[name]) == (name not in WITHOUT_COMMAND), name
         assert "\nPrinted: " in section and "\nOn the digits: " in section, name
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in WITHOUT_COMMAND])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_COMMAND])
 def test_commands_would_start(name):
     """Catches commands with files, settings, flags or sweep entries that do not exist."""
-    for words in commands(SECTIONS[name]):
+    for words in COMMANDS[name]:
         if words[0] == "/usr/bin/time":
             words = words[2:]
         assert words[0] == "python"
@@ -48,9 +44,9 @@ def test_commands_would_start(name):
 
 def check_settings(module: str, arguments: list[str]) -> None:
     values = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
-    file = Path(values["config"])
+    file, _, presets = values["config"].partition(":")
     assert (ROOT / file).is_file(), file
-    config = importlib.import_module(f"configs.{file.stem}").get_config()
+    config = importlib.import_module(f"configs.{Path(file).stem}").get_config(presets)
     for key, value in values.items():
         if key.startswith("config."):
             node = config
@@ -66,3 +62,25 @@ def check_settings(module: str, arguments: list[str]) -> None:
 def flags_of(module: str) -> list[str]:
     sources = [(ROOT / f"{name.replace('.', '/')}.py").read_text() for name in ("utils", module)]
     return re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(sources))
+
+
+def test_runner(tmp_path, monkeypatch, capsys):
+    """Catches a failure that goes unnoticed, commands that run after one, and variables that are not filled in."""
+    document = tmp_path / "questions.md"
+    lines = (
+        ["C=x.py", "python -c 'print(1)'"],
+        ["python -c 'print(\"${C}:small $C\")'"],
+        ["python -c 1/0", "python -c 3"],
+    )
+    blocks = ["```bash\n" + "\n".join(block) + "\n```\n" for block in lines]
+    document.write_text(f"# Title\n{blocks[0]}\n## Q1. One\n{blocks[1]}\n## Q2. Two\n{blocks[2]}\n")
+    monkeypatch.setattr(questions, "DOCUMENT", document)
+    with pytest.raises(SystemExit) as exit:
+        questions.main(["--logs", str(tmp_path / "logs")])
+    assert exit.value.code == 1
+    logs = {path.stem: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert "\nx.py:small x.py\n" in logs["Q1"] and "exit status 0" in logs["Q1"]
+    assert "ZeroDivisionError" in logs["Q2"] and "-c 3" not in logs["Q2"]
+    with pytest.raises(SystemExit):
+        questions.main(["Q3"])
+    assert "Q3: there are Q1, Q2" in capsys.readouterr().err

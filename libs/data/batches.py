@@ -1,6 +1,9 @@
 """The endless sequence of training batches: the same for any number of processes, exact after a resume."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -30,7 +33,8 @@ def batches(
     Args:
         batch_size: images per step over all processes; a multiple of `world`.
         flip: mirror each image with probability 1/2.
-        workers: processes that decode ahead; 0 decodes in this one.
+        workers: processes that decode ahead, or threads where the data set says that there is nothing to decode; 0
+            decodes in this one.
 
     Yields:
         x (batch_size / world, C, H, W) float32 in [-1, 1] and labels (batch_size / world,) int64, -1 for none;
@@ -51,6 +55,8 @@ def batches(
     rows = _rows(Order(len(dataset), seed, flip=flip, draws=dataset.draws), batch_size, start_step, rank, world)
     if workers == 0:
         return (dataset.gather(*row) for row in rows)
+    if dataset.threads:
+        return _read_ahead(dataset, rows, workers)
     loader = DataLoader(
         _Gather(dataset),
         sampler=rows,
@@ -99,6 +105,20 @@ def _rows(order: Order, batch_size: int, step: int, rank: int, world: int) -> It
     while True:
         yield order.at(step * batch_size + rank * local, local)
         step += 1
+
+
+def _read_ahead(dataset: Dataset, rows: Iterator[tuple[Tensor, ...]], workers: int) -> Iterator[tuple[Tensor, ...]]:
+    """Batches in their order, read by threads: no batch has to be handed over from another process."""
+
+    def read(row: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        batch = dataset.gather(*row)
+        return tuple(x.pin_memory() for x in batch) if torch.cuda.is_available() else batch
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(read, row) for row in islice(rows, 2 * workers))
+        for row in rows:
+            yield ahead.popleft().result()
+            ahead.append(pool.submit(read, row))
 
 
 class _Gather:

@@ -15,6 +15,7 @@ class Dataset(ABC):
     n_classes     0 when the images have no labels
     labels        (n,) int64, -1 where there is no label
     draws         whether `gather` also takes a uniform number in [0, 1) per image, for choices such as a caption
+    threads       whether `gather` only reads: its workers are then threads, as a batch from another process costs more
     """
 
     name: str
@@ -22,6 +23,7 @@ class Dataset(ABC):
     n_classes: int
     labels: Tensor
     draws: bool = False
+    threads: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -11,10 +11,10 @@ layout, one file per image; `benchmarks/dataloading.py` compares the two.) The a
     captions       UTF-8 bytes; caption_ends (m + 1,) int64, where they begin and end
 
 One image is one read at a known offset, about 3 microseconds once the system has the file in its cache. That is less
-than it costs to hand the image over from a worker process: read with `dataset.workers` 0. Nothing is mapped or kept, so
-a process that has read everything is no larger than one that has read nothing. Batches have the type that is stored;
-the codec makes float32 of moments, on the device, and contexts need `.float()` there. Disk per image, with float16
-(`--dtype float32` doubles it):
+than it costs to hand the image over from a worker process, so the workers of these data sets are threads. Nothing is
+mapped or kept, so a process that has read everything is no larger than one that has read nothing. Batches have the type
+that is stored; the codec makes float32 of moments, on the device, and contexts need `.float()` there. Disk per image,
+with float16 (`--dtype float32` doubles it):
 
     256 x 256, two views      32,768 bytes and a label       42 GB for ImageNet   (npy: 66,000 bytes in two files)
     512 x 512, two views     131,072 bytes and a label      168 GB for ImageNet
@@ -57,7 +57,7 @@ class LatentShards(Dataset):
         ValueError: no finished extraction at `path`, or one of another kind; a flip where no mirror images are stored.
     """
 
-    name = "latents"
+    name, threads = "latents", True
 
     def __init__(self, *, path: str = "assets/datasets/imagenet256_features"):
         self.path, self.index = path, read_index(path)
@@ -81,11 +81,13 @@ class LatentShards(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         number, row = divmod(index, self.index["shard_size"])
-        if number not in self._shards:
+        shard = self._shards.get(number)  # held here: another thread may drop it from the open ones
+        if shard is None:
+            shard = Shard(os.path.join(self.path, self.index["files"][number]["name"]))
             if len(self._shards) >= OPEN_SHARDS:
                 self._shards.popitem(last=False)
-            self._shards[number] = Shard(os.path.join(self.path, self.index["files"][number]["name"]))
-        return self._shards[number], row
+            self._shards[number] = shard
+        return shard, row
 
     def moments(self, indices: Tensor, flips: Tensor) -> Tensor:
         """(b,) int64 and (b,) bool -> (b, 8, h, w) in the stored type."""
