@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from libs.codecs import KL, ClipText, Identity
 from libs.codecs.kl import compvis, read, to_diffusers
@@ -279,6 +280,30 @@ def clip(tmp_path_factory) -> ClipText:
     return ClipText(path=small_clip(tmp_path_factory.mktemp("clip")), chunk=2)
 
 
+def test_recorded_contexts(tmp_path):
+    """Catches another activation, mask, norm or tokenizer than those of the published CLIP."""
+    golden, made = np.load(GOLDEN / "clip_text.npz"), json.loads((GOLDEN / "clip_text.json").read_text())
+    tokens = [*made["vocab"], "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *made["merges"], ""]))
+    width = made["shapes"]["text_model.final_layer_norm.weight"][0]
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=made["layers"],
+        num_attention_heads=made["heads"],
+        bos_token_id=len(tokens) - 2,
+        eos_token_id=len(tokens) - 1,
+    )
+    config.save_pretrained(tmp_path)
+    save_file(golden_weights(made["shapes"]), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    clip = ClipText(path=str(tmp_path))
+    found = clip.tokenizer(made["prompts"], padding="max_length", max_length=77, truncation=True).input_ids
+    assert found == golden["ids"].tolist()
+    assert close(clip.encode(made["prompts"]), golden["contexts"], 1e-5)
+
+
 def test_contexts_are_the_last_hidden_state_without_a_mask(clip):
     """Catches the state before the final norm, a padding mask (U-ViT's features have none), a wrong padding token."""
     start, end = len(clip.tokenizer) - 2, len(clip.tokenizer) - 1
@@ -310,8 +335,6 @@ def test_incomplete_clip_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="has 2 tokens and the model 190"):
         ClipText(path=small_clip(tmp_path / "a", tokenizer=False))
     small_clip(tmp_path / "b")
-    from safetensors.torch import load_file, save_file
-
     state = load_file(tmp_path / "b" / "model.safetensors")
     lost = next(key for key in state if "position_embedding" in key)
     del state[lost]
