@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_report import KEY, record
 
 from libs import comparison, evaluator
 from libs.comparison.entries import STUDENT, difference
+from libs.comparison.findings import fastest_within, worth_of_looking
 from libs.report.verdict import BASELINES
 from scripts import compare, time_together
 
@@ -257,3 +259,29 @@ def test_full_depth_is_needed(tmp_path):
     """Catches shares of a reference that was never timed."""
     with pytest.raises(ValueError, match="timed full-depth point"):
         comparison.compare([evaluation(tmp_path / "a", POINTS[1:])])
+
+
+def test_the_price_of_a_quality(tmp_path):
+    """Catches settings chosen on the reported seeds, a slower one than needed, controls offered for use."""
+    control = ("matched_static", "matched_static path threshold-0.98", 2.7, 20, 3.0, 26.1)
+    points = changed({"fixed": 26.6}) + (control, ("steps", "full depth 14 steps", 7.0, 14, 5.0, 27.4))
+    text = fastest_within(comparison.compare(replicas(tmp_path, points=points))[0])
+    first, second = text.split("fastest of each method: ")[1].split("; ")
+    assert first.startswith("“threshold 0.98, residual, refresh 4” 2.50× (+") and "noise of 3 training seeds" in first
+    assert second.startswith("“fixed layer 3” 2.50× (+2\u00a0%")
+    points = changed({"residual": 30.0})
+    assert fastest_within(comparison.compare([evaluation(tmp_path / "a", points)])[0]).endswith("method: none is.")
+
+
+@pytest.mark.parametrize("quality", [31.9, 30.1])
+def test_what_looking_is_worth(tmp_path, quality):
+    """Catches a policy that is praised where its control is better, and another point's control."""
+    control = ("matched_static", "matched_static path threshold-0.98", 2.7, 20, 4.0, quality)
+    stray = ("matched_random", "matched_random path threshold-0.9", 2.7, 20, 4.0, quality)
+    directories = replicas(tmp_path, points=POINTS + (control, stray), noise=0.01)
+    (text,) = worth_of_looking(comparison.compare(directories)[0])
+    side = "less" if quality > 31 else "more"
+    assert re.match(rf"“threshold 0.98” has 0\.[89]\d* {side} \(", text) and "outside the noise" in text
+    assert "“matched_static path threshold-0.98”" in text and "2.80 layers against 2.70" in text
+    comparison.write(directories, [None] * 3, tmp_path / "page.html")
+    assert text in json.loads((tmp_path / "page.json").read_text())["findings"]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from libs.comparison.entries import Entry, entries, estimate, group
+from libs.comparison.findings import fastest_within, worth_of_looking
 from libs.comparison.page import document
 from libs.comparison.timing import timed_together
 from libs.comparison.verdict import BUDGETS, RULE, Verdict, verdicts
@@ -38,12 +39,14 @@ def compare(
 
 
 def write(directories: Sequence[str | Path], names: Sequence[str | None] | None, output: str | Path) -> list[str]:
-    """Write the page to `output` (.html) and its numbers beside it (.json); returns the sentences, then the notes."""
+    """Write the page to `output` (.html) and its numbers beside it (.json); returns all sentences, the notes last."""
     found, sentences, notes, key = compare(directories, names)
-    html = document(found, sentences, notes, "Methods at equal seconds", key)
+    findings = [fastest_within(found), *worth_of_looking(found)]
+    html = document(found, sentences, findings, notes, "Methods at equal seconds", key)
     numbers = {
         "quality_key": key,
         "rule": RULE,
+        "findings": findings,
         "notes": notes,
         "verdicts": [
             {
@@ -63,4 +66,4 @@ def write(directories: Sequence[str | Path], names: Sequence[str | None] | None,
         part = path.with_name(path.name + ".part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    return [v.text for v in sentences] + notes
+    return [v.text for v in sentences] + findings + notes

@@ -50,6 +50,7 @@ class Entry:
     model: str
     family: str
     label: str
+    slug: str  # the label as a folder's name
     sampler: str
     steps: int
     depth: int  # K
@@ -181,6 +182,7 @@ def entry(model: str, points: Sequence[Point], shares: Sequence[float | None]) -
         model=model,
         family=first.family,
         label=first.label,
+        slug=first.slug,
         sampler=str(first.record.get("sampler", {}).get("name", "not recorded")),
         steps=first.nfe,
         depth=first.depth,

@@ -20,9 +20,15 @@ AXES = {
 
 
 def document(
-    entries: Sequence[Entry], verdicts: Sequence[Verdict], notes: Sequence[str], title: str, quality_key: str
+    entries: Sequence[Entry],
+    verdicts: Sequence[Verdict],
+    findings: Sequence[str],
+    notes: Sequence[str],
+    title: str,
+    quality_key: str,
 ) -> str:
     items = "".join(f'<li class="{v.tone}">{escape(v.text)}</li>\n' for v in verdicts)
+    items += "".join(f"<li>{escape(text)}</li>\n" for text in findings)
     name = quality_name(quality_key)
     caption = (
         f"{name}, smaller is better, mean and 95 % confidence interval over training seeds where there are several, "
