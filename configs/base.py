@@ -70,7 +70,7 @@ def config() -> ConfigDict:
     c.sample.n_samples = 50_000  # images per seed in an evaluation
     c.sample.mini_batch_size = 500
     c.sample.scale = 0.0  # guidance: eps = cond + scale (cond - null)
-    c.sample.pair = "free"  # free | tied: guidance rows leave on their own or together
+    c.sample.pair = "free"  # free | tied | cond: guidance rows leave alone, where both would, where the cond row would
     c.sample.labels = ()  # classes of images 0, 1, ... in turn; () draws them
     c.sample.prompts = ""  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
     c.sample.inflight = False  # images do not wait for their batch (threshold and calibrated policies): same images

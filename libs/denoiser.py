@@ -12,14 +12,15 @@ from libs.exits import Answer, ExitPolicy, Trace, start_calls
 from libs.models import EarlyExitModel
 from sde import Process
 
-PAIRS = ("free", "tied")
+PAIRS = ("free", "tied", "cond")
 
 
 @dataclass(frozen=True)
 class Guidance:
     """eps = cond + scale (cond - null), U-ViT's convention: scale 0 is the conditional prediction alone.
 
-    `pair`: the two rows of an image leave the network on their own ("free") or together ("tied").
+    `pair`: the two rows of an image leave the network on their own ("free"), together where both would ("tied"), or
+    together where the conditional row would ("cond").
     """
 
     scale: float = 0.0
@@ -57,7 +58,7 @@ class Denoiser:
             )
         self.model, self.process, self.pred, self.guidance = model, process, pred, guidance
         self.guided = guidance.scale > 0
-        self.policy = policy.tied() if self.guided and guidance.pair == "tied" else policy
+        self.policy = policy.paired(guidance.pair) if self.guided and guidance.pair != "free" else policy
         self.cond = torch.cat([cond, null]) if self.guided else cond
         asked = model.questions(self.policy.asked(model.points)) if "u" in self.policy.reads else ()
         self.trace = Trace(model.depth, asked)

@@ -33,10 +33,10 @@ def suits(policy: ExitPolicy, guidance: Guidance) -> bool:
     """Whether rows that decide by `policy` can go their own ways, and gain by it.
 
     Where the depth is known beforehand, rows leave together and lockstep runs full batches. Policies with a memory,
-    those that decide for a batch, and tied guidance pairs need the rows of a call together.
+    those that decide for a batch, and guidance pairs that leave together need both rows of a call.
     """
-    tied = guidance.scale > 0 and guidance.pair == "tied"
-    return isinstance(policy, Threshold | Calibrated) and not tied
+    together = guidance.scale > 0 and guidance.pair != "free"
+    return isinstance(policy, Threshold | Calibrated) and not together
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from conftest import calibration_file, inputs, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
 from libs.denoiser import Denoiser, Guidance
-from libs.exits import EXIT_POLICIES, Look, Tied, dense_decisions, oracle, run_dense, run_with_exits
+from libs.exits import EXIT_POLICIES, Look, Paired, dense_decisions, oracle, run_dense, run_with_exits
 from libs.models.backbone import Carry
 from sde import VPLinear
 
@@ -178,10 +178,10 @@ def test_a_subset_of_exit_points(points):
     assert set(used) <= {*points, 7} and points[0] in used
 
 
-@pytest.mark.parametrize("pair", ["free", "tied"])
+@pytest.mark.parametrize("pair", ["free", "tied", "cond"])
 @pytest.mark.parametrize("name", ["threshold", "patience", "fixed", "schedule"])
 def test_guidance_pairs(pair, name):
-    """Catches mixed guidance halves and pairs that separate although they are tied."""
+    """Catches mixed guidance halves, pairs that separate, and a null row that has a say where the cond row decides."""
     model = tiny("time", num_classes=4)
     policy = EXIT_POLICIES[name](**SETTINGS[name])
     x, t, time, cond = inputs(32, model=model)
@@ -194,10 +194,12 @@ def test_guidance_pairs(pair, name):
     picked = [torch.stack([out[k - 1, i] for i, k in enumerate(row)]) for out, row in zip(dense, used, strict=True)]
     wanted = picked[0] + scale * (picked[0] - picked[1])
     assert (eps - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    if pair == "tied":
+    if pair != "free":
         np.testing.assert_array_equal(used[0], used[1])
         alone = [run_with_exits(model, policy, x, t, time, c)[1] for c in (cond, null)]
-        if name == "threshold":  # a threshold pair cannot leave before its later row would
+        if pair == "cond":
+            np.testing.assert_array_equal(used[0], alone[0])
+        elif name == "threshold":  # a threshold pair cannot leave before its later row would
             assert (used[0] >= np.maximum(*alone)).all()
     elif name == "threshold":
         assert (used[0] != used[1]).any()
@@ -367,7 +369,7 @@ def test_oracle_is_the_least_sufficient_exit():
     assert oracle(eps, (1, 2, 4, 7), tau=0.0).tolist() == [7, 7]
 
 
-def test_tied_passes_batchwise_decisions_through():
+def test_pairs_pass_batchwise_decisions_through():
     """Catches a pairing rule that turns a fixed layer's host decision into device work."""
-    decide = Tied(inner=EXIT_POLICIES["fixed"](layer=3)).start(4, 7, torch.zeros(4))
+    decide = Paired(inner=EXIT_POLICIES["fixed"](layer=3), pair="tied").start(4, 7, torch.zeros(4))
     assert decide(Look(k=3, rows=torch.arange(4))) is True

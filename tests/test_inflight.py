@@ -8,7 +8,7 @@ import torch
 from conftest import calibration_file, tiny
 
 from libs.codecs import Identity
-from libs.denoiser import Guidance
+from libs.denoiser import PAIRS, Guidance
 from libs.exits import EXIT_POLICIES
 from libs.generate import generate
 from libs.inflight import InFlight, suits
@@ -97,9 +97,7 @@ def test_layers_see_fuller_batches(run):
 
 def test_what_runs_in_lockstep(run):
     """Catches rows of a batch policy, of a tied pair or with a memory that are torn apart."""
-    free, tied = Guidance(1.0, "free"), Guidance(1.0, "tied")
-    assert suits(EXIT_POLICIES["threshold"](), free)
-    assert not suits(EXIT_POLICIES["threshold"](), tied)
+    assert [suits(EXIT_POLICIES["threshold"](), Guidance(1.0, pair)) for pair in PAIRS] == [True, False, False]
     for name in ("full", "fixed", "schedule", "patience", "similarity", "released_batch_mean", "reuse", "cache"):
         assert not suits(EXIT_POLICIES[name](), Guidance())
     model, regime, settings = case(policy=EXIT_POLICIES["patience"](certainty=0.5))

@@ -129,7 +129,8 @@ STATIC = ["residual schedule", "residual fixed", "reuse", "cache"]  # a branch a
 
 
 @pytest.mark.parametrize(
-    ("method", "pair"), [*((method, "free") for method in METHODS), *((method, "tied") for method in STATIC)]
+    ("method", "pair"),
+    [*((method, "free") for method in METHODS), *((method, pair) for method in STATIC for pair in ("tied", "cond"))],
 )
 def test_guidance_branches_have_their_own_memory(method, pair):
     """Catches a null branch that reads the conditional branch's memory: each must equal a sampling of its own."""

@@ -7,7 +7,7 @@ from libs.exits.calls import Answer, start_calls
 from libs.exits.execute import dense_decisions, oracle, run_dense, run_with_exits
 from libs.exits.fixed import Fixed, Full
 from libs.exits.matched import MatchedRandom, MatchedStatic
-from libs.exits.policy import ExitPolicy, Look, Tied
+from libs.exits.policy import ExitPolicy, Look, Paired
 from libs.exits.released import ReleasedBatchMean
 from libs.exits.reuse import Cache, Refresh, Residual, Reuse, looking_back
 from libs.exits.schedule import Power, Schedule
@@ -38,7 +38,7 @@ __all__ = [
     "Look",
     "Refresh",
     "Residual",
-    "Tied",
+    "Paired",
     "Trace",
     "dense_decisions",
     "oracle",

@@ -56,9 +56,9 @@ class ExitPolicy:
         """Who decides in the `number`-th network call of a sampling (0 = the first): itself, unless numbers matter."""
         return self
 
-    def tied(self) -> ExitPolicy:
-        """This policy for guidance pairs that leave together."""
-        return Tied(inner=self)
+    def paired(self, pair: str) -> ExitPolicy:
+        """This policy for guidance pairs that leave together, "tied" or by the "cond" row."""
+        return Paired(inner=self, pair=pair)
 
 
 def check_certainty(value: float) -> float:
@@ -69,10 +69,14 @@ def check_certainty(value: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tied(ExitPolicy):
-    """Guidance pairs that leave together: a pair stops when both of its rows would. Rows are [cond; null]."""
+class Paired(ExitPolicy):
+    """Guidance pairs that leave together: where both rows would ("tied"), or where the conditional row would ("cond").
+
+    Rows are [cond; null].
+    """
 
     inner: ExitPolicy
+    pair: str
 
     @property
     def reads(self) -> frozenset[str]:
@@ -88,6 +92,7 @@ class Tied(ExitPolicy):
             stop = inner(look)
             if isinstance(stop, bool):
                 return stop
-            return stop.view(2, -1).all(0).repeat(2)  # pairs left together before, so the halves still match
+            halves = stop.view(2, -1)  # they match, as pairs left together before
+            return (halves[0] if self.pair == "cond" else halves.all(0)).repeat(2)
 
         return decide

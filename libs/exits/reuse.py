@@ -45,8 +45,8 @@ class Around(ExitPolicy):
     def at_call(self, number):
         return self.inner.at_call(number)
 
-    def tied(self):
-        return replace(self, inner=self.inner.tied())
+    def paired(self, pair):
+        return replace(self, inner=self.inner.paired(pair))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Reuse(Full):
         at_least_one("exit.reuse.every", self.every)
         nothing_asked("reuse", self.at)
 
-    def tied(self):
+    def paired(self, pair):
         return self
 
 
@@ -123,7 +123,7 @@ class Cache(Full):
             )
         return ()
 
-    def tied(self):
+    def paired(self, pair):
         return self
 
 
