@@ -309,9 +309,9 @@ def is_square(n: int) -> bool:
 def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_depth: bool = False) -> str:
     """Load a weight file of any kind into a model; returns a sentence that says what came from where.
 
-    Every key must fit. A file without any estimator (plain U-ViT) is accepted in two cases. `start`, fine-tuning: the
-    estimators keep their initial weights, and own heads that are missing start as copies of the loaded one.
-    `full_depth`, sampling without exits: the model drops its estimators.
+    Every key must fit, but for these cases. `start`, fine-tuning: estimators that the file lacks, or has under another
+    uem.name, keep their initial weights, and own heads that it lacks start as copies of the loaded one. `full_depth`,
+    sampling without exits: the model drops the estimators that the file lacks.
 
     Raises:
         ValueError: the file is refused (`read`), or it and the network differ; the message names both sides.
@@ -323,10 +323,13 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
+    own = model.state_dict()
+    if start and settings_of(state).get("uem.name") != settings_of(own).get("uem.name"):
+        state = {key: value for key, value in state.items() if not key.startswith(ESTIMATOR)}
     lacks = [part for part in (ESTIMATOR, HEADS) if not any(key.startswith(part) for key in state)]
     if full_depth and not start and ESTIMATOR in lacks:
         model.drop_estimator()
-    own = model.state_dict()
+        own = model.state_dict()
     fresh = [key for key in own if start and key.startswith(tuple(lacks))]
     check_fit(path, what, state, {key: value for key, value in own.items() if key not in fresh})
     model.load_state_dict({**{key: own[key] for key in fresh}, **state})

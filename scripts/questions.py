@@ -3,9 +3,9 @@
     python -m scripts.questions Q2 Q33          # those two; without arguments, all of them
     python -m scripts.questions --list
 
-Commands start in the current folder, in the document's order, the model that all of them share first. Output goes to
-runs/questions/<question>.log with the seconds that each command took; a command that fails ends its question, and the
-exit status tells.
+Commands start in the current folder, in the document's order, the model that all of them share first; one that several
+questions share runs once. Output goes to runs/questions/<question>.log with the seconds that each command took; a
+command that fails ends its question, and the exit status tells.
 """
 
 import argparse
@@ -40,14 +40,18 @@ def commands(text: str) -> dict[str, list[list[str]]]:
     return {name: [filled(line) for line in lines(section)] for name, section in sections(text).items()}
 
 
-def run(name: str, lines: list[list[str]], log: Path) -> bool:
-    """Run a question's commands; returns whether all of them succeeded."""
+def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) -> bool:
+    """Run a question's commands but those in `finished` (command -> question); returns whether all of them succeeded."""
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # `python` is this one
     with log.open("w") as file:
         for words in lines:
-            print(f"{name}: {shlex.join(words)}", flush=True)
-            print(f"$ {shlex.join(words)}", file=file, flush=True)
+            command = shlex.join(words)
+            print(f"$ {command}", file=file, flush=True)
+            if command in finished:
+                print(f"# see {finished[command]}\n", file=file, flush=True)
+                continue
+            print(f"{name}: {command}", flush=True)
             start = time.perf_counter()
             done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})
             said = f"{time.perf_counter() - start:.0f} s, exit status {done.returncode}"
@@ -56,6 +60,7 @@ def run(name: str, lines: list[list[str]], log: Path) -> bool:
             if done.returncode:
                 print(f"{name}: see {log}", file=sys.stderr)
                 return False
+            finished[command] = name
     return True
 
 
@@ -75,7 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(f"{name}  {section.splitlines()[0]}" for name, section in sections(text).items() if name))
         return
     wanted = args.questions or [name for name in known if name]
-    results = [run(name or "model", known[name], args.logs / f"{name or 'model'}.log") for name in ("", *wanted)]
+    lines, finished = {"model": known[""]} | {name: known[name] for name in wanted}, {}
+    results = [run(name, lines[name], args.logs / f"{name}.log", finished) for name in lines]
     sys.exit(not all(results))
 
 

@@ -65,7 +65,7 @@ def flags_of(module: str) -> list[str]:
 
 
 def test_runner(tmp_path, monkeypatch, capsys):
-    """Catches a failure that goes unnoticed, commands that run after one, and variables that are not filled in."""
+    """Catches a failure that goes unnoticed, what runs after one or twice, and variables that are not filled in."""
     document = tmp_path / "questions.md"
     lines = (
         ["C=x.py", "python -c 'print(1)'"],
@@ -80,7 +80,7 @@ def test_runner(tmp_path, monkeypatch, capsys):
     assert exit.value.code == 1
     logs = {path.stem: path.read_text() for path in (tmp_path / "logs").iterdir()}
     assert "\nx.py:small x.py\n" in logs["Q1"] and "exit status 0" in logs["Q1"]
-    assert "ZeroDivisionError" in logs["Q2"] and "-c 3" not in logs["Q2"]
+    assert "# see Q1" in logs["Q2"] and "ZeroDivisionError" in logs["Q2"] and "-c 3" not in logs["Q2"]
     with pytest.raises(SystemExit):
         questions.main(["Q3"])
     assert "Q3: there are Q1, Q2" in capsys.readouterr().err

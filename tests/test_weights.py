@@ -127,6 +127,19 @@ def test_fine_tuning_from_adadiff_keeps_its_estimators(tmp_path):
         weights.load(model("ours"), path, start=True)
 
 
+def test_fine_tuning_with_another_estimator(tmp_path):
+    """Another uem.name than the file's: catches heads or a backbone that start anew with the estimators."""
+    trained, network = (EarlyExitModel(UViT(**NET), ESTIMATORS[name], heads="own") for name in ("linear", "attention"))
+    weights.write(trained.state_dict(), tmp_path / "w.pth")
+    before = {key: value.clone() for key, value in network.uem.state_dict().items()}
+    assert "estimator and head tensors start fresh" in weights.load(network, tmp_path / "w.pth", start=True)
+    assert same(before, network.uem.state_dict())
+    assert same(network.backbone.state_dict(), trained.backbone.state_dict())
+    assert same(network.heads.state_dict(), trained.heads.state_dict())
+    with pytest.raises(ValueError, match="uem.name: 'linear' in the file, 'attention' in the config"):
+        weights.load(network, tmp_path / "w.pth")
+
+
 # ---- round trips ---------------------------------------------------------------------------------------------------
 
 
