@@ -41,7 +41,7 @@ def commands(text: str) -> dict[str, list[list[str]]]:
 
 
 def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) -> bool:
-    """Run a question's commands but those in `finished` (command -> question); returns whether all of them succeeded."""
+    """Run a question's commands but those in `finished` (command -> question); returns whether all succeeded."""
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # `python` is this one
     with log.open("w") as file:

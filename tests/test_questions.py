@@ -67,11 +67,8 @@ def flags_of(module: str) -> list[str]:
 def test_runner(tmp_path, monkeypatch, capsys):
     """Catches a failure that goes unnoticed, what runs after one or twice, and variables that are not filled in."""
     document = tmp_path / "questions.md"
-    lines = (
-        ["C=x.py", "python -c 'print(1)'"],
-        ["python -c 'print(\"${C}:small $C\")'"],
-        ["python -c 1/0", "python -c 3"],
-    )
+    one = "python -c 'print(\"${C}:small $C\")'"
+    lines = ["C=x.py", "python -c 'print(1)'"], [one], [one, "python -c 1/0", "python -c 3"]
     blocks = ["```bash\n" + "\n".join(block) + "\n```\n" for block in lines]
     document.write_text(f"# Title\n{blocks[0]}\n## Q1. One\n{blocks[1]}\n## Q2. Two\n{blocks[2]}\n")
     monkeypatch.setattr(questions, "DOCUMENT", document)
