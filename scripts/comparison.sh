@@ -15,7 +15,7 @@ STEPS=dpm_solver_pp_2m-20
 
 evaluations=()
 evaluate() { # MODEL RUN NAME ARGUMENTS...; the seconds that count are measured at the end, all together
-    python eval.py --nnet_path="$2/last.ckpt" --output_path="$2/$3" --config.eval.timing_runs=1 "${@:4}"
+    python eval.py --nnet_path="$2/last.ckpt" --output_path="$2/$3" "${@:4}" --config.eval.timing_runs=1
     evaluations+=("$1=$2/$3")
 }
 
