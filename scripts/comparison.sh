@@ -44,7 +44,7 @@ for seed in $SEEDS; do
         --config.eval.fewer_steps="()" --config.eval.sweep="('matched_static.path=$trace',\
 'matched_random.path=$trace','matched_random.path=$trace,matched_random.match=all')"
     evaluate paper "$paper" eval --config=$CONFIG:paper --exit_threshold=0.97,0.95,0.93,0.9,0.85,0.8 \
-        --config.eval.fewer_steps="()"
+        --config.eval.fixed="()" --config.eval.fewer_steps="()"
     evaluate small "$small" eval --config=$CONFIG:small
 done
 
