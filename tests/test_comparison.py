@@ -96,10 +96,10 @@ def test_early_exit_loses(tmp_path):
 
 
 def test_only_baselines(tmp_path):
-    """Catches a verdict for early exit where none took part, and matched controls that count as early exit."""
+    """Catches a verdict for early exit where none took part, and matched controls that win."""
     points = tuple(p for p in POINTS if p[0] in BASELINES) + (("matched_random", "matched", 2.8, 20, 4.0, 20.0),)
     found = at(comparison.compare(replicas(tmp_path, points=points))[1], 0.4)
-    assert found.tone == "bad" and "no early exit is this fast" in found.text
+    assert found.tone == "bad" and "no early exit is this fast" in found.text and found.order[0].family == "fixed"
 
 
 def test_one_seed_is_no_evidence(tmp_path):

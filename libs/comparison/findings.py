@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 
 from libs.comparison.entries import Entry, difference
-from libs.comparison.verdict import by, noise
+from libs.comparison.verdict import CONTROLS, by, noise
 from libs.report.text import percent, sig
 
 TOLERANCE = 0.05
-CONTROLS = ("matched_static", "matched_random")
 
 
 def fastest_within(entries: Sequence[Entry], tolerance: float = TOLERANCE) -> str:

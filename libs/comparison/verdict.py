@@ -9,13 +9,15 @@ from libs.comparison.entries import Entry, Estimate, difference
 from libs.report.text import percent, sig
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.8)  # shares of the reference's full-depth seconds
+CONTROLS = ("matched_static", "matched_random")  # copies of a policy's depths: they need the policy
 SLACK = 0.02  # a point may exceed the budget by this share of it
 RULE = (
     "A method is a family of points of one model. Its setting within the budget (2 % allowed) with the smallest "
     "distance on the selection seed takes part, with its distances on the other noise seeds. A difference is outside "
     "the noise if its 95 % confidence interval excludes zero (Student's t; paired by noise seed within a model). The "
     "interval is over training seeds where there are several, else over noise seeds, and then says nothing about "
-    "another training of the same model. There is no correction for how many methods take part."
+    "another training of the same model. There is no correction for how many methods take part. Controls that copy the "
+    "depths of a policy take no part; they have sentences of their own."
 )
 
 
@@ -41,7 +43,7 @@ def choose(entries: Sequence[Entry], budget: float) -> list[Entry]:
     """For every method its setting within the budget, best method first."""
     methods: dict[tuple, list[Entry]] = {}
     for entry in entries:
-        if entry.cost is not None and entry.cost <= budget * (1 + SLACK):
+        if entry.family not in CONTROLS and entry.cost is not None and entry.cost <= budget * (1 + SLACK):
             methods.setdefault(entry.method, []).append(entry)
     chosen = []
     for settings in methods.values():
