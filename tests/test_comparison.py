@@ -207,6 +207,39 @@ def test_seconds_of_one_interleaved_run(tmp_path):
     assert found[1].cost == 1
 
 
+def test_several_runs_timed_together(tmp_path):
+    """Catches a full depth that costs more or less than itself, and a warning about the seconds that were replaced."""
+    directories = replicas(tmp_path, n=2)
+    for directory, seconds, threads in zip(directories, (0.02, 0.03), (1, 2), strict=True):
+        folder = tmp_path / directory
+        lines = [
+            json.loads(line) | {"threads": threads} for line in (folder / "results.jsonl").read_text().splitlines()
+        ]
+        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        timing = {"run": "x", "threads": 4, "device": "d", "seconds": {line["slug"]: [seconds] for line in lines}}
+        (folder / "timing.json").write_text(json.dumps(timing))
+    found, _, notes, _ = comparison.compare(directories)
+    assert [entry.cost for entry in found] == pytest.approx([1.0] * len(POINTS))
+    assert not any("threads" in note for note in notes)
+
+
+def test_models_of_the_same_training_seeds_are_paired(tmp_path):
+    """Catches the difference between trainings, common to both models, that drowns that between the models."""
+    directories = []
+    for seed, common in enumerate((0.0, 5.0, 9.0)):
+        for model, gap in (("a", 0.0), ("b", 1.0)):
+            points = tuple((*point[:5], point[5] + common + gap) for point in POINTS)
+            directories.append(evaluation(tmp_path / f"{model}{seed}", points, seed=seed, model=model, noise=0.01))
+    found, *_ = comparison.compare(directories)
+    one, two = (next(e for e in found if e.model == f"{model}0") for model in "ab")
+    gap = difference(two, one)
+    assert gap.clear and gap.mean == pytest.approx(1.0, abs=0.1) and gap.freedom == 2
+    with_another = [*directories[:4], evaluation(tmp_path / "a9", seed=9), directories[5]]
+    found, *_ = comparison.compare(with_another, ["a", "b"] * 3)
+    one, two = (next(e for e in found if e.model == model) for model in "ab")
+    assert difference(two, one).margin > 5
+
+
 def test_timing_several_evaluations_together(tmp_path):
     """Catches a directory that is timed with another one's network or points, and batches that differ."""
     for name, width in (("a", 32), ("b", 16)):

@@ -29,8 +29,8 @@ def compare(
     """
     evaluations = read(directories)
     together = timed_together(evaluations) if len(evaluations) > 1 else evaluations
-    models = group(together or evaluations, names or [None] * len(evaluations))
-    found, notes = entries(models, together is not None)
+    evaluations = together or evaluations
+    found, notes = entries(group(evaluations, names or [None] * len(evaluations)), together is not None)
     points = [point for evaluation in evaluations for point in evaluation.points]
     notes += [warning.text for warning in warnings(points)]
     if any(entry.selection is None for entry in found):

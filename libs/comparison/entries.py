@@ -55,6 +55,7 @@ class Entry:
     steps: int
     depth: int  # K
     quality: tuple[dict[int, float], ...]  # per training run: noise seed -> distance, smaller is better
+    trainings: tuple[int | None, ...]  # their training seeds, where known
     selection: float | None  # distance on the noise seed that chooses settings, mean over runs
     seconds: float | None  # per image as measured, mean over runs
     cost: float | None  # share of the reference's full-depth seconds
@@ -89,8 +90,11 @@ def estimate(quality: Sequence[dict[int, float]]) -> Estimate:
 
 
 def difference(a: Entry, b: Entry) -> Estimate:
-    """a - b. Within one model paired by run and noise seed, as both saw the same noise; else of independent means."""
-    if a.model == b.model:
+    """a - b. Paired by run and noise seed where both have the same runs or training seeds; else of independent means.
+
+    Models of one training seed share their initial weights, the order of the data and the noise.
+    """
+    if a.model == b.model or (None not in a.trainings and a.trainings == b.trainings):
         paired = [
             {seed: one[seed] - two[seed] for seed in one.keys() & two.keys()}
             for one, two in zip(a.quality, b.quality, strict=True)
@@ -148,7 +152,8 @@ def entries(models: dict[str, list[list[Evaluation]]], together: bool) -> tuple[
             if not all(key in others for others in tables):
                 continue
             cells = [others[key] for others in tables]
-            found.append(entry(model, [p for p, _ in cells], [shares[str(e.dir)] for _, e in cells]))
+            seeds = [(json_object(e.dir / "training.json") or {}).get("seed") for _, e in cells]
+            found.append(entry(model, [p for p, _ in cells], seeds, [shares[str(e.dir)] for _, e in cells]))
         missing = {key[1] for others in tables for key in others if not all(key in one for one in tables)}
         if missing:
             notes.append(f"Left out, as not every run of {model} has them: {', '.join(sorted(missing))}.")
@@ -166,7 +171,7 @@ def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Point, Evaluation]]:
     return cells
 
 
-def entry(model: str, points: Sequence[Point], shares: Sequence[float | None]) -> Entry:
+def entry(model: str, points: Sequence[Point], seeds: Sequence[int | None], shares: Sequence[float | None]) -> Entry:
     first = points[0]
 
     def mean(values: Sequence[float | None]) -> float | None:
@@ -187,6 +192,7 @@ def entry(model: str, points: Sequence[Point], shares: Sequence[float | None]) -
         steps=first.nfe,
         depth=first.depth,
         quality=tuple(by_seed(p) for p in points),
+        trainings=tuple(seeds),
         selection=mean([p.metric(f"{p.quality_key}_selection") for p in points]),
         seconds=mean([p.seconds for p in points]),
         cost=mean([None if None in both else both[0] * both[1] for both in timed]),
@@ -208,8 +214,10 @@ def costs(models: dict[str, list[list[Evaluation]]], together: bool) -> tuple[di
     reference = full_depth(evaluations[0][1].points)
     if reference is None or reference.seconds is None or not reference.gmacs:
         raise ValueError(f"{evaluations[0][1].dir}: the first directory needs a timed full-depth point to compare with")
-    if together:
-        return {str(e.dir): 1 / reference.seconds for _, e in evaluations}, []
+    if together:  # the mean over its runs is what counts as 1
+        first = next(iter(models.values()))
+        seconds = statistics.fmean(full.seconds for run in first if (full := full_depth(run[0].points)))
+        return {str(e.dir): 1 / seconds for _, e in evaluations}, []
     same = [full for _, e in evaluations if (full := full_depth(e.points)) and same_network(full, reference)]
     seconds = statistics.fmean(f.seconds * reference.gmacs / f.gmacs for f in same if machine(f) == machine(reference))
     shares: dict[str, float | None] = {}

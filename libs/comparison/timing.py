@@ -18,13 +18,18 @@ def timed_together(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None
     if None in timings or len({timing["run"] for timing in timings}) > 1:
         return None
 
-    def retimed(point, runs):
+    def retimed(point, timing):
+        runs = timing["seconds"].get(point.slug, ())
         seconds = statistics.median(runs) if runs else None
         return replace(
-            point, seconds=seconds, seconds_runs=tuple(runs), images_per_s=None if seconds is None else 1 / seconds
+            point,
+            seconds=seconds,
+            seconds_runs=tuple(runs),
+            images_per_s=None if seconds is None else 1 / seconds,
+            record=point.record | {key: timing[key] for key in ("device", "threads") if key in timing},
         )
 
     return [
-        replace(e, points=tuple(retimed(p, timing["seconds"].get(p.slug, ())) for p in e.points))
+        replace(e, points=tuple(retimed(p, timing) for p in e.points))
         for e, timing in zip(evaluations, timings, strict=True)
     ]

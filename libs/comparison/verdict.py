@@ -14,10 +14,11 @@ SLACK = 0.02  # a point may exceed the budget by this share of it
 RULE = (
     "A method is a family of points of one model. Its setting within the budget (2 % allowed) with the smallest "
     "distance on the selection seed takes part, with its distances on the other noise seeds. A difference is outside "
-    "the noise if its 95 % confidence interval excludes zero (Student's t; paired by noise seed within a model). The "
-    "interval is over training seeds where there are several, else over noise seeds, and then says nothing about "
-    "another training of the same model. There is no correction for how many methods take part. Controls that copy the "
-    "depths of a policy take no part; they have sentences of their own."
+    "the noise if its 95 % confidence interval excludes zero (Student's t; paired by noise seed within a model, and by "
+    "training seed between models that have the same ones). The interval is over training seeds where there are "
+    "several, else over noise seeds, and then says nothing about another training of the same model. There is no "
+    "correction for how many methods take part. Controls that copy the depths of a policy take no part; they have "
+    "sentences of their own."
 )
 
 
