@@ -31,7 +31,7 @@ def fastest_within(entries: Sequence[Entry], tolerance: float = TOLERANCE) -> st
     found = []
     for entry in sorted(fastest.values(), key=lambda entry: entry.cost):
         gap = difference(entry, full)
-        change = f"{percent(gap.mean / full.mean, signed=True)}, {noise(gap, full, entry)}"
+        change = f"{100 * gap.mean / full.mean:+.1f}\u00a0%, {noise(gap, full, entry)}"  # a tenth, near the tolerance
         found.append(f"{entry.name(several)} {sig(1 / entry.cost)}× ({change})")
     return lead + "; ".join(found) + "."
 
