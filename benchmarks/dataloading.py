@@ -5,11 +5,10 @@
     python -m benchmarks.dataloading --cost 100      # also the time of a made-up training step, in milliseconds
 
 Writes synthetic ImageNet features (moments (8, 32, 32) and mirror images) in both layouts to a temporary folder, 2.0 GB
-for 20,000 images, and reads them as training does: `libs.data.batches`, shuffled, mirrored at random, by
-workers (processes; threads for shards) or, for shards, by none. The layouts take turns; the medians of all rounds are
-compared. `np.load` is the npy
-layout read as U-ViT's public code reads it, by unpickling. The growth is that of a worker's private memory from the
-first batch to the last, the worst of all rounds.
+for 20,000 images, and reads them as training does: `libs.data.batches`, shuffled, mirrored at random, by workers
+(processes; threads for shards) or, for shards, by none. The layouts take turns; the medians of all rounds are compared.
+`np.load` is the npy layout read as U-ViT's public code reads it, by unpickling. The growth is that of a worker's
+private memory from the first batch to the last, the worst of all rounds.
 
 Prints a table, and as the last line JSON, which also goes to benchmarks/results.
 """

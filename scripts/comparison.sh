@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Early exit against its competitors on the digits, over three training seeds, at equal seconds: an hour on two cores.
+# Early exit against its competitors on the digits, over three training seeds, at equal seconds.
 #   bash scripts/comparison.sh [FOLDER]
 # excess: our model and everything that runs on it; paper: the published target; small: half the depth, plain training.
 # What is finished is not done again. Reads: FOLDER/comparison.html, and its numbers in comparison.json.
@@ -44,9 +44,9 @@ for seed in $SEEDS; do
         --config.eval.fewer_steps="()" --config.eval.sweep="('matched_static.path=$trace',\
 'matched_random.path=$trace','matched_random.path=$trace,matched_random.match=all')"
     evaluate paper "$paper" eval --config=$CONFIG:paper --exit_threshold=0.97,0.95,0.93,0.9,0.85,0.8 \
-        --config.eval.fixed="()" --config.eval.fewer_steps="()"
+        --config.eval.fewer_steps="()"
     evaluate small "$small" eval --config=$CONFIG:small
 done
 
-python -m scripts.time_together "${evaluations[@]#*=}"
+python -m scripts.time_together --runs 3 "${evaluations[@]#*=}"
 python -m scripts.compare "${evaluations[@]}" --output "$FOLDER/comparison.html"
