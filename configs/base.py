@@ -9,11 +9,11 @@ from libs.codecs import KL, ClipText
 from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
-from libs.models import ESTIMATORS, SIZES, UViT
+from libs.models import BACKBONES, ESTIMATORS, SIZES
 from libs.samplers import SAMPLERS
 
 
-def config() -> ConfigDict:
+def config(backbone: str = "uvit") -> ConfigDict:
     c = ConfigDict()
     c.regime = "pixels"  # pixels | latents | text: which of train.py, train_ldm.py, train_t2i_discrete.py this is for
     c.seed = 1234
@@ -46,9 +46,9 @@ def config() -> ConfigDict:
     c.optimizer = ConfigDict(dict(name="adamw", lr=2e-4, weight_decay=0.03, betas=(0.99, 0.999), muon_lr=0.02))
     c.lr_scheduler = ConfigDict(dict(name="customized", warmup_steps=2_500))
 
-    c.nnet = settings(UViT)
-    c.nnet.name = "uvit"
-    c.nnet.heads = "shared"  # shared | own: one head for all exits, or one each
+    c.nnet = settings(BACKBONES[backbone])
+    c.nnet.name = backbone
+    c.nnet.heads = "shared"  # shared | own: one head for all exits, or one each (in a U-Net: a bridge)
     c.nnet.points = ()  # layers after which the network can be left; () = all
     c.uem = menu(ESTIMATORS, "linear")
     c.loss = settings(Objective.__init__)
@@ -141,17 +141,32 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
     for name in names:
         c.update_from_flattened_dict(PRESETS.get(name, {}))
         if name == "small":
-            c.nnet.depth = c.nnet.depth // 4 * 2  # even, as skips join the first half to the second
-            c.nnet.points = tuple(k for k in c.nnet.points if k <= c.nnet.depth + 1)
+            halve(c.nnet)
     return c
+
+
+def halve(nnet: ConfigDict) -> None:
+    """Half the depth of a U-ViT; of a U-Net, the outer half of its levels."""
+    if nnet.name == "unet":
+        nnet.widths = nnet.widths[: max(2, len(nnet.widths) // 2)]
+        depth = len(nnet.widths)
+        nnet.attention = tuple(level for level in nnet.attention if level < depth)
+    else:
+        nnet.depth = nnet.depth // 4 * 2  # even, as skips join the first half to the second
+        depth = nnet.depth + 1
+    nnet.points = tuple(k for k in nnet.points if k <= depth)
 
 
 def shrink(c: ConfigDict) -> None:
     """Make of an experiment its "quick" twin."""
     classes = c.nnet.num_classes - (c.dataset.p_uncond > 0)
-    side = c.nnet.patch_size * (4 if c.regime == "pixels" else 2)
-    c.nnet.update(img_size=side, embed_dim=32, depth=4, num_heads=4, use_checkpoint=False)
-    c.nnet.points = tuple(k for k in c.nnet.points if k <= 5)
+    if c.nnet.name == "unet":
+        side, depth = 8, 3
+        c.nnet.update(img_size=side, widths=(8,) * depth, n_blocks=1, attention=(1,), groups=4)
+    else:
+        side, depth = c.nnet.patch_size * (4 if c.regime == "pixels" else 2), 5
+        c.nnet.update(img_size=side, embed_dim=32, depth=depth - 1, num_heads=4, use_checkpoint=False)
+    c.nnet.points = tuple(k for k in c.nnet.points if k <= depth)
     if c.nnet.num_classes > 0:
         classes = min(classes, 10)
         c.nnet.num_classes = classes + (c.dataset.p_uncond > 0)

@@ -11,18 +11,25 @@ from configs import base
 
 def get_config(arg=""):
     c = base.config()
+    c.nnet.update(img_size=8, patch_size=2, in_chans=1, embed_dim=128, depth=6, num_heads=4, conv=False, num_classes=10)
+    c.nnet.update(init="xavier", attention="math")
+    recipe(c)
+    c.optimizer.name = "muon"
+    c.eval.update(thresholds=(0.99, 0.985, 0.98, 0.97), fixed=(2, 3, 4), fewer_steps=(10,))
+    return base.finish(c, arg)
+
+
+def recipe(c):
+    """The data, and how a network is trained, sampled and evaluated on them."""
     c.pred = "v"
     c.mixed_precision = "bf16"
-    c.nnet.update(img_size=8, patch_size=2, in_chans=1, embed_dim=128, depth=6, num_heads=4, conv=False, num_classes=10)
-    c.nnet.update(init="xavier", attention="math", heads="own")
+    c.nnet.heads = "own"
     c.loss.target = "excess"
     c.dataset.name = "digits"
     c.dataset.workers = 0
     c.train.update(n_steps=2_000, batch_size=64, stratified=True, grad_clip=1.0, ema_rate=0.99)
     c.train.update(log_interval=25, sample_interval=500, save_interval=500, monitor_steps=20)
-    c.optimizer.update(name="muon", lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    c.optimizer.update(lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
     c.lr_scheduler.update(name="cosine", warmup_steps=50)
     c.sample.update(algorithm="dpm_solver_pp_2m", sample_steps=20, n_samples=2_048, mini_batch_size=256)
     c.eval.update(extractor="digits_cnn", seeds=(1, 2, 3), timing_batch=256)
-    c.eval.update(thresholds=(0.995, 0.99, 0.985, 0.98, 0.97), fixed=(2, 3, 4), fewer_steps=(10, 14))
-    return base.finish(c, arg)

@@ -68,7 +68,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     """
     model = load_model(config, run)
     todo = points(config, model, regime)
-    lockstep = [point.label for point in todo if not suits(point.policy, point.guidance)]
+    lockstep = [point.label for point in todo if not suits(model, point.policy, point.guidance)]
     if config.sample.inflight and lockstep:
         run.say(f"note: sample.inflight has no effect on {', '.join(lockstep)}: these run in lockstep")
     extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)

@@ -54,7 +54,7 @@ def generate(
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     batches = batches[run.rank :: run.world]
     options = dict(pred=pred, plan=plan, policy=policy, guidance=guidance, seed=seed, run=run)
-    if inflight and batches and suits(policy, guidance):
+    if inflight and batches and suits(model, policy, guidance):
         flight = InFlight(model, regime, ids=np.concatenate(batches), batch_size=batch_size, **options)
         ends = np.cumsum([0, *map(len, batches)]).tolist()
         yield from (flight.images(start, stop) for start, stop in pairwise(ends))

@@ -22,6 +22,7 @@ from libs.exits import ExitPolicy, Look, Trace
 from libs.exits.calibrated import Calibrated
 from libs.exits.threshold import Threshold
 from libs.images import Images
+from libs.models import EarlyExitModel
 from libs.models.backbone import Carry
 from libs.samplers import State, advance
 
@@ -29,14 +30,15 @@ BATCHES = 4  # on their way at once: with fewer, rows find no company; more cost
 START = -1  # the queue of rows whose next network call has not begun; queue k >= 0: rows that have run k layers
 
 
-def suits(policy: ExitPolicy, guidance: Guidance) -> bool:
+def suits(model: EarlyExitModel, policy: ExitPolicy, guidance: Guidance) -> bool:
     """Whether rows that decide by `policy` can go their own ways, and gain by it.
 
     Where the depth is known beforehand, rows leave together and lockstep runs full batches. Policies with a memory,
-    those that decide for a batch, and guidance pairs that leave together need both rows of a call.
+    those that decide for a batch, and guidance pairs that leave together need both rows of a call. A U-Net's heads
+    would need every row's features kept at all sizes.
     """
     together = guidance.scale > 0 and guidance.pair != "free"
-    return isinstance(policy, Threshold | Calibrated) and not together
+    return isinstance(policy, Threshold | Calibrated) and not together and not model.backbone.decodes
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""Weight files of this code base, U-ViT, AdaDiff and the UvA replication, told apart by their keys.
+"""Weight files of this code base, U-ViT, AdaDiff, the UvA replication and DDPM's U-Net, told apart by their keys.
 
 Layouts, with k the layers used before an exit, K of them in all:
 
-    ours      backbone.<U-ViT key>, uem.*, heads.{k}.*
+    ours      backbone.<U-ViT key> or backbone.net.<diffusers' key>, uem.*, heads.{k}.*
     uvit      U-ViT's keys: no exits
     adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
     uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.* (MLP probes), k = 0..K - 1, and a head for each of these exits
+    ddpm      the keys of diffusers' UNet2DModel (google/ddpm-cifar10-32): no exits; read, not written
 
 Files are .pth or .safetensors. Nothing in a file is ever executed.
 """
@@ -27,13 +28,20 @@ from torch import Tensor
 from libs.models import SIZES, EarlyExitModel, Missing
 
 LAYOUTS = ("uvit", "adadiff", "uva")
-ESTIMATOR, HEADS = "uem.", "heads."
-# What the tensors do not say. It is guessed, and never held against a config.
+ESTIMATOR, HEADS, UNET = "uem.", "heads.", "backbone.net."
+# What the tensors of a network do not say. It is guessed, and never held against a config.
 ASSUMED = {
-    "nnet.num_heads": "as published for this width, else embed_dim / 64",
-    "nnet.num_clip_token": "77, CLIP's, where the position table allows it",
-    "nnet.time_scale": "1/1000 in the replication, else 1",
+    "uvit": {
+        "nnet.num_heads": "as published for this width, else embed_dim / 64",
+        "nnet.num_clip_token": "77, CLIP's, where the position table allows it",
+        "nnet.time_scale": "1/1000 in the replication, else 1",
+    },
+    "unet": {
+        "nnet.img_size": "32, DDPM's for CIFAR-10",
+        "nnet.groups": "32, or the least width if that is smaller",
+    },
 }
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' first names
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -140,8 +148,10 @@ def kind(state: Mapping[str, Tensor]) -> str:
         return "uva"
     if "mid_block.attn.qkv.weight" in state:
         return "uvit"
+    if "down_blocks.0.resnets.0.conv1.weight" in state:
+        return "ddpm"
     raise ValueError(
-        "unknown weights: the keys are none of this code base's, U-ViT's, AdaDiff's or the replication's "
+        "unknown weights: the keys are none of this code base's, U-ViT's, AdaDiff's, the replication's or DDPM's "
         f"({shorten(list(state), 3)})"
     )
 
@@ -181,6 +191,9 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     layout = kind(state)
     if layout == "ours":
         return dict(state)
+    if layout == "ddpm":
+        old = re.compile(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.")
+        return {UNET + old.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): state[key] for key in state}
     half = count(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
     return convert(state, names(layout, half), negated="lte_classifer.")
 
@@ -190,6 +203,8 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     half = count(state, "backbone.in_blocks.")
+    if not half:
+        raise ValueError(f"layout {layout} holds a U-ViT; these weights are another network's")
     if layout == "uvit":
         state = {key: value for key, value in state.items() if key.startswith("backbone.")}
     if layout == "adadiff":
@@ -225,12 +240,14 @@ def count(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
-    """The settings that a U-ViT's tensors (of any kind, also on the meta device) imply, as config leaf -> value.
+    """The settings that a network's tensors (of any kind, also on the meta device) imply, as config leaf -> value.
 
     Those in ASSUMED are guesses. Nothing is said about exits where the file has none.
     """
     replication = kind(state) == "uva"
     state = to_ours(state)
+    if any(key.startswith(UNET) for key in state):
+        return infer_unet(state)
     net = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     try:
         width, channels, patch, _ = net["patch_embed.proj.weight"].shape
@@ -267,8 +284,31 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
     return found | infer_exits(state, depth + 1)
 
 
+def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """`infer` for DDPM's U-Net, whose names are ours already."""
+    net = {key.removeprefix(UNET): value for key, value in state.items() if key.startswith(UNET)}
+    depth, n_blocks = count(net, "down_blocks."), count(net, "down_blocks.0.resnets.")
+    try:
+        widths = tuple(len(net[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(depth))
+        channels = net["conv_in.weight"].shape[1]
+    except KeyError as error:
+        raise ValueError(f"these weights are no U-Net's: {error.args[0]} is missing") from error
+    label = net.get("class_embedding.weight")
+    found = {
+        "nnet.name": "unet",
+        "nnet.img_size": 32,
+        "nnet.in_chans": channels,
+        "nnet.widths": widths,
+        "nnet.n_blocks": n_blocks,
+        "nnet.attention": tuple(i for i in range(depth) if count(net, f"down_blocks.{i}.attentions.")),
+        "nnet.groups": min(32, *widths),
+        "nnet.num_classes": -1 if label is None else len(label),
+    }
+    return found | infer_exits(state, depth)
+
+
 def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
-    """The settings of heads and estimators; {} for a plain U-ViT."""
+    """The settings of heads and estimators; {} for a network without exits."""
     uem = {key.removeprefix(ESTIMATOR): value for key, value in state.items() if key.startswith(ESTIMATOR)}
     if not uem:
         return {}
@@ -294,8 +334,7 @@ def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
         name, options = "probe", {}
     else:
         name = "time" if "time_maps" in parts else "linear"
-        pixels = len(state["backbone.decoder_pred.bias"])
-        options = {"norm": norm, "output": "map" if len(uem[f"maps.{depth}.bias"]) == pixels else "scalar"}
+        options = {"norm": norm, "output": "scalar" if len(uem[f"maps.{depth}.bias"]) == 1 else "map"}
     return found | {"uem.name": name} | {f"uem.{name}.{key}": value for key, value in options.items()}
 
 
@@ -355,7 +394,9 @@ def check_fit(
         return
     lines = [f"{path} ({what} weights) does not fit {network}:"]
     theirs, ours = settings_of(state), settings_of(own)
-    differ = [key for key in theirs if key in ours and ours[key] != theirs[key] and key not in ASSUMED]
+    differ = [
+        key for key in theirs if key in ours and ours[key] != theirs[key] and key not in ASSUMED[theirs["nnet.name"]]
+    ]
     lines += [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]
     if differ:
         lines.append(f"  the file asks for {flags({key: theirs[key] for key in theirs if key in differ})}")
@@ -374,7 +415,7 @@ def check_fit(
 
 
 def settings_of(state: Mapping[str, Tensor]) -> dict[str, object]:
-    """`infer`, or {} for a network that is no U-ViT."""
+    """`infer`, or {} for an unknown network."""
     try:
         return infer(state)
     except ValueError:

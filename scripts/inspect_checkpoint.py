@@ -2,8 +2,8 @@
 
     python -m scripts.inspect_checkpoint assets/uvit/cifar10_uvit_small.pth
 
-Reads .pth and .safetensors files, or a <step>.ckpt folder (its EMA weights), of this code base, U-ViT, AdaDiff and the
-UvA replication. Nothing in a file is executed.
+Reads .pth and .safetensors files, or a <step>.ckpt folder (its EMA weights), of this code base, U-ViT, AdaDiff, the UvA
+replication, and DDPM's U-Net as diffusers stores it. Nothing in a file is executed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def describe(path: Path) -> list[str]:
         kind, settings = weights.kind(state), weights.infer(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    config = base.config()
+    config = base.config(settings["nnet.name"])
     config.update_from_flattened_dict(settings)
     with torch.device("meta"):
         model = build_model(config)
@@ -48,13 +48,14 @@ def describe(path: Path) -> list[str]:
     ours = weights.to_ours(state)
     weights.check_fit(path, kind, ours, model.state_dict(), network="the network that its tensors describe")
 
+    assumed = weights.ASSUMED[settings["nnet.name"]]
     types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     count = sum(value.numel() for value in state.values())
     lines = [f"{path}: {kind} weights, {len(state)} tensors, {count:,} parameters, {', '.join(types)}", "config"]
     for key, value in settings.items():
-        note = f"  (assumed: {weights.ASSUMED[key]})" if key in weights.ASSUMED else ""
+        note = f"  (assumed: {assumed[key]})" if key in assumed else ""
         lines.append(f"  {key} = {value}{note}")
-    default = base.config()
+    default = base.config(settings["nnet.name"])
     differ = {key: value for key, value in settings.items() if leaf(default, key) != value}
     lines.append(f"as flags: {weights.flags(differ)}")
     lines.append(f"fits: {', '.join(fitting(settings)) or 'no file of configs/'}")
@@ -74,12 +75,13 @@ def describe(path: Path) -> list[str]:
 
 def fitting(settings: dict[str, object]) -> list[str]:
     """The experiment files whose networks have these settings, guesses apart."""
-    known = {key: value for key, value in settings.items() if key not in weights.ASSUMED}
+    known = {key: value for key, value in settings.items() if key not in weights.ASSUMED[settings["nnet.name"]]}
     found = []
     for path in sorted(CONFIGS.glob("*_*.py")):
         if path.stem != "__init__":
             config = importlib.import_module(f"configs.{path.stem}").get_config()
-            if all(leaf(config, key) == value for key, value in known.items()):
+            same = config.nnet.name == known["nnet.name"]
+            if same and all(leaf(config, key) == value for key, value in known.items()):
                 found.append(f"configs/{path.name}")
     return found
 

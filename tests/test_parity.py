@@ -103,7 +103,7 @@ def test_uvit_forward(case, attention):
     want, network = arrays("uvit"), recorded_uvit(case)
     for block in network.blocks:
         block.attn.backend = attention
-    x = golden_input("uvit.x", (6, network.in_chans, network.img_size, network.img_size))
+    x = golden_input("uvit.x", (6, network.channels, network.img_size, network.img_size))
     cond = conditions("uvit", case, network)
     close(network(x, want["timesteps"], cond), want[f"{case}.out.f32"], 1e-5)
     if f"{case}.out.f64" in want:
@@ -124,7 +124,7 @@ def test_adadiff_forward_and_exits(case):
     Catches an estimator that reads other tokens or is indexed by another block, a sign, and another patience.
     """
     want, model = arrays("adadiff"), released("adadiff", case)
-    x = golden_input("adadiff.x", (4, model.backbone.in_chans, 8, 8))
+    x = golden_input("adadiff.x", (4, model.backbone.channels, 8, 8))
     time, cond = want["timesteps"], conditions("adadiff", case, model.backbone)
     exits = model(x, time, cond)
     close(exits.out, want[f"{case}.preds"], 1e-5)

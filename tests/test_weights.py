@@ -110,7 +110,7 @@ def test_fine_tuning_starts_from_a_plain_uvit(heads, tmp_path):
     before = {key: value.clone() for key, value in network.uem.state_dict().items()}
     assert "start fresh" in weights.load(network, path, start=True)
     assert same(before, network.uem.state_dict())
-    head = model("uvit", 1).backbone.new_head().state_dict()
+    head = model("uvit", 1).backbone.new_head(1).state_dict()
     assert len(network.heads) == (4 if heads == "own" else 0)
     assert all(same(own.state_dict(), head) for own in network.heads.values())
     x, _, time, _ = inputs(2)

@@ -69,7 +69,7 @@ class ResidualCalls(Calls):
 
         def watch(k, carry):
             if k in self.points:
-                carries[k] = replace(carry, skips=())
+                carries[k] = carry if self.model.backbone.decodes else replace(carry, skips=())
 
         measure = self.read_again()
         out, used = run_with_exits(self.model, policy, x, t, time, cond, watch if measure else None)
@@ -151,4 +151,7 @@ KINDS: dict[type[ExitPolicy], type[Calls]] = {Residual: ResidualCalls, Reuse: Re
 
 def start_calls(model: EarlyExitModel, policy: ExitPolicy, to_eps: ToEps, n_calls: int | None = None) -> Calls:
     """A new sampling's calls."""
+    if model.backbone.decodes and (isinstance(policy, Cache) or "patches" in policy.reads):
+        name = "cache" if isinstance(policy, Cache) else "similarity"
+        raise ValueError(f"exit.name is {name!r}, which needs layers of one size; this U-Net's have several")
     return KINDS.get(type(policy), Calls)(model, policy, to_eps, n_calls)

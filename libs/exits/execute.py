@@ -61,7 +61,8 @@ def run_with_exits(
             left.append((alive, k, carry))
             break
         leave, stay = (torch.from_numpy(np.flatnonzero(mask)).to(x.device) for mask in (stop, ~stop))
-        left.append((alive[stop], k, replace(carry.keep(leave), skips=())))
+        done = carry.keep(leave)
+        left.append((alive[stop], k, replace(done, skips=()) if model.one_head else done))
         carry, alive = carry.keep(stay), alive[~stop]
     else:
         left.append((alive, depth, carry))
@@ -69,10 +70,10 @@ def run_with_exits(
     if len(left) == 1:
         return model.head(k, carry), used
     order = np.argsort(np.concatenate([rows for rows, _, _ in left]))
-    if model.heads:
-        out = torch.cat([model.head(k, carry) for _, k, carry in left])
-    else:
+    if model.one_head:
         out = model.head(depth, replace(carry, h=torch.cat([carry.h for _, _, carry in left]), skips=()))
+    else:
+        out = torch.cat([model.head(k, carry) for _, k, carry in left])
     return out[torch.from_numpy(order).to(x.device)], used
 
 

@@ -2,11 +2,12 @@
 
 A backbone is cut into `embed`, `layer(i)` and `head(k)`; its plain forward pass is a loop over them. Letters used in
 shape comments: B rows asked, b rows still running, L tokens, N patch tokens, D width, K layers, C H W the space that
-the network denoises.
+the network denoises. A U-Net's features change their size from layer to layer, and so do N and D.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +22,10 @@ class Carry:
     removing rows costs one gather of `h` and nothing for the skips that nobody reads any more.
     """
 
-    h: Tensor  # (b, L, D)
+    h: Tensor  # (b, L, D); in a U-Net (b, D, H', W')
     time: Tensor  # (b,) the network's own time, float32
     rows: Tensor  # (b,) ascending indices into the caller's batch
-    skips: tuple[tuple[Tensor, Tensor], ...] = ()  # of (rows when stored (n,), tokens (n, L, D))
+    skips: tuple[tuple[Tensor, Tensor], ...] = ()  # of (rows when stored (n,), what was stored (n, ...))
 
     def keep(self, index: Tensor) -> Carry:
         """The carry of the rows at positions `index` (m,), ascending."""
@@ -33,20 +34,35 @@ class Carry:
     def push(self) -> Carry:
         return replace(self, skips=(*self.skips, (self.rows, self.h)))
 
+    def stored(self, i: int) -> Tensor:
+        """Skip i, (b, ...) for the rows that are still here."""
+        rows, skip = self.skips[i]
+        return skip if len(rows) == len(self.rows) else skip[torch.searchsorted(rows, self.rows)]
+
     def pop(self) -> tuple[Tensor, Carry]:
-        """The newest skip, (b, L, D) for the rows that are still here, and the carry without it."""
-        stored, skip = self.skips[-1]
-        if len(stored) != len(self.rows):
-            skip = skip[torch.searchsorted(stored, self.rows)]
-        return skip, replace(self, skips=self.skips[:-1])
+        """The newest skip, and the carry without it."""
+        return self.stored(-1), replace(self, skips=self.skips[:-1])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What `patches` gives after some layer: n tokens (b, n, width), each over `patch_dim` = p p C numbers of an image.
+
+    `extras` counts the other tokens beside them: time, label, text.
+    """
+
+    n: int
+    width: int
+    patch_dim: int
+    extras: int = 0
 
 
 @dataclass(frozen=True)
 class Macs:
     """Multiply-accumulates for one image and one network call. Attention products count; norms and activations do not.
 
-    `ask[k]` is what one question to the uncertainty estimator costs at exit k; `head[k]` turns layer k's tokens into an
-    image. Exit k runs `embed + sum(layers[:k]) + head[k]`, plus `ask[j]` for every j at which the estimator was asked.
+    `ask[k]` is what one question to the uncertainty estimator costs at exit k; `head[k]` turns layer k's features into
+    an image. Exit k runs `embed + sum(layers[:k]) + head[k]`, plus `ask[j]` for every j at which it was asked.
     """
 
     embed: int
@@ -60,9 +76,12 @@ class Macs:
 
 
 class Backbone(nn.Module):
-    """Base of the networks: subclasses write `embed`, `layer`, `head`, `patches`, `macs` and set `depth`."""
+    """Base of the networks: subclasses write the methods below and set `depth`, `channels` and `blocks`."""
 
     depth: int  # K
+    channels: int  # C
+    blocks: Sequence[nn.Module]  # what the layers are made of
+    decodes = False  # whether a head is a decoder: different at every exit, and a reader of the skips
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
         """x (B, C, H, W), time (B,) in the network's own unit, cond: labels (B,) or text (B, n, width) or None."""
@@ -72,15 +91,28 @@ class Backbone(nn.Module):
         """Run layer i, 0 <= i < K."""
         raise NotImplementedError
 
-    def head(self, k: int, carry: Carry) -> Tensor:
-        """Prediction (b, C, H, W) from the tokens after k layers."""
+    def head(self, k: int, carry: Carry, own: nn.Module | None = None) -> Tensor:
+        """Prediction (b, C, H, W) after k layers, by the common head or the exit's `own` part (`new_head`)."""
+        raise NotImplementedError
+
+    def new_head(self, k: int) -> nn.Module:
+        """Exit k's own part of the head, which starts as no change to the common head's output."""
         raise NotImplementedError
 
     def patches(self, carry: Carry) -> Tensor:
-        """The patch tokens (b, N, D): what heads and uncertainty estimators read."""
+        """The patch tokens (b, N, D): what uncertainty estimators read."""
         raise NotImplementedError
 
-    def macs(self) -> Macs:
+    def all_tokens(self, carry: Carry) -> Tensor:
+        """The patch tokens with the others beside them (b, L, D)."""
+        return carry.h
+
+    def tokens(self, k: int) -> Tokens:
+        """What the tokens after k layers look like."""
+        raise NotImplementedError
+
+    def macs(self, own: bool = False) -> Macs:
+        """`own`: every exit but the last has its own part of the head."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -32,8 +32,8 @@ class EarlyExitModel(nn.Module):
     """backbone + heads + estimator. The network never decides: policies do (libs/exits).
 
     `points` are the layers after which it may be left; () means after every layer; 0 skips a whole call. `heads`
-    "shared" uses the backbone's head at every exit (released AdaDiff); "own" gives every exit but the last a head of
-    its own, which starts as a copy.
+    "shared" uses the backbone's head at every exit (released AdaDiff); "own" gives every exit but the last a part of
+    its own (`Backbone.new_head`): a head in a U-ViT, the bridge into the decoder in a U-Net.
     """
 
     def __init__(
@@ -49,9 +49,8 @@ class EarlyExitModel(nn.Module):
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone
         own = self.points[:-1] if heads == "own" else ()
-        self.heads = nn.ModuleDict({str(k): backbone.new_head() for k in own})
-        patch_dim = backbone.patch_size**2 * backbone.channels
-        self.uem = estimator(backbone.embed_dim, patch_dim, self.points, **estimator_options)
+        self.heads = nn.ModuleDict({str(k): backbone.new_head(k) for k in own})
+        self.uem = estimator([backbone.tokens(k) for k in range(depth + 1)], self.points, **estimator_options)
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
         return self.backbone.embed(x, time, cond)
@@ -61,9 +60,12 @@ class EarlyExitModel(nn.Module):
 
     def head(self, k: int, carry: Carry) -> Tensor:
         """(b, C, H, W): exit k's prediction, through its own head where it has one."""
-        if str(k) in self.heads:
-            return self.heads[str(k)](self.backbone.patches(carry))
-        return self.backbone.head(k, carry)
+        return self.backbone.head(k, carry, self.heads[str(k)] if str(k) in self.heads else None)
+
+    @property
+    def one_head(self) -> bool:
+        """Whether rows that left at different exits can pass one head together, with nothing but their tokens."""
+        return not (self.heads or self.backbone.decodes)
 
     def uncertainty(self, k: int, carry: Carry) -> Tensor:
         """(b,): the mean of exit k's uncertainty over the image."""
@@ -85,7 +87,7 @@ class EarlyExitModel(nn.Module):
 
     def estimate(self, k: int, carry: Carry) -> Tensor:
         """Exit k's uncertainty in the estimator's own layout: (b, N, p p C), or (b,)."""
-        tokens = carry.h if self.uem.all_tokens else self.backbone.patches(carry)
+        tokens = self.backbone.all_tokens(carry) if self.uem.all_tokens else self.backbone.patches(carry)
         return self.uem(k, tokens, carry.time)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> AllExits:
@@ -103,8 +105,8 @@ class EarlyExitModel(nn.Module):
 
     def copy_heads(self) -> None:
         """Start every own head as a copy of the backbone's: called after a plain U-ViT was loaded."""
-        for head in self.heads.values():
-            head.load_state_dict(self.backbone.new_head().state_dict())
+        for k, head in self.heads.items():
+            head.load_state_dict(self.backbone.new_head(int(k)).state_dict())
 
     def drop_estimator(self) -> None:
         """What remains can be sampled by policies that ask nothing: a released U-ViT at full depth."""
@@ -116,6 +118,6 @@ class EarlyExitModel(nn.Module):
 
     def macs(self) -> Macs:
         """Per image and call: backbone, heads and questions to the estimator."""
-        ask = self.uem.macs(self.backbone.n_patches + self.uem.all_tokens * self.backbone.extras)
         places = self.questions(self.points)
-        return replace(self.backbone.macs(), ask=tuple(ask * (k in places) for k in range(self.depth + 1)))
+        ask = tuple(self.uem.macs(k) if k in places else 0 for k in range(self.depth + 1))
+        return replace(self.backbone.macs(own=bool(self.heads)), ask=ask)

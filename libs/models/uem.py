@@ -3,16 +3,20 @@
 All estimators have one shape: called with (k, patches (b, N, D), time (b,)) they return the
 uncertainty in [0, 1], float32, larger = worse: a map (b, N, p p C) in token layout, or one number per row (b,).
 Those with `all_tokens` are given every token (b, L, D) instead of the patches; one that looks `ahead` is called once,
-with (patches, time) before the first layer, and returns (b, E), a number for every exit.
+with (patches, time) before the first layer, and returns (b, E), a number for every exit. They are made from what the
+tokens look like after 0 .. K layers and from the exits `points`.
 They read detached tokens, so fitting them never moves the backbone (paper section 3.2; released code does the same).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from libs.models.backbone import Tokens
 from libs.models.uvit import time_embedding
 
 OUTPUTS = ("map", "scalar")
@@ -25,8 +29,8 @@ class Estimator(nn.Module):
     ahead = False
     scalar = True
 
-    def macs(self, n_tokens: int) -> int:
-        """MACs of one question about one row."""
+    def macs(self, k: int) -> int:
+        """MACs of one question about one row at exit k."""
         raise NotImplementedError
 
 
@@ -38,17 +42,20 @@ class Linear(Estimator):
     mean from the mean patch token, which costs one matrix-vector product.
     """
 
-    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, norm: bool = True, output: str = "map"):
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, norm: bool = True, output: str = "map"):
         super().__init__()
         if output not in OUTPUTS:
             raise ValueError(f"uem output is {output!r}; it must be one of {', '.join(OUTPUTS)}")
         self.scalar = output == "scalar"
-        out = 1 if self.scalar else patch_dim
-        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(width) for k in points} if norm else {})
-        self.maps = nn.ModuleDict({str(k): nn.Linear(width, out) for k in points})
+        self.grids = [1 if self.scalar else of.n for of in tokens]  # estimates per row are this many times `out`
+        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(tokens[k].width) for k in points} if norm else {})
+        self.maps = nn.ModuleDict({str(k): nn.Linear(tokens[k].width, self.out(tokens[k])) for k in points})
         for linear in self.maps.values():  # start undecided: u = 1/2 up to the small weights
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
+
+    def out(self, of: Tokens) -> int:
+        return 1 if self.scalar else of.patch_dim
 
     def logits(self, k: int, patches: Tensor, time: Tensor) -> Tensor:
         h = patches.detach().float()  # (b, N, D)
@@ -64,28 +71,28 @@ class Linear(Estimator):
             u = self.logits(k, patches, time).sigmoid()
         return u[:, 0] if self.scalar else u
 
-    def macs(self, n_patches: int) -> int:
-        weight = next(iter(self.maps.values())).weight.numel()
-        return weight if self.scalar else n_patches * weight
+    def macs(self, k: int) -> int:
+        return self.grids[k] * self.maps[str(k)].weight.numel()
 
 
 class Time(Linear):
     """u_k = sigmoid(W_k [h_k, e(t)] + b_k) with e the sinusoidal time embedding of each row (paper Eq. 8)."""
 
-    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, norm: bool = True, output: str = "map"):
-        super().__init__(width, patch_dim, points, norm=norm, output=output)
-        out = 1 if self.scalar else patch_dim
-        self.width = width
-        self.time_maps = nn.ModuleDict({str(k): nn.Linear(width, out, bias=False) for k in points})
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, norm: bool = True, output: str = "map"):
+        super().__init__(tokens, points, norm=norm, output=output)
+        self.time_maps = nn.ModuleDict(
+            {str(k): nn.Linear(tokens[k].width, self.out(tokens[k]), bias=False) for k in points}
+        )
         for linear in self.time_maps.values():
             nn.init.normal_(linear.weight, std=0.02)
 
     def logits(self, k: int, patches: Tensor, time: Tensor) -> Tensor:
-        shift = self.time_maps[str(k)](time_embedding(time, self.width))  # (b, out): every row has its own time
+        time_map = self.time_maps[str(k)]
+        shift = time_map(time_embedding(time, time_map.in_features))  # (b, out): every row has its own time
         return super().logits(k, patches, time) + (shift if self.scalar else shift[:, None])
 
-    def macs(self, n_patches: int) -> int:
-        return super().macs(n_patches) + next(iter(self.time_maps.values())).weight.numel()
+    def macs(self, k: int) -> int:
+        return super().macs(k) + self.time_maps[str(k)].weight.numel()
 
 
 class Probe(Estimator):
@@ -96,9 +103,10 @@ class Probe(Estimator):
 
     all_tokens = True
 
-    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...]):
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
         super().__init__()
-        self.maps = nn.ModuleDict({str(k): nn.Linear(width, 1) for k in points[:-1]})
+        self.lengths = [of.n + of.extras for of in tokens]
+        self.maps = nn.ModuleDict({str(k): nn.Linear(tokens[k].width, 1) for k in points[:-1]})
 
     def forward(self, k: int, tokens: Tensor, time: Tensor) -> Tensor:
         """tokens (b, L, D) -> (b,)."""
@@ -107,8 +115,8 @@ class Probe(Estimator):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.maps[str(k)](tokens.detach().float()).sigmoid().mean((1, 2))
 
-    def macs(self, n_tokens: int) -> int:
-        return n_tokens * next(iter(self.maps.values())).weight.numel()
+    def macs(self, k: int) -> int:
+        return self.lengths[k] * self.maps[str(k)].weight.numel() if str(k) in self.maps else 0
 
 
 class TimeBank(Estimator):
@@ -118,13 +126,13 @@ class TimeBank(Estimator):
     for the whole batch, and its banks never learned.
     """
 
-    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, bins: int = 50, norm: bool = True):
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, bins: int = 50, norm: bool = True):
         super().__init__()
         if bins < 1:
             raise ValueError(f"uem.time_bank.bins is {bins}; it must be at least 1")
         self.bins = bins
-        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(width) for k in points} if norm else {})
-        self.maps = nn.ModuleDict({str(k): nn.Embedding(bins, width) for k in points})
+        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(tokens[k].width) for k in points} if norm else {})
+        self.maps = nn.ModuleDict({str(k): nn.Embedding(bins, tokens[k].width) for k in points})
         self.shifts = nn.ModuleDict({str(k): nn.Embedding(bins, 1) for k in points})
         for bank, shift in zip(self.maps.values(), self.shifts.values(), strict=True):
             nn.init.normal_(bank.weight, std=0.02)
@@ -143,8 +151,8 @@ class TimeBank(Estimator):
             u = (self.maps[key](bins)[:, None] @ h[:, :, None])[:, 0] + self.shifts[key](bins)  # (b, 1)
         return u[:, 0].sigmoid()
 
-    def macs(self, n_patches: int) -> int:
-        return next(iter(self.maps.values())).embedding_dim
+    def macs(self, k: int) -> int:
+        return self.maps[str(k)].embedding_dim
 
 
 class Attention(Estimator):
@@ -153,11 +161,13 @@ class Attention(Estimator):
     The query starts at zero, which is the mean.
     """
 
-    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, hidden: int = 64):
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
-        self.norms = nn.ModuleDict({str(k): nn.LayerNorm(width) for k in points})
-        self.queries = nn.ModuleDict({str(k): nn.Linear(width, 1, bias=False) for k in points})
-        self.hidden = nn.ModuleDict({str(k): nn.Linear(width, hidden) for k in points})
+        self.grids = [of.n for of in tokens]
+        widths = {str(k): tokens[k].width for k in points}
+        self.norms = nn.ModuleDict({k: nn.LayerNorm(width) for k, width in widths.items()})
+        self.queries = nn.ModuleDict({k: nn.Linear(width, 1, bias=False) for k, width in widths.items()})
+        self.hidden = nn.ModuleDict({k: nn.Linear(width, hidden) for k, width in widths.items()})
         self.maps = nn.ModuleDict({str(k): nn.Linear(hidden, 1) for k in points})
         for query, last in zip(self.queries.values(), self.maps.values(), strict=True):
             nn.init.zeros_(query.weight)
@@ -173,10 +183,9 @@ class Attention(Estimator):
             pooled = (weights.transpose(1, 2) @ h)[:, 0]  # (b, D)
             return self.maps[key](F.silu(self.hidden[key](pooled)))[:, 0].sigmoid()
 
-    def macs(self, n_patches: int) -> int:
-        key = next(iter(self.maps))
-        width = self.queries[key].in_features
-        return 2 * n_patches * width + self.hidden[key].weight.numel() + self.maps[key].weight.numel()
+    def macs(self, k: int) -> int:
+        query, hidden, last = (part[str(k)] for part in (self.queries, self.hidden, self.maps))
+        return 2 * self.grids[k] * query.in_features + hidden.weight.numel() + last.weight.numel()
 
 
 class Ahead(Estimator):
@@ -187,9 +196,10 @@ class Ahead(Estimator):
 
     ahead = True
 
-    def __init__(self, width: int, patch_dim: int, points: tuple[int, ...], *, hidden: int = 64):
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
-        self.width = width
+        self.grid, self.width = tokens[0].n, tokens[0].width
+        width = self.width
         self.norm = nn.LayerNorm(width)
         self.hidden, self.time_map = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False)
         self.exits = nn.Linear(hidden, len(points))
@@ -203,8 +213,8 @@ class Ahead(Estimator):
             h = F.silu(h + self.time_map(time_embedding(time, self.width))[:, None])
             return self.exits(h.mean(dim=1)).sigmoid()
 
-    def macs(self, n_patches: int) -> int:
-        return n_patches * self.hidden.weight.numel() + self.time_map.weight.numel() + self.exits.weight.numel()
+    def macs(self, k: int) -> int:
+        return self.grid * self.hidden.weight.numel() + self.time_map.weight.numel() + self.exits.weight.numel()
 
 
 class Missing(Estimator):
@@ -213,7 +223,7 @@ class Missing(Estimator):
     def forward(self, *args) -> Tensor:
         raise ValueError("these weights have no uncertainty estimator: use exit.name=full, fixed or schedule")
 
-    def macs(self, n_tokens: int) -> int:
+    def macs(self, k: int) -> int:
         return 0
 
 

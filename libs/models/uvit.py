@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from libs.models.backbone import Backbone, Carry, Macs
+from libs.models.backbone import Backbone, Carry, Macs, Tokens
 
 # The published sizes: width, layers in the two halves (the middle layer comes on top), attention heads. method: U-ViT
 # Table 1; "S-deep" is the text model with four more layers.
@@ -167,7 +167,7 @@ class UViT(Backbone):
         if num_classes > 0 and clip_dim > 0:
             raise ValueError("a U-ViT takes labels (nnet.num_classes) or text (nnet.clip_dim), not both")
         self.depth = depth + 1
-        self.in_chans, self.embed_dim, self.patch_size = in_chans, embed_dim, patch_size
+        self.channels, self.embed_dim, self.patch_size = in_chans, embed_dim, patch_size
         self.img_size, self.num_classes, self.use_checkpoint = img_size, max(num_classes, 0), use_checkpoint
         self.time_scale = time_scale
         self.n_patches = (img_size // patch_size) ** 2
@@ -242,22 +242,21 @@ class UViT(Backbone):
     def patches(self, carry: Carry) -> Tensor:
         return carry.h[:, self.extras :]
 
-    def head(self, k: int, carry: Carry) -> Tensor:
-        return Head.forward(self, self.patches(carry))
+    def head(self, k: int, carry: Carry, own: nn.Module | None = None) -> Tensor:
+        patches = self.patches(carry)
+        return Head.forward(self, patches) if own is None else own(patches)
 
-    @property
-    def channels(self) -> int:
-        return self.in_chans
-
-    def new_head(self) -> Head:
-        """A head of the same shape, starting as a copy of this network's."""
-        head = Head(self.embed_dim, self.patch_size, self.in_chans, isinstance(self.final_layer, nn.Conv2d))
+    def new_head(self, k: int) -> Head:
+        head = Head(self.embed_dim, self.patch_size, self.channels, isinstance(self.final_layer, nn.Conv2d))
         head.norm.load_state_dict(self.norm.state_dict())
         head.decoder_pred.load_state_dict(self.decoder_pred.state_dict())
         head.final_layer.load_state_dict(self.final_layer.state_dict())
         return head
 
-    def macs(self) -> Macs:
+    def tokens(self, k: int) -> Tokens:
+        return Tokens(self.n_patches, self.embed_dim, self.patch_size**2 * self.channels, self.extras)
+
+    def macs(self, own: bool = False) -> Macs:
         d, n = self.embed_dim, self.n_patches
         length = n + self.extras
         weights = sum(m.weight.numel() for m in self.mid_block.modules() if isinstance(m, nn.Linear))
