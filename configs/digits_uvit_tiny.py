@@ -15,7 +15,7 @@ def get_config(arg=""):
     c.nnet.update(init="xavier", attention="math")
     recipe(c)
     c.optimizer.name = "muon"
-    c.eval.update(thresholds=(0.99, 0.985, 0.98, 0.97), fixed=(2, 3, 4), fewer_steps=(10,))
+    c.eval.update(thresholds=(0.99, 0.98, 0.97), fixed=(3, 4), fewer_steps=(10,))
     return base.finish(c, arg)
 
 

@@ -12,7 +12,8 @@ SEEDS="1234 1235 1236"
 BUDGETS="0.33 0.4"          # of the calibrated schedules and thresholds, shares of full depth's MACs
 RESIDUAL="--config.sample.residual=True --config.sample.refresh=4 --budget=0.45"
 STEPS=dpm_solver_pp_2m-20
-STEP_COUNTS="(10,14)"       # of full depth, as a competitor
+LAYERS="(2,3,4)"            # left at by all images
+STEP_COUNTS="(10,14)"       # of full depth
 
 evaluations=()
 evaluate() { # MODEL RUN NAME ARGUMENTS...; the seconds that count are measured at the end, all together
@@ -39,14 +40,14 @@ for seed in $SEEDS; do
     sweep+=",'schedule.path=$file,residual=True,refresh=4','fixed.layer=2,residual=True,refresh=4'"
     sweep+=",'threshold.certainty=0.97,residual=True,refresh=4'"
     evaluate excess "$excess" eval --config=$CONFIG --exit_threshold=0.995,0.99,0.985,0.98,0.97 \
-        --config.eval.fewer_steps="$STEP_COUNTS" --config.eval.sweep="($sweep)"
+        --config.eval.fixed="$LAYERS" --config.eval.fewer_steps="$STEP_COUNTS" --config.eval.sweep="($sweep)"
 
     trace=$excess/eval/points/threshold-0.98/trace.npz
     evaluate excess "$excess" controls --config=$CONFIG --exit_threshold=0.98 --config.eval.fixed="()" \
         --config.eval.fewer_steps="()" --config.eval.sweep="('matched_static.path=$trace',\
 'matched_random.path=$trace','matched_random.path=$trace,matched_random.match=all')"
     evaluate paper "$paper" eval --config=$CONFIG:paper --exit_threshold=0.97,0.95,0.93,0.9,0.85,0.8 \
-        --config.eval.fewer_steps="()"
+        --config.eval.fixed="$LAYERS" --config.eval.fewer_steps="()"
     evaluate small "$small" eval --config=$CONFIG:small --config.eval.fewer_steps="$STEP_COUNTS"
 done
 
