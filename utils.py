@@ -26,7 +26,7 @@ def define_flags(kind: str) -> None:
     flags.DEFINE_bool("dry_run", False, "Print the resolved config and the cost of every exit, then stop.")
     if kind == "train":
         flags.DEFINE_string("workdir", None, "Directory of the run. Default: workdir/<config>/<overrides>.")
-        flags.DEFINE_string("pretrained_weight", None, "Start from these U-ViT, AdaDiff or own weights.")
+        flags.DEFINE_string("pretrained_weight", None, "Start from these U-ViT, AdaDiff, DDPM or own weights.")
     else:
         flags.DEFINE_string("nnet_path", None, "Weights to evaluate: a file or a <step>.ckpt folder.")
         where = "the weights' own" if kind == "calibrate" else f"<config>-{kind} below the weights' folder"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ml_collections import ConfigDict
 
 from libs.build import menu, settings
@@ -19,7 +21,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
     c.seed = 1234
     c.process = "vp_linear"  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas) | ddpm
     c.pred = "noise"  # what the network regresses: noise | x0 | v
-    c.pretrained_weight = ""  # start from this U-ViT, AdaDiff or own file
+    c.pretrained_weight = ""  # start from this U-ViT, AdaDiff, DDPM or own file
     c.nnet_path = ""  # evaluate this one
     c.cpu = False  # run on the CPU although there is a GPU
     c.mixed_precision = ""  # no | fp16 | bf16; "" = what the launcher says
@@ -124,7 +126,7 @@ PRESETS = {
     "frozen": {"train.freeze_backbone": True},  # with --pretrained_weight: only the estimator and own heads learn
     "plain": {"loss.lambda_u": 0.0, "loss.lambda_layers": 0.0, "exit.name": "full", "eval.fixed": ()},  # L_simple only
 }
-PRESETS["small"] = PRESETS["plain"]  # and half the depth
+PRESETS["small"] = PRESETS["plain"]  # and half the network
 
 
 def finish(c: ConfigDict, arg: str) -> ConfigDict:
@@ -136,6 +138,8 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
     for name in names:
         if name != "quick" and name not in PRESETS:
             raise ValueError(f"config argument is {arg!r}; its parts must be among quick, {', '.join(PRESETS)}")
+    if "calm" in names and c.nnet.name == "unet":
+        raise ValueError("preset calm leaves where neighbouring layers agree; a U-Net's layers have different sizes")
     if "quick" in names:
         shrink(c)
     for name in names:
@@ -146,15 +150,13 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
 
 
 def halve(nnet: ConfigDict) -> None:
-    """Half the depth of a U-ViT; of a U-Net, the outer half of its levels."""
+    """About half the MACs: half the depth of a U-ViT, three quarters of the widths of a U-Net."""
     if nnet.name == "unet":
-        nnet.widths = nnet.widths[: max(2, len(nnet.widths) // 2)]
-        depth = len(nnet.widths)
-        nnet.attention = tuple(level for level in nnet.attention if level < depth)
+        nnet.widths = tuple(width * 3 // 4 for width in nnet.widths)
+        nnet.groups = math.gcd(nnet.groups, *nnet.widths)
     else:
         nnet.depth = nnet.depth // 4 * 2  # even, as skips join the first half to the second
-        depth = nnet.depth + 1
-    nnet.points = tuple(k for k in nnet.points if k <= depth)
+        nnet.points = tuple(k for k in nnet.points if k <= nnet.depth + 1)
 
 
 def shrink(c: ConfigDict) -> None:

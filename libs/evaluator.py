@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -40,6 +41,11 @@ def build_model(config) -> EarlyExitModel:
     nnet = {key: value for key, value in config.nnet.items() if value is not None}
     backbone = lookup(BACKBONES, nnet.pop("name"), "nnet.name")
     heads, points = nnet.pop("heads"), nnet.pop("points")
+    if foreign := sorted(nnet.keys() - inspect.signature(backbone).parameters.keys()):
+        raise ValueError(
+            f"nnet.name is {config.nnet.name!r}, which has no nnet.{', nnet.'.join(foreign)}: the network is the "
+            "experiment's; take another file of configs/"
+        )
     estimator = lookup(ESTIMATORS, config.uem.name, "uem.name")
     return EarlyExitModel(backbone(**nnet), estimator, points=points, heads=heads, **chosen(config.uem))
 
@@ -47,7 +53,7 @@ def build_model(config) -> EarlyExitModel:
 def load_model(config, run: Run) -> EarlyExitModel:
     """The network with the weights of config.nnet_path, ready to sample.
 
-    A plain U-ViT file is taken where no thresholds are asked for: it has no estimators, so nothing leaves early.
+    A file of a network without exits is taken where no thresholds are asked for: nothing leaves early then.
     """
     if not config.nnet_path:
         raise ValueError("nnet_path is not set: give the weights to evaluate with --nnet_path=FILE")

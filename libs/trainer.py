@@ -153,7 +153,10 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) on the matrices of the backbone's layers, AdamW on everything else, as one."""
+    """Muon (Jordan et al. 2024) on the matrices of the backbone's blocks, AdamW on everything else, as one.
+
+    A convolution is no matrix here: of a U-Net, Muon trains the attention and the maps of the time.
+    """
 
     def __init__(self, model, muon_lr: float, **adamw):
         matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}

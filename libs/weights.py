@@ -14,6 +14,7 @@ Files are .pth or .safetensors. Nothing in a file is ever executed.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import pickle
@@ -25,10 +26,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from libs.models import SIZES, EarlyExitModel, Missing
+from libs.models import DDPM, SIZES, EarlyExitModel, UNet
 
 LAYOUTS = ("uvit", "adadiff", "uva")
-ESTIMATOR, HEADS, UNET = "uem.", "heads.", "backbone.net."
+ESTIMATOR, HEADS, NET = "uem.", "heads.", "backbone.net."
 # What the tensors of a network do not say. It is guessed, and never held against a config.
 ASSUMED = {
     "uvit": {
@@ -37,7 +38,7 @@ ASSUMED = {
         "nnet.time_scale": "1/1000 in the replication, else 1",
     },
     "unet": {
-        "nnet.img_size": "32, DDPM's for CIFAR-10",
+        "nnet.img_size": "32, DDPM's for CIFAR-10, or the least for so many levels",
         "nnet.groups": "32, or the least width if that is smaller",
     },
 }
@@ -139,7 +140,7 @@ def write(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def kind(state: Mapping[str, Tensor]) -> str:
-    """ "ours" or one of LAYOUTS, by what the keys say."""
+    """ "ours", "ddpm" or one of LAYOUTS, by what the keys say."""
     if any(key.startswith("backbone.") for key in state):
         return "ours"
     if any(key.startswith("lte_classifer.") for key in state):
@@ -193,7 +194,7 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(state)
     if layout == "ddpm":
         old = re.compile(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.")
-        return {UNET + old.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): state[key] for key in state}
+        return {NET + old.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): state[key] for key in state}
     half = count(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
     return convert(state, names(layout, half), negated="lte_classifer.")
 
@@ -246,7 +247,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
     """
     replication = kind(state) == "uva"
     state = to_ours(state)
-    if any(key.startswith(UNET) for key in state):
+    if any(key.startswith(NET) for key in state):
         return infer_unet(state)
     net = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     try:
@@ -286,7 +287,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
 
 def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
     """`infer` for DDPM's U-Net, whose names are ours already."""
-    net = {key.removeprefix(UNET): value for key, value in state.items() if key.startswith(UNET)}
+    net = {key.removeprefix(NET): value for key, value in state.items() if key.startswith(NET)}
     depth, n_blocks = count(net, "down_blocks."), count(net, "down_blocks.0.resnets.")
     try:
         widths = tuple(len(net[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(depth))
@@ -296,7 +297,7 @@ def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
     label = net.get("class_embedding.weight")
     found = {
         "nnet.name": "unet",
-        "nnet.img_size": 32,
+        "nnet.img_size": max(32, 2 ** (depth - 1)),
         "nnet.in_chans": channels,
         "nnet.widths": widths,
         "nnet.n_blocks": n_blocks,
@@ -316,9 +317,12 @@ def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
     maps = {int(key.split(".")[1]): value for key, value in uem.items() if key.startswith("maps.")}
     heads = {int(key.split(".")[1]) for key in state if key.startswith(HEADS)}
     points = tuple(sorted({*maps, *heads, depth}))  # every network can be left after its last layer
-    if not maps and not heads:  # one estimator for all exits: it tells how many there are
+    if not maps:  # one estimator for all exits: it tells how many there are
         n = len(uem["exits.bias"])
-        points = tuple(range(depth + 1 - n, depth + 1)) if n in (depth, depth + 1) else None
+        if not heads:
+            points = tuple(range(depth + 1 - n, depth + 1)) if n in (depth, depth + 1) else None
+        elif len(points) < n:  # before its first level a U-Net's exit has nothing of its own
+            points = (0, *points)
     found: dict[str, object] = {"nnet.heads": "own" if heads else "shared"}
     if points is not None:
         found["nnet.points"] = () if points == tuple(range(1, depth + 1)) else points[:-1] or points
@@ -365,9 +369,13 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     own = model.state_dict()
     if start and settings_of(state).get("uem.name") != settings_of(own).get("uem.name"):
         state = {key: value for key, value in state.items() if not key.startswith(ESTIMATOR)}
+    if what == "ddpm":
+        check_ddpm(file_of(path), model)
     lacks = [part for part in (ESTIMATOR, HEADS) if not any(key.startswith(part) for key in state)]
-    if full_depth and not start and ESTIMATOR in lacks:
-        model.drop_estimator()
+    dropped = full_depth and not start and ESTIMATOR in lacks
+    no_heads = dropped and HEADS in lacks and bool(model.heads)
+    if dropped:
+        model.drop_exits(heads=no_heads)
         own = model.state_dict()
     fresh = [key for key in own if start and key.startswith(tuple(lacks))]
     check_fit(path, what, state, {key: value for key, value in own.items() if key not in fresh})
@@ -375,9 +383,22 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     if any(key.startswith(HEADS) for key in fresh):
         model.copy_heads()
     note = f"; {len(fresh)} estimator and head tensors start fresh" if fresh else ""
-    if isinstance(model.uem, Missing):
+    if dropped:
         note = "; it has no uncertainty estimators, so nothing leaves early"
+        note += ", and no heads of single exits: fixed layers and schedules use the common one" * no_heads
     return f"loaded {len(state)} tensors ({what} weights) from {path}{note}"
+
+
+def check_ddpm(path: Path, model: EarlyExitModel) -> None:
+    """Refuse weights of diffusers whose config.json, if it lies beside them, describes another network than DDPM's."""
+    file = path.with_name("config.json")
+    if not (file.is_file() and isinstance(model.backbone, UNet)):
+        return
+    theirs, ours = json.loads(file.read_text()), DDPM | {"norm_num_groups": model.backbone.settings["groups"]}
+    differ = [key for key in ours if theirs.get(key, ours[key]) != ours[key]]
+    if differ:
+        found = ", ".join(f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in differ)
+        raise ValueError(f"{path} holds another U-Net than the configured one: its config.json has {found}")
 
 
 def check_fit(
@@ -394,9 +415,11 @@ def check_fit(
         return
     lines = [f"{path} ({what} weights) does not fit {network}:"]
     theirs, ours = settings_of(state), settings_of(own)
-    differ = [
-        key for key in theirs if key in ours and ours[key] != theirs[key] and key not in ASSUMED[theirs["nnet.name"]]
-    ]
+    name = "nnet.name"
+    if theirs and ours and theirs[name] != ours[name]:
+        raise ValueError(f"{lines[0]} it is a {theirs[name]} and nnet.name is {ours[name]!r}; take another experiment")
+    told = [key for key in theirs if key in ours and key not in ASSUMED[theirs[name]]] if theirs else []
+    differ = [key for key in told if ours[key] != theirs[key]]
     lines += [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]
     if differ:
         lines.append(f"  the file asks for {flags({key: theirs[key] for key in theirs if key in differ})}")

@@ -232,9 +232,11 @@ def report(search: Search, part: str, content: dict, full: list[Images], distanc
     if budget is not None:
         found["met"] = bool(abs(found["closed_loop"] - budget) <= 0.02 * budget)
         if not found["met"]:
+            costs = np.array([search.bench.model.macs().at(k) for k in search.bench.model.points])
+            step = np.diff(costs).max() / costs[-1] / search.bench.plan.nfe
             search.bench.run.say(
-                f"{part}: the budget {budget:g} is missed by more than 2 %: one layer at one call is "
-                f"{1 / search.bench.plan.nfe / search.bench.model.depth:.4f} of full depth"
+                f"{part}: the budget {budget:g} is missed by more than 2 %: at one call, the next "
+                f"exit is up to {step:.4f} of full depth away"
             )
     found |= paired.compute(search.bench.run)
     if distance is not None:

@@ -44,7 +44,7 @@ def describe(path: Path) -> list[str]:
         model = build_model(config)
     exits = "uem.name" in settings
     if not exits:
-        model.drop_estimator()
+        model.drop_exits(heads=False)
     ours = weights.to_ours(state)
     weights.check_fit(path, kind, ours, model.state_dict(), network="the network that its tensors describe")
 

@@ -32,10 +32,14 @@ def test_quick_twin(name, run):
     assert [line["slug"] for line in saved] == [record["slug"] for record in records]
 
 
-@pytest.mark.parametrize("preset", base.PRESETS)
-def test_preset(preset, run):
+BOTH = [("digits_uvit_tiny", preset) for preset in base.PRESETS]
+BOTH += [("digits_unet_tiny", preset) for preset in base.PRESETS if preset != "calm"]
+
+
+@pytest.mark.parametrize(("name", "preset"), BOTH)
+def test_preset(name, preset, run):
     """Catches a competitor that cannot be trained or evaluated, or that is the experiment itself."""
-    plain, config = load("digits_uvit_tiny", "quick"), load("digits_uvit_tiny", f"quick,{preset}")
+    plain, config = load(name, "quick"), load(name, f"quick,{preset}")
     assert plain.to_dict() != config.to_dict()
     trainer.fit(config, regimes.of(config), run)
     config.nnet_path = str(run.dir / "last.ckpt")
@@ -47,6 +51,10 @@ def test_presets_change_what_they_say():
     assert (
         load("cifar10_uvit_small", "small").nnet.depth == 6 and load("digits_uvit_tiny", "small,quick").nnet.depth == 2
     )
+    for name in ("cifar10_unet", "digits_unet_tiny", "cifar10_uvit_small"):
+        with torch.device("meta"):
+            small, full = (evaluator.build_model(load(name, preset)) for preset in ("small", ""))
+        assert 0.4 < small.macs().at(small.depth) / full.macs().at(full.depth) < 0.6
     for preset in ("small", "plain"):
         config = load("cifar10_adadiff_small", preset)
         assert config.loss.lambda_u == config.loss.lambda_layers == 0 and config.exit.name == "full"

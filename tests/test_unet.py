@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, tiny_unet
+from conftest import inputs, tiny, tiny_unet
+from diffusers import UNet2DModel
 from test_cost import count_macs
 from test_exits import check_batch_equals_singles
 
-from configs import base
-from libs import weights
+from configs import base, digits_unet_tiny
+from libs import regimes, weights
+from libs.denoiser import PAIRS, Denoiser, Guidance
 from libs.evaluator import build_model
 from libs.exits import EXIT_POLICIES, looking_back, run_dense, run_with_exits
 from libs.exits.calls import start_calls
 from libs.models import ESTIMATORS, EarlyExitModel, UNet
 from libs.models.unet import Bridge
+from libs.points import points
 from scripts import inspect_checkpoint
+from sde import VPLinear
 
+# google/ddpm-cifar10-32's config.json.
+PUBLISHED = {
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 256, 256],
+    "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": None,  # of files since diffusers 0.15
+}
 NET = dict(img_size=8, in_chans=1, widths=(8, 16, 16), n_blocks=2, attention=(1,), groups=4)
 
 
@@ -41,6 +67,8 @@ def test_published_size():
     with torch.device("meta"):
         network = UNet(img_size=32, in_chans=3)
     assert sum(parameter.numel() for parameter in network.parameters()) == 35_746_307
+    built = {key: list(value) if isinstance(value, tuple) else value for key, value in network.net.config.items()}
+    assert {key: built[key] for key in PUBLISHED} == PUBLISHED
     macs = network.macs()
     assert macs.at(4) / 1e9 == pytest.approx(6.222, abs=6e-4)
     shares = [macs.at(k) / macs.at(4) for k in (1, 2, 3)]
@@ -78,11 +106,27 @@ def test_macs_are_those_of_the_work(heads):
 
 @pytest.mark.parametrize("uem", ESTIMATORS)
 def test_estimators_at_every_size(uem):
-    """Catches an estimator that takes one grid and width for all exits: maps cover the image at each."""
+    """Catches an estimator that takes one grid and width for all exits."""
     model = tiny_unet(uem)
     x, _, time, _ = inputs(5)
     u = run_dense(model, x, time, None).u
     assert u.shape == ((4, 5) if model.uem.scalar else (4, 5, 1, 8, 8)) and u.min() >= 0 and u.max() <= 1
+
+
+@pytest.mark.parametrize("uem", ["linear", "time"])
+def test_maps_lie_where_the_features_do(uem):
+    """Catches a map that is transposed, or cut into patches of another level's size."""
+    model = tiny_unet(uem)
+    x, _, time, _ = inputs(1)
+    carry = model.embed(x, time, None)
+    for k in (1, 2, 3):
+        carry = model.layer(k - 1, carry)
+        corner = torch.zeros_like(carry.h)
+        empty = model.uncertainty_map(k, replace(carry, h=corner.clone()))
+        corner[..., 0, -1] = torch.randn(corner.shape[1])
+        changed = (model.uncertainty_map(k, replace(carry, h=corner)) != empty)[0, 0]
+        side = 8 // carry.h.shape[-1]
+        assert changed[:side, -side:].all() and changed.sum() == side**2
 
 
 @pytest.mark.parametrize("uem", ESTIMATORS)
@@ -128,11 +172,51 @@ def test_residual_correction():
     np.testing.assert_array_equal(used, k)
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_guided_residuals_do_not_depend_on_batch_mates(pair):
+    """Catches residuals, skips or labels of another row, where some rows run full depth and others do not."""
+    model = tiny_unet("time", num_classes=11)
+    policy = looking_back(EXIT_POLICIES["threshold"](certainty=0.5), residual=True)
+    x, _, _, cond = inputs(24, model=model)
+
+    def sampled(rows):
+        null = torch.full_like(cond[rows], 10)
+        options = dict(cond=cond[rows], null=null, guidance=Guidance(1.5, pair))
+        denoiser = Denoiser(model, VPLinear(), "noise", policy, **options)
+        t = torch.ones(len(x[rows]), dtype=torch.float64)
+        return [denoiser(x[rows] * scale, t * scale) for scale in (1, 0.8)][-1], denoiser.trace.used
+
+    together, used = sampled(slice(None))
+    alone = [sampled(slice(i, i + 1)) for i in range(24)]
+    same = [np.array_equal(used[..., i : i + 1], one[1]) for i, one in enumerate(alone)]
+    assert sum(same) >= 22, "an exit may flip by rounding, seldom"
+    torch.testing.assert_close(together[same], torch.cat([one[0] for one in alone])[same], rtol=1e-4, atol=1e-4)
+    assert len(set(used.ravel().tolist())) >= 3 and (used == model.depth).any(), "the exits must be spread"
+
+
 @pytest.mark.parametrize("policy", [EXIT_POLICIES["similarity"](), EXIT_POLICIES["cache"](every=2)])
 def test_methods_for_layers_of_one_size_are_refused(policy):
     """Catches tokens of different sizes that are compared, or levels that are taken for a U-ViT's last layers."""
     with pytest.raises(ValueError, match=r"exit\.name is '(similarity|cache)'"):
         start_calls(tiny_unet(), policy, lambda out, x, t: out)
+
+
+def test_they_are_refused_before_any_work():
+    """Catches an evaluation that ends at its last point with nothing written, and a training that none can follow."""
+    config = digits_unet_tiny.get_config("quick")
+    config.eval.sweep = ("steps=2", "cache.every=2")
+    with pytest.raises(ValueError, match="exit.name is 'cache'"):
+        points(config, build_model(config), regimes.of(config))
+    with pytest.raises(ValueError, match="calm"):
+        digits_unet_tiny.get_config("calm")
+
+
+def test_a_network_of_another_kind_is_refused():
+    """Catches a TypeError with a trace instead of a sentence about the setting."""
+    config = digits_unet_tiny.get_config()
+    config.nnet.name = "uvit"
+    with pytest.raises(ValueError, match="nnet.name is 'uvit', which has no nnet.groups, nnet.n_blocks"):
+        build_model(config)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +260,10 @@ def first_names(key: str) -> str:
 def test_a_file_of_diffusers(old, tmp_path):
     """Catches names of attention that stay behind, and a file that loads without being the network it was."""
     torch.manual_seed(1)
-    net = UNet(**NET).net
+    kinds = dict(down_block_types=["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"])
+    kinds |= dict(up_block_types=["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"], block_out_channels=[8, 16, 16])
+    shape = dict(in_channels=1, out_channels=1, sample_size=8, norm_num_groups=4)
+    net = UNet2DModel(**PUBLISHED | kinds | shape)
     net.save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     if old:
@@ -189,23 +276,41 @@ def test_a_file_of_diffusers(old, tmp_path):
     assert torch.equal(model.backbone(x, time), net(x, time).sample)
     with pytest.raises(ValueError, match="no uncertainty estimators"):
         weights.load(EarlyExitModel(UNet(**NET), ESTIMATORS["linear"]), path)
+    plain = EarlyExitModel(UNet(**NET), ESTIMATORS["linear"], heads="own")
+    assert "fixed layers and schedules use the common one" in weights.load(plain, path, full_depth=True)
+    assert torch.equal(plain.backbone(x, time), net(x, time).sample) and not plain.heads
     text = "\n".join(inspect_checkpoint.describe(path))
     assert "nnet.widths = (8, 16, 16)" in text and "nnet.attention = (1,)" in text and "missing: uncertainty" in text
 
 
+@pytest.mark.parametrize(("key", "value"), [("freq_shift", 0), ("downsample_padding", 1), ("norm_num_groups", 2)])
+def test_another_network_with_the_same_tensors_is_refused(key, value, tmp_path):
+    """Catches a file that loads without a word and computes something else: these settings leave no trace in it."""
+    net = UNet(**NET).net
+    net.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    model = EarlyExitModel(UNet(**NET), ESTIMATORS["linear"])
+    with pytest.raises(ValueError, match=f"config.json has {key} {value} instead of"):
+        weights.load(model, tmp_path / "diffusion_pytorch_model.safetensors", start=True)
+
+
+@pytest.mark.parametrize("exits", [(2,), (0, 1, 2)])
 @pytest.mark.parametrize("uem", ESTIMATORS)
-def test_settings_are_read_from_own_files(uem, tmp_path):
+def test_settings_are_read_from_own_files(uem, exits, tmp_path):
     """Catches a trained U-Net that cannot be told from another by its file."""
-    model = EarlyExitModel(UNet(**NET, num_classes=4), ESTIMATORS[uem], heads="own", points=(2,))
+    model = EarlyExitModel(UNet(**NET, num_classes=4), ESTIMATORS[uem], heads="own", points=exits)
     found = weights.infer(model.state_dict())
     config = base.config("unet")
     config.update_from_flattened_dict(found)
     twin = build_model(config)
-    assert found["uem.name"] == uem and found["nnet.num_classes"] == 4 and tuple(found["nnet.points"]) in ((2,), (2, 3))
+    assert found["uem.name"] == uem and found["nnet.num_classes"] == 4 and build_model(config).points == model.points
     assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     weights.write(model.state_dict(), tmp_path / "own.pth")
     other = EarlyExitModel(UNet(**NET | dict(widths=(8, 16)), num_classes=4), ESTIMATORS[uem], heads="own")
     with pytest.raises(ValueError, match=r"nnet.widths: \(8, 16, 16\) in the file, \(8, 16\) in the config"):
         weights.load(other, tmp_path / "own.pth")
+    with pytest.raises(ValueError, match="it is a unet and nnet.name is 'uvit'"):
+        weights.load(tiny(), tmp_path / "own.pth")
     with pytest.raises(ValueError, match="holds a U-ViT"):
         weights.export(model.state_dict(), "uvit")

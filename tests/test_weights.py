@@ -412,7 +412,7 @@ def test_published_shapes(name):
     written = weights.export(network.state_dict(), layout)
     assert {key: list(value.shape) for key, value in written.items()} == recorded_shapes(name)
     if layout == "uvit":
-        network.drop_estimator()
+        network.drop_exits(heads=False)
     weights.check_fit(name, layout, weights.to_ours(state), network.state_dict())
     for key, value in weights.infer(state).items():
         assert inspect_checkpoint.leaf(config, key) == value, key

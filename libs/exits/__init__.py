@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from libs.exits.calibrated import Calibrated
-from libs.exits.calls import Answer, start_calls
+from libs.exits.calls import Answer, check_sizes, start_calls
 from libs.exits.execute import dense_decisions, oracle, run_dense, run_with_exits
 from libs.exits.fixed import Fixed, Full
 from libs.exits.matched import MatchedRandom, MatchedStatic
@@ -40,6 +40,7 @@ __all__ = [
     "Residual",
     "Paired",
     "Trace",
+    "check_sizes",
     "dense_decisions",
     "oracle",
     "looking_back",

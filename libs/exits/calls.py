@@ -149,9 +149,14 @@ class CacheCalls(Calls):
 KINDS: dict[type[ExitPolicy], type[Calls]] = {Residual: ResidualCalls, Reuse: ReuseCalls, Cache: CacheCalls}
 
 
-def start_calls(model: EarlyExitModel, policy: ExitPolicy, to_eps: ToEps, n_calls: int | None = None) -> Calls:
-    """A new sampling's calls."""
+def check_sizes(model: EarlyExitModel, policy: ExitPolicy) -> None:
+    """Refuse policies that compare or join the features of layers, where these differ in size."""
     if model.backbone.decodes and (isinstance(policy, Cache) or "patches" in policy.reads):
         name = "cache" if isinstance(policy, Cache) else "similarity"
         raise ValueError(f"exit.name is {name!r}, which needs layers of one size; this U-Net's have several")
+
+
+def start_calls(model: EarlyExitModel, policy: ExitPolicy, to_eps: ToEps, n_calls: int | None = None) -> Calls:
+    """A new sampling's calls."""
+    check_sizes(model, policy)
     return KINDS.get(type(policy), Calls)(model, policy, to_eps, n_calls)

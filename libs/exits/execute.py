@@ -62,7 +62,7 @@ def run_with_exits(
             break
         leave, stay = (torch.from_numpy(np.flatnonzero(mask)).to(x.device) for mask in (stop, ~stop))
         done = carry.keep(leave)
-        left.append((alive[stop], k, replace(done, skips=()) if model.one_head else done))
+        left.append((alive[stop], k, done if model.backbone.decodes else replace(done, skips=())))
         carry, alive = carry.keep(stay), alive[~stop]
     else:
         left.append((alive, depth, carry))

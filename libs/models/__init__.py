@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from libs.models.early_exit import AllExits, EarlyExitModel
 from libs.models.uem import ESTIMATORS, Missing
-from libs.models.unet import UNet
+from libs.models.unet import DDPM, UNet
 from libs.models.uvit import SIZES, UViT
 
 BACKBONES = {"uvit": UViT, "unet": UNet}
 
-__all__ = ["BACKBONES", "ESTIMATORS", "SIZES", "AllExits", "EarlyExitModel", "Missing", "UNet", "UViT"]
+__all__ = ["BACKBONES", "DDPM", "ESTIMATORS", "SIZES", "AllExits", "EarlyExitModel", "Missing", "UNet", "UViT"]

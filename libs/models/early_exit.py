@@ -104,13 +104,18 @@ class EarlyExitModel(nn.Module):
         return AllExits(points=self.points, out=torch.stack(out).float(), u=torch.stack(u))
 
     def copy_heads(self) -> None:
-        """Start every own head as a copy of the backbone's: called after a plain U-ViT was loaded."""
+        """Start every own head as `new_head` does: called after a network without exits was loaded."""
         for k, head in self.heads.items():
             head.load_state_dict(self.backbone.new_head(int(k)).state_dict())
 
-    def drop_estimator(self) -> None:
-        """What remains can be sampled by policies that ask nothing: a released U-ViT at full depth."""
+    def drop_exits(self, heads: bool) -> None:
+        """What remains can be sampled by policies that ask nothing: a released network without exits.
+
+        `heads`: own heads are dropped too, and all exits share the backbone's.
+        """
         self.uem = Missing()
+        if heads:
+            self.heads = nn.ModuleDict()
 
     def freeze_backbone(self) -> None:
         """Train the estimator and the own heads only. With shared heads nothing but the estimator is left to train."""

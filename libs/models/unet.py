@@ -19,6 +19,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
 
+# What makes diffusers' UNet2DModel DDPM's and does not show in its tensors, as in google/ddpm-cifar10-32's config.json.
+DDPM = dict(
+    act_fn="silu",
+    attention_head_dim=None,
+    center_input_sample=False,
+    downsample_padding=0,
+    flip_sin_to_cos=False,
+    freq_shift=1,
+    mid_block_scale_factor=1,
+    norm_eps=1e-6,
+    time_embedding_type="positional",
+)
+
 
 class Bridge(nn.Module):
     """Features that level k would be given (b, w_{k-1}, h, w) -> what it would give back (b, w_k, 2h, 2w).
@@ -83,17 +96,13 @@ class UNet(Backbone):
             sample_size=img_size,
             in_channels=in_chans,
             out_channels=in_chans,
-            freq_shift=1,
-            flip_sin_to_cos=False,
             down_block_types=kinds("Down", levels),
             up_block_types=kinds("Up", reversed(levels)),
             block_out_channels=self.widths,
             layers_per_block=n_blocks,
-            downsample_padding=0,
-            attention_head_dim=None,
             norm_num_groups=groups,
-            norm_eps=1e-6,
             num_class_embeds=self.num_classes or None,
+            **DDPM,
         )
         self.blocks = [*self.net.down_blocks, self.net.mid_block, *self.net.up_blocks]  # registered in `net`
 
