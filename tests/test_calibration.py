@@ -237,13 +237,33 @@ def test_calibration_knows_the_residual(setup):
 def test_quality_is_kept(setup):
     """Catches a quality limit that is read as a budget."""
     config, _, regime, run = setup
-    config.sample.sample_steps = 10
+    config.sample.update(sample_steps=10, n_samples=24)
     losses = [
         calibrate(config, regime, run, budget=None, max_quality_loss=most, n_images=20, seed=7, n_bins=10)["schedule"]
         for most in (0.0, 1e9)
     ]
     assert losses[0]["open_loop"] > losses[1]["open_loop"]
     assert losses[0]["quality_loss"] <= losses[1]["quality_loss"]
+    for part, most in zip(losses, (0.0, 1e9), strict=True):
+        assert part["met"] == (part["quality_loss"] <= most)
+
+
+def test_quality_is_that_of_an_evaluation(setup, monkeypatch, capsys):
+    """Catches a limit held on few images, whose distance is larger, and a missed one that nobody hears of."""
+    config, model, regime, run = setup
+    config.sample.update(sample_steps=4, n_samples=24)
+    sizes = []
+
+    def distance(images):
+        sizes.append(sum(len(batch.ids) for batch in images))
+        full = all((batch.trace.used == model.depth).all() for batch in images)
+        return 1.0 if full else 1.05 if len(sizes) <= 8 else 2.0  # fine while searched, bad when reported
+
+    monkeypatch.setattr("scripts.calibrate.distance_of", lambda *_: distance)
+    ask = dict(budget=None, max_quality_loss=0.1, n_images=4, seed=7, n_bins=4)
+    found = calibrate(config, regime, run, **ask)
+    assert set(sizes) == {24} and not found["schedule"]["met"]
+    assert "schedule: it loses" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
