@@ -248,7 +248,7 @@ def report(search: Search, part: str, content: dict, full: list[Images], distanc
         found |= {"quality_loss": lost, "met": bool(lost <= most)}
         if not found["met"]:
             search.bench.run.say(
-                f"{part}: it loses {lost:.3f} and not {most:g} on a noise seed that did not choose it; more images "
+                f"{part}: it loses {lost:.4g} and not {most:g} on a noise seed that did not choose it; more images "
                 "(sample.n_samples) leave less to chance"
             )
     return found
