@@ -198,8 +198,7 @@ class Ahead(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
-        self.grid, self.width = tokens[0].n, tokens[0].width
-        width = self.width
+        self.grid, self.width = tokens[0].n, (width := tokens[0].width)
         self.norm = nn.LayerNorm(width)
         self.hidden, self.time_map = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False)
         self.exits = nn.Linear(hidden, len(points))
