@@ -4,7 +4,8 @@ python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=.../1500.ckpt --
 """
 
 import utils
-from libs import evaluator, regimes
+from libs import regimes
+from libs.evaluation import evaluate as evaluator
 
 if __name__ == "__main__":
     utils.launch(evaluator.evaluate, regimes.pixels, "eval")

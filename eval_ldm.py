@@ -4,7 +4,8 @@ python eval_ldm.py --config=configs/imagenet256_uvit_large.py --nnet_path=.../la
 """
 
 import utils
-from libs import evaluator, regimes
+from libs import regimes
+from libs.evaluation import evaluate as evaluator
 
 if __name__ == "__main__":
     utils.launch(evaluator.evaluate, regimes.latents, "eval")

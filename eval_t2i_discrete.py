@@ -4,7 +4,8 @@ python eval_t2i_discrete.py --config=configs/mscoco_uvit_small.py --nnet_path=..
 """
 
 import utils
-from libs import evaluator, regimes
+from libs import regimes
+from libs.evaluation import evaluate as evaluator
 
 if __name__ == "__main__":
     utils.launch(evaluator.evaluate, regimes.text_to_image, "eval")

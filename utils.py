@@ -12,9 +12,9 @@ from absl import app, flags
 from accelerate import Accelerator
 from ml_collections import config_flags
 
+from libs.checkpoints.weights import file_of
 from libs.exits.policy import check_certainty
 from libs.run import Run
-from libs.weights import file_of
 
 FLAGS = flags.FLAGS
 
@@ -146,7 +146,7 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def dry_run(config) -> None:
-    from libs.evaluator import build_model
+    from libs.models.build import build_model
 
     print(config)
     with torch.device("meta"):  # shapes only: the largest models take no memory

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from libs.evaluator import build_model
 from libs.models import EarlyExitModel
+from libs.models.build import build_model
 from libs.run import describe_machine
 
 RESULTS = Path(__file__).parent / "results"

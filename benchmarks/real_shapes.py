@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.common import DTYPES, autocast, save, table, wait
 from libs import regimes
-from libs.denoiser import Denoiser, Guidance
-from libs.evaluator import build_model
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
+from libs.models.build import build_model
+from libs.sampling.denoiser import Denoiser, Guidance
 from libs.trainer import ema_update, make_optimizer
 
 CONFIGS = {"L/2": "imagenet256_uvit_large", "H/2": "imagenet256_uvit_huge"}

@@ -30,13 +30,13 @@ from benchmarks.common import (
     table,
 )
 from libs.codecs import Identity
-from libs.denoiser import Guidance
 from libs.exits import EXIT_POLICIES
-from libs.generate import generate
-from libs.inflight import BATCHES
 from libs.regimes import Labels, Regime
 from libs.run import Run
-from libs.samplers import dpm_solver_pp_2m
+from libs.sampling.denoiser import Guidance
+from libs.sampling.generate import generate
+from libs.sampling.inflight import BATCHES
+from libs.sampling.plans import dpm_solver_pp_2m
 from sde import VPLinear
 
 SAME = 1e-3  # of samples in about [-1, 1], fp32, where no decision was within rounding of the threshold

@@ -21,8 +21,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import autocast, in_turn, make_config, middle, parser, ratios, save, table
-from libs.evaluator import build_model
 from libs.losses import Objective
+from libs.models.build import build_model
 from libs.trainer import ema_update, make_optimizer
 from sde import VPLinear
 

@@ -12,7 +12,7 @@ from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
 from libs.models import BACKBONES, ESTIMATORS, SIZES
-from libs.samplers import SAMPLERS
+from libs.sampling.plans import SAMPLERS
 
 
 def config(backbone: str = "uvit") -> ConfigDict:

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs import checkpoints, rng, weights
-from libs.checkpoints import State
+from libs import rng
+from libs.checkpoints import training_state as checkpoints
+from libs.checkpoints import weights
+from libs.checkpoints.training_state import State
 from libs.data import batches
-from libs.evaluator import build_model, monitor, save_samples
+from libs.evaluation.evaluate import monitor, save_samples
 from libs.losses import Objective
+from libs.models.build import build_model
 from libs.regimes import Regime
 from libs.run import Run, describe_machine, say_progress
 

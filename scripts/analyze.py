@@ -23,14 +23,15 @@ import torch
 from absl import flags
 
 import utils
-from libs import analysis, regimes, rng
+from libs import regimes, rng
+from libs.analysis import explain as analysis
+from libs.analysis.dense import sample_dense
 from libs.data import batches
-from libs.dense import sample_dense
-from libs.evaluator import load_model
+from libs.evaluation.evaluate import load_model
+from libs.evaluation.sweep import BASELINES, points
 from libs.exits import EXIT_POLICIES, Trace, oracle, run_dense
 from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
-from libs.points import BASELINES, points
 from libs.regimes import Regime
 from libs.run import Run
 from scripts import analysis_figures

@@ -24,13 +24,12 @@ import torch
 from absl import flags
 
 import utils
-from libs import calibration, regimes
-from libs.calibration import Bins, Evidence
-from libs.dense import DenseCall, sample_dense
-from libs.evaluator import config_hash, guidance, load_model, open_reference
+from libs import regimes
+from libs.analysis import calibration
+from libs.analysis.calibration import Bins, Evidence
+from libs.analysis.dense import DenseCall, sample_dense
+from libs.evaluation.evaluate import config_hash, guidance, load_model, open_reference
 from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, looking_back
-from libs.generate import generate, make_plan
-from libs.images import Images
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import build_extractor
 from libs.metrics.frechet import Frechet
@@ -38,6 +37,8 @@ from libs.metrics.paired import Paired
 from libs.models import EarlyExitModel
 from libs.regimes import Regime
 from libs.run import Run, describe_machine
+from libs.sampling.generate import generate, make_plan
+from libs.sampling.images import Images
 
 FLAGS = flags.FLAGS
 POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it

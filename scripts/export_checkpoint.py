@@ -10,7 +10,7 @@ and own heads; the other layouts refuse a network that they cannot hold.
 import argparse
 from pathlib import Path
 
-from libs import weights
+from libs.checkpoints import weights
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,9 +14,9 @@ import torch
 from ml_collections import ConfigDict
 
 from configs import base
-from libs import weights
-from libs.evaluator import build_model
+from libs.checkpoints import weights
 from libs.metrics.cost import CONVENTION
+from libs.models.build import build_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

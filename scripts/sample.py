@@ -29,12 +29,12 @@ from PIL import Image
 
 import utils
 from libs import regimes
-from libs.evaluator import load_model, weights_hash
-from libs.generate import generate_batch
-from libs.images import save_png
-from libs.points import Point, points
+from libs.evaluation.evaluate import load_model, weights_hash
+from libs.evaluation.sweep import Point, points
 from libs.regimes import Regime
 from libs.run import Run, say_progress
+from libs.sampling.generate import generate_batch
+from libs.sampling.images import save_png
 
 FLAGS = flags.FLAGS
 WRITERS = 4  # threads that compress PNGs while the next batch is sampled

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 import utils
 from libs import regimes
-from libs.evaluator import load_model, time_in_turn, timing_job
-from libs.points import points
+from libs.evaluation.evaluate import load_model, time_in_turn, timing_job
+from libs.evaluation.sweep import points
 from libs.run import Run, describe_machine
 
 

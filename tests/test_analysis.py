@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from configs import digits_uvit_tiny
-from libs import analysis, regimes, weights
-from libs.evaluator import build_model
+from libs import regimes
+from libs.analysis import explain as analysis
+from libs.checkpoints import weights
 from libs.losses import LAYER_WEIGHTS
 from libs.models import ESTIMATORS
+from libs.models.build import build_model
 from scripts.analyze import analyze, gradient_flow
 from scripts.calibrate import Bench
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from configs import digits_uvit_tiny
-from libs import calibration, regimes, weights
-from libs.calibration import ALWAYS, Bins, Evidence
-from libs.denoiser import Guidance
-from libs.dense import sample_dense
-from libs.evaluator import build_model
+from libs import regimes
+from libs.analysis import calibration
+from libs.analysis.calibration import ALWAYS, Bins, Evidence
+from libs.analysis.dense import sample_dense
+from libs.checkpoints import weights
 from libs.exits import EXIT_POLICIES, oracle
-from libs.generate import generate_batch, make_plan
-from libs.samplers import SAMPLERS, State, advance
+from libs.models.build import build_model
+from libs.sampling.denoiser import Guidance
+from libs.sampling.generate import generate_batch, make_plan
+from libs.sampling.plans import SAMPLERS, State, advance
 from scripts.calibrate import calibrate
 from sde import VPLinear
 

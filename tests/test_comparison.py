@@ -12,9 +12,10 @@ import torch
 from test_points import quick
 from test_report import KEY, record
 
-from libs import comparison, evaluator
+from libs import comparison
 from libs.comparison.entries import STUDENT, difference
 from libs.comparison.findings import fastest_within, worth_of_looking
+from libs.evaluation import evaluate as evaluator
 from libs.report.verdict import BASELINES
 from scripts import compare, time_together
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from configs import base
-from libs import evaluator, regimes, trainer
+from libs import regimes, trainer
+from libs.evaluation import evaluate as evaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))

@@ -8,9 +8,9 @@ import torch
 from conftest import calibration_file, inputs, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
-from libs.denoiser import Denoiser, Guidance
 from libs.exits import EXIT_POLICIES, Look, Paired, dense_decisions, oracle, run_dense, run_with_exits
 from libs.models.backbone import Carry
+from libs.sampling.denoiser import Denoiser, Guidance
 from sde import VPLinear
 
 # One instance of every policy, with settings at which the tiny model's exits differ between images.

@@ -8,12 +8,12 @@ import torch
 from conftest import calibration_file, tiny, tiny_unet
 
 from libs.codecs import Identity
-from libs.denoiser import PAIRS, Guidance
 from libs.exits import EXIT_POLICIES
-from libs.generate import generate
-from libs.inflight import InFlight, suits
 from libs.regimes import Labels, Regime
-from libs.samplers import ddim, dpm_solver_pp_2m, euler_maruyama_sde
+from libs.sampling.denoiser import PAIRS, Guidance
+from libs.sampling.generate import generate
+from libs.sampling.inflight import InFlight, suits
+from libs.sampling.plans import ddim, dpm_solver_pp_2m, euler_maruyama_sde
 from sde import VPLinear
 
 PLANS = {
@@ -111,7 +111,7 @@ def test_what_runs_in_lockstep(run):
 
 def test_another_rows_skips_are_caught(monkeypatch, run):
     """Without slots of their own, rows that join would read one another's long skips."""
-    from libs.inflight import Pooled
+    from libs.sampling.inflight import Pooled
 
     pop = Pooled.pop
     monkeypatch.setattr(Pooled, "pop", lambda self: (pop(self)[0].roll(1, 0), pop(self)[1]))

@@ -17,14 +17,16 @@ import torch
 from PIL import Image
 from test_configs import load
 
-from libs import evaluator, regimes, report, rng, trainer, weights
+from libs import regimes, report, rng, trainer
+from libs.checkpoints import weights
 from libs.codecs import KL, ClipText
 from libs.data.coco import CocoImages
 from libs.data.features import CaptionShards, Sharded
 from libs.data.images import Images
-from libs.images import save_png
+from libs.evaluation import evaluate as evaluator
 from libs.metrics import extractors
 from libs.run import Run
+from libs.sampling.images import save_png
 from scripts import extract_features, sample
 from tests.test_codecs import SMALL, small_clip, small_file
 from tests.test_features import coco_folder, extract, hashes, picture_folder

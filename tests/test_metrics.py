@@ -11,7 +11,6 @@ from PIL import Image
 
 from libs.data.digits import Digits
 from libs.exits import Trace
-from libs.images import Images
 from libs.metrics import (
     KID,
     METRICS,
@@ -33,6 +32,7 @@ from libs.metrics import (
 from libs.metrics.kernel import kid, rbf_mmd
 from libs.metrics.paired import MAX_PSNR, psnr, ssim, window_size
 from libs.metrics.prc import precision_recall
+from libs.sampling.images import Images
 from scripts import reference_stats
 
 

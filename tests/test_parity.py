@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from libs import weights
-from libs.denoiser import Denoiser, Guidance
+from libs.checkpoints import weights
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.losses import Objective
 from libs.models import ESTIMATORS, AllExits, EarlyExitModel, UViT
 from libs.models.uvit import time_embedding
-from libs.samplers import SAMPLERS, sample
+from libs.sampling.denoiser import Denoiser, Guidance
+from libs.sampling.plans import SAMPLERS, sample
 from sde import PROCESSES, VPLinear
 from tests.golden.recipe import golden_input, golden_weights, toy_eps
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_configs import load
 
-from libs import evaluator, regimes
-from libs import points as points_module
+from libs import regimes
+from libs.evaluation import evaluate as evaluator
+from libs.evaluation import sweep as points_module
+from libs.evaluation.sweep import Method, parse, points
 from libs.exits import Refresh, Residual
-from libs.points import Method, parse, points
 from libs.report import verdict
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.points import parse
+from libs.evaluation.sweep import parse
 from scripts import questions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,11 +9,11 @@ from conftest import inputs, tiny
 from test_cost import count_macs
 from wrong import SharedResidualCalls
 
-from libs.denoiser import Denoiser, Guidance
 from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, calls, looking_back, run_dense
 from libs.exits.execute import run_outer
 from libs.metrics.cost import macs_per_image
-from libs.samplers import ddim, sample
+from libs.sampling.denoiser import Denoiser, Guidance
+from libs.sampling.plans import ddim, sample
 from sde import VPLinear
 
 PROCESS = VPLinear()

@@ -14,7 +14,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from libs.rng import SeededNoise
-from libs.samplers import SAMPLERS, State, advance, fast_orders, sample
+from libs.sampling.plans import SAMPLERS, State, advance, fast_orders, sample
 from sde import PROCESSES, DiscreteVP, VPLinear
 
 f8 = torch.float64

@@ -15,14 +15,15 @@ from test_cost import count_macs
 from test_exits import check_batch_equals_singles
 
 from configs import base, digits_unet_tiny
-from libs import regimes, weights
-from libs.denoiser import PAIRS, Denoiser, Guidance
-from libs.evaluator import build_model
+from libs import regimes
+from libs.checkpoints import weights
+from libs.evaluation.sweep import points
 from libs.exits import EXIT_POLICIES, looking_back, run_dense, run_with_exits
 from libs.exits.calls import start_calls
 from libs.models import ESTIMATORS, EarlyExitModel, UNet
+from libs.models.build import build_model
 from libs.models.unet import Bridge
-from libs.points import points
+from libs.sampling.denoiser import PAIRS, Denoiser, Guidance
 from scripts import inspect_checkpoint
 from sde import VPLinear
 

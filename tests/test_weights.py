@@ -14,13 +14,15 @@ from conftest import inputs, tiny
 from test_configs import load as load_config
 from test_training import finish, start
 
-from libs import evaluator, regimes, trainer, weights
+from libs import regimes, trainer
 from libs.build import build
-from libs.denoiser import Guidance
+from libs.checkpoints import weights
+from libs.evaluation import evaluate as evaluator
 from libs.exits import EXIT_POLICIES
-from libs.generate import generate_batch, make_plan
 from libs.models import ESTIMATORS, EarlyExitModel, Missing, UViT
 from libs.run import Run
+from libs.sampling.denoiser import Guidance
+from libs.sampling.generate import generate_batch, make_plan
 from scripts import export_checkpoint, inspect_checkpoint
 from tests.golden.recipe import golden_weights
 

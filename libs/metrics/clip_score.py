@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.images import Images
 from libs.metrics.extractors import clip_input, load_clip
 from libs.run import Run
+from libs.sampling.images import Images
 
 
 class ClipModel:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from libs.images import Images
 from libs.run import Run
+from libs.sampling.images import Images
 
 
 class ExitStatistics:

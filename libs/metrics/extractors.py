@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from libs.images import Images
 from libs.run import Run
+from libs.sampling.images import Images
 
 DIGITS_WEIGHTS = Path(__file__).with_name("digits_cnn.safetensors")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.images import Images
 from libs.metrics.extractors import Extractor
 from libs.run import Run
+from libs.sampling.images import Images
 
 REMEDY = "Make a matching reference with: python -m scripts.reference_stats"
 

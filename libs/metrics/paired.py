@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from libs.images import Images
 from libs.run import Run
+from libs.sampling.images import Images
 
 MAX_PSNR = 100.0  # dB; what identical images get instead of infinity
 

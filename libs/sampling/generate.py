@@ -10,14 +10,14 @@ import torch
 
 from libs import rng
 from libs.build import lookup
-from libs.denoiser import Denoiser, Guidance
 from libs.exits import ExitPolicy
-from libs.images import Images
-from libs.inflight import InFlight, suits
 from libs.models import EarlyExitModel
 from libs.regimes import Regime
 from libs.run import Run
-from libs.samplers import SAMPLERS, Plan, sample
+from libs.sampling.denoiser import Denoiser, Guidance
+from libs.sampling.images import Images
+from libs.sampling.inflight import InFlight, suits
+from libs.sampling.plans import SAMPLERS, Plan, sample
 from sde import Process
 
 
@@ -47,7 +47,7 @@ def generate(
 
     Image i depends on (seed, i). Whole batches are dealt to the processes in turn, so a batch holds the same images for
     any number of processes, and the images are the same to the last bit. `inflight`: where the policy allows it, images
-    do not wait for their batch (libs/inflight.py); they are the same up to rounding, in the same batches.
+    do not wait for their batch (libs/sampling/inflight.py); they are the same up to rounding, in the same batches.
     """
     if batch_size < 1:
         raise ValueError(f"sample.mini_batch_size is {batch_size}; it must be at least 1")

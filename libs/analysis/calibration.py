@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from libs.exits.stored import between
-from libs.samplers import HISTORY, Plan
+from libs.sampling.plans import HISTORY, Plan
 
 ALWAYS = 1.01  # a threshold above every uncertainty
 Part = TypeVar("Part")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from libs import weights
+from libs.checkpoints import weights
 
 
 @dataclass

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from libs.build import chosen, lookup, settings
-from libs.denoiser import Guidance
 from libs.exits import EXIT_POLICIES, ExitPolicy, check_sizes, looking_back
-from libs.generate import make_plan
 from libs.models import EarlyExitModel, Missing
 from libs.regimes import Regime
-from libs.samplers import SAMPLERS, Plan
+from libs.sampling.denoiser import Guidance
+from libs.sampling.generate import make_plan
+from libs.sampling.plans import SAMPLERS, Plan
 
 # What early exit is held against, and never recommended itself: competitors, and controls that copy a policy's depths.
 BASELINES = ("full", "fixed", "steps", "sampler", "reuse", "cache", "matched_random", "matched_static")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.denoiser import Denoiser, Guidance
 from libs.exits import EXIT_POLICIES, run_dense
-from libs.generate import generate_batch
-from libs.images import Images
+from libs.sampling.denoiser import Denoiser, Guidance
+from libs.sampling.generate import generate_batch
+from libs.sampling.images import Images
 
 
 @dataclass(frozen=True)

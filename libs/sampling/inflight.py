@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from libs import rng
-from libs.denoiser import Denoiser, Guidance
 from libs.exits import ExitPolicy, Look, Trace
 from libs.exits.calibrated import Calibrated
 from libs.exits.threshold import Threshold
-from libs.images import Images
 from libs.models import EarlyExitModel
 from libs.models.backbone import Carry
-from libs.samplers import State, advance
+from libs.sampling.denoiser import Denoiser, Guidance
+from libs.sampling.images import Images
+from libs.sampling.plans import State, advance
 
 BATCHES = 4  # on their way at once: with fewer, rows find no company; more cost memory
 START = -1  # the queue of rows whose next network call has not begun; queue k >= 0: rows that have run k layers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -16,38 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs import rng, weights
-from libs.build import chosen, lookup
-from libs.denoiser import Guidance
+from libs import rng
+from libs.checkpoints import weights
+from libs.evaluation.reference import more_metrics, real_images
+from libs.evaluation.sweep import BASELINES, Point, points
 from libs.exits import EXIT_POLICIES, Trace
-from libs.generate import generate, generate_batch, make_plan
-from libs.images import Images, save_grid
-from libs.inflight import BATCHES as IN_FLIGHT
-from libs.inflight import suits
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import Extractor, build_extractor, extract
 from libs.metrics.frechet import Frechet, Moments, Statistics, real_halves
 from libs.metrics.paired import Paired
-from libs.models import BACKBONES, ESTIMATORS, EarlyExitModel, Missing
-from libs.points import BASELINES, Point, points
-from libs.quality import more_metrics, real_images
+from libs.models import EarlyExitModel, Missing
+from libs.models.build import build_model
 from libs.regimes import Regime
 from libs.run import Run, describe_machine, say_progress
-from libs.samplers import sample
-
-
-def build_model(config) -> EarlyExitModel:
-    """The network of config.nnet with the estimator of config.uem, at initialisation."""
-    nnet = {key: value for key, value in config.nnet.items() if value is not None}
-    backbone = lookup(BACKBONES, nnet.pop("name"), "nnet.name")
-    heads, points = nnet.pop("heads"), nnet.pop("points")
-    if foreign := sorted(nnet.keys() - inspect.signature(backbone).parameters.keys()):
-        raise ValueError(
-            f"nnet.name is {config.nnet.name!r}, which has no nnet.{', nnet.'.join(foreign)}: the network is the "
-            "experiment's; take another file of configs/"
-        )
-    estimator = lookup(ESTIMATORS, config.uem.name, "uem.name")
-    return EarlyExitModel(backbone(**nnet), estimator, points=points, heads=heads, **chosen(config.uem))
+from libs.sampling.denoiser import Guidance
+from libs.sampling.generate import generate, generate_batch, make_plan
+from libs.sampling.images import Images, save_grid
+from libs.sampling.inflight import BATCHES as IN_FLIGHT
+from libs.sampling.inflight import suits
+from libs.sampling.plans import sample
 
 
 def load_model(config, run: Run) -> EarlyExitModel:

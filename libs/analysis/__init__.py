@@ -1,0 +1,1 @@
+"""What the exits do, and how to spend a budget: dense runs, calibration, figures."""

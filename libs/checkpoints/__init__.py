@@ -1,0 +1,1 @@
+"""Weight files of all known kinds, and the training state that a resumed run needs."""

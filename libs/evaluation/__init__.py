@@ -1,0 +1,1 @@
+"""Quality, cost and seconds of ways to sample, from the same seeds."""
