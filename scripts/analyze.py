@@ -25,6 +25,7 @@ from absl import flags
 import utils
 from libs import regimes, rng
 from libs.analysis import explain as analysis
+from libs.analysis import figures
 from libs.analysis.dense import sample_dense
 from libs.data import batches
 from libs.evaluation.evaluate import load_model
@@ -34,7 +35,6 @@ from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
 from libs.regimes import Regime
 from libs.run import Run
-from scripts import analysis_figures
 from scripts.calibrate import Bench, all_images, distance_of
 
 FLAGS = flags.FLAGS
@@ -269,7 +269,7 @@ def analyze(config, regime: Regime, run: Run, *, n_images: int, seed: int, n_tim
         run.say("oracle")
         found["oracle"] = oracle_statistics(bench, taus)
     run.write_json("analysis.json", found)
-    found["pictures"] = analysis_figures.draw(found, run.dir)
+    found["pictures"] = figures.draw(found, run.dir)
     return found
 
 
