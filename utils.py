@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from libs.checkpoints.weights import file_of
 from libs.exits.policy import check_certainty
-from libs.run import Run
+from libs.run import PATIENCE, Run
 
 FLAGS = flags.FLAGS
 
@@ -55,7 +55,8 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             run.accelerator.init_trackers(
                 "adaptive-depth-diffusion", flat(config.to_dict()), init_kwargs={"wandb": {"dir": directory}}
             )
-            work(config, regime(config), run)
+            with run.stopping:
+                work(config, regime(config), run)
             run.accelerator.end_training()
         except (ValueError, FileNotFoundError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -126,6 +127,7 @@ def make_accelerator(config, directory: Path) -> Accelerator:
         mixed_precision=config.mixed_precision or None,
         log_with=trackers[config.tracker],
         project_dir=directory,
+        kwargs_handlers=[PATIENCE],
     )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision is fp16, which runs on GPUs only; use bf16 or no on a CPU")

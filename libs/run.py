@@ -5,17 +5,117 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from filelock import FileLock, Timeout
 from torch import Tensor
+
+from libs import files
+
+# How long processes wait for one another before the job counts as stuck. NCCL's own 10 minutes would end a run while
+# one process computes a reference or its larger share; a process that died is noticed by the launcher at once.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(SystemExit):
+    """The job was told to stop and has; the exit code is 128 + the signal's number (143, 130, 138)."""
+
+    def __init__(self, number: int, note: str = ""):
+        super().__init__(128 + number)
+        self.note = f"stopped by {signal.Signals(number).name}: {note or 'the same command goes on from here'}"
+
+
+class Stopping:
+    """What SIGTERM, SIGINT and SIGUSR1 do to a job: end it cleanly, after the item at hand where that is asked for.
+
+    The program that owns the process switches it on; everything else is called from its loops:
+
+        with run.stopping:                              # utils.launch does this; the line about the end comes from here
+            for batch in run.stopping.between(batches): # a signal inside the body takes effect after it
+                keep(work(batch))
+
+    Outside `between` and `deferred` a signal raises `Stopped` where the program stands, as KeyboardInterrupt would, so
+    what is written there must be complete or absent (libs/files.py). A second Ctrl-C, a second or more after the first,
+    does not wait for the item. Processes stop on their own: an item of `between` may not need the others, who may have
+    stopped already. Loops whose steps all processes take together ask `agreed` instead.
+    """
+
+    def __init__(self, world: int = 1, speaks: bool = True):
+        """`world`: the number of processes that call `agreed`; `speaks`: whether this one prints the line."""
+        self.world, self.speaks = world, speaks
+        self.signal: int | None = None  # the first that came
+        self._held, self._came, self._handlers = 0, 0.0, {}
+        self._group = self._asked = None
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if isinstance(error, Stopped) and self.speaks:
+            print(error.note, file=sys.stderr, flush=True)
+
+    def _on_signal(self, number: int, frame) -> None:
+        impatient = number == signal.SIGINT and self._held and time.monotonic() - self._came > 1
+        if self.signal is not None and not impatient:
+            return  # launchers and terminals send the same signal twice
+        self.signal, self._came = self.signal or number, time.monotonic()
+        if not self._held or impatient:
+            raise Stopped(number)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the block a signal is only noted; it takes effect at the block's end."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        if self.signal and not self._held:
+            raise Stopped(self.signal)
+
+    def between(self, items: Iterable) -> Iterator:
+        """The items; a signal takes effect when the body of the loop is done with one."""
+        for item in items:
+            with self.deferred():
+                yield item
+
+    def agreed(self) -> bool:
+        """Whether to stop: the same answer in all processes, whichever of them was told, and whenever.
+
+        All processes call it once per step. One process answers at once. Of several, the flags of a step are combined
+        (gloo, on the CPU) while the next step runs, so the answer comes one step late and nobody waits for it.
+        """
+        if self.world == 1:
+            return self.signal is not None
+        if self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE.timeout)
+        before, flag = self._asked, torch.tensor([self.signal or 0])
+        maximum = torch.distributed.ReduceOp.MAX
+        self._asked = flag, torch.distributed.all_reduce(flag, maximum, group=self._group, async_op=True)
+        if before is None:
+            return False
+        flag, work = before
+        work.wait()
+        self.signal = int(flag) or self.signal
+        return bool(flag)
 
 
 class Run:
@@ -32,8 +132,10 @@ class Run:
                 "disagree. On a CPU, launch with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N, or set "
                 "--config.cpu=True"
             )
+        self.stopping = Stopping(self.world, speaks=self.is_main)
         if self.is_main:
             make_writable(self.dir)
+            self.lock = hold(self.dir)
         self.barrier()
         self.started = time.perf_counter()
 
@@ -60,10 +162,9 @@ class Run:
                 file.write(json.dumps(record) + "\n")
 
     def write_json(self, name: str, value) -> None:
+        """A JSON file in the run's directory, complete or absent."""
         if self.is_main:
-            part = self.dir / f"{name}.part"
-            part.write_text(json.dumps(value, indent=1) + "\n")
-            os.replace(part, self.dir / name)
+            files.write_json(self.dir / name, value)
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum over processes, in the tensor's own precision."""
@@ -89,6 +190,25 @@ def make_writable(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"workdir {directory} cannot be written: {error.strerror}") from error
+
+
+def hold(directory: Path) -> FileLock:
+    """Lock `directory` for this process until it ends, however it ends: two jobs would mix their files.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    lock = FileLock(directory / ".lock", timeout=0, is_singleton=True)  # one process may open a directory twice
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{directory} is in use by another process: wait for it to end, or name another directory with --workdir "
+            "(training) or --output (everything else)"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        print(f"note: {directory} cannot be locked ({error}): start no second job there", file=sys.stderr)
+    return lock
 
 
 def say_progress(iterable, total: int, label: str, run: Run, done: int = 0):

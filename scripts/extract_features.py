@@ -23,13 +23,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -42,7 +40,7 @@ from libs.data.features_npy import BATCH, Npy, plain_array
 from libs.data.imagenet import ImageNet
 from libs.data.images import Images
 from libs.data.object_arrays import object_array
-from libs.run import Run
+from libs.run import PATIENCE, Run
 
 PROMPTS = (
     "A lighthouse on a rocky coast at dusk",
@@ -386,8 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     out = options.out / options.split if options.command == "coco" else options.out
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))  # processes wait for the slowest one's shard
-    run = Run(out, Accelerator(cpu=options.cpu, kwargs_handlers=[patience]))
+    run = Run(out, Accelerator(cpu=options.cpu, kwargs_handlers=[PATIENCE]))
     text = None if options.command == "imagenet" else ClipText(path=options.clip, device=run.device)
     if options.command in ("imagenet", "coco"):
         data = open_images(options)

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    ["sde", "libs.rng", "libs.files", "libs.run", "libs.build"],
+    ["libs.files"],
+    ["sde", "libs.rng", "libs.run", "libs.build"],
     ["libs.models"],
     ["libs.exits"],
     ["libs.data", "libs.codecs", "libs.losses"],

@@ -1,0 +1,53 @@
+"""A run's directory belongs to one process, and signals end it between two items."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libs.run import Run, Stopped, Stopping
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_signal_ends_a_job_after_the_item():
+    """Catches an item that is torn in the middle, a second signal that tears the clean-up, and a wrong exit code."""
+    done, stopping = [], Stopping(speaks=False)
+    with pytest.raises(Stopped) as stopped, stopping:
+        for item in stopping.between(range(5)):
+            if item == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+            done.append(item)
+    assert done == [0, 1, 2] and stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handlers of before are back"
+
+
+def test_outside_of_items_a_signal_ends_the_job_at_once():
+    """Catches a Ctrl-C that waits for a loop which never asks."""
+    for number, code in ((signal.SIGINT, 130), (signal.SIGUSR1, 138)):
+        with pytest.raises(Stopped) as stopped, Stopping(speaks=False):
+            os.kill(os.getpid(), number)
+            pytest.fail("the signal was only noted")
+        assert stopped.value.code == code
+
+
+def test_a_directory_is_one_process(tmp_path):
+    """Two jobs in one directory would mix their files: the second is refused by name, and a dead one holds nothing."""
+    code = f"from libs.run import Run; run = Run.single({str(tmp_path)!r}); print('in', flush=True); input()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "in\n"
+    with pytest.raises(ValueError, match=f"{tmp_path} is in use by another process"):
+        Run.single(tmp_path)
+    first.kill()
+    first.wait()
+    first.stdin.close()
+    first.stdout.close()
+    Run.single(tmp_path)
