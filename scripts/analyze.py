@@ -29,7 +29,8 @@ from libs.analysis import figures
 from libs.analysis.dense import sample_dense
 from libs.data import batches
 from libs.evaluation.evaluate import load_model
-from libs.evaluation.sweep import BASELINES, points
+from libs.evaluation.families import BASELINES
+from libs.evaluation.sweep import points
 from libs.exits import EXIT_POLICIES, Trace, oracle, run_dense
 from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired

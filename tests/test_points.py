@@ -11,7 +11,6 @@ from libs.evaluation import evaluate as evaluator
 from libs.evaluation import sweep as points_module
 from libs.evaluation.sweep import Method, parse, points
 from libs.exits import Refresh, Residual
-from libs.report import verdict
 
 
 def quick(**settings):
@@ -129,6 +128,8 @@ def test_evaluation_of_a_sweep(run, tmp_path):
     assert not any(r["recommended"] for name, r in records.items() if name in ("reuse", "cache", "sampler"))
 
 
-def test_evaluation_and_report_agree_on_baselines():
-    """Catches a competitor that the evaluation does not recommend but the report praises as early exit."""
-    assert points_module.BASELINES == verdict.BASELINES
+def test_thresholds_that_differ_late_are_two_points():
+    """Catches certainties that agree in six digits under one name, so that one of them overwrites the other."""
+    labels = {points_module.Method("threshold", {"certainty": value}).label for value in (0.9999991, 0.9999992, 0.98)}
+    assert len(labels) == 3 and "threshold 0.98" in labels
+    assert points_module.Method("power", {"exponent": 3.0}).label == "power exponent 3"

@@ -17,8 +17,9 @@ import torch
 
 from libs import rng
 from libs.checkpoints import weights
+from libs.evaluation.families import BASELINES
 from libs.evaluation.reference import more_metrics, real_images
-from libs.evaluation.sweep import BASELINES, Point, points
+from libs.evaluation.sweep import Point, points
 from libs.exits import EXIT_POLICIES, Trace
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import Extractor, build_extractor, extract

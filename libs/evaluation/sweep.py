@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from libs.build import chosen, lookup, settings
+from libs.evaluation.families import BASELINES
 from libs.exits import EXIT_POLICIES, ExitPolicy, check_sizes, looking_back
 from libs.models import EarlyExitModel, Missing
 from libs.regimes import Regime
 from libs.sampling.denoiser import Guidance
 from libs.sampling.generate import make_plan
 from libs.sampling.plans import SAMPLERS, Plan
-
-# What early exit is held against, and never recommended itself: competitors, and controls that copy a policy's depths.
-BASELINES = ("full", "fixed", "steps", "sampler", "reuse", "cache", "matched_random", "matched_static")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Method:
         """`threshold 0.98, residual, refresh 4`: a certainty needs no name, everything else has one."""
         name = "full depth" if self.policy == "full" else self.policy
         for key, value in self.settings.items():
-            value = source(value) if key == "path" else f"{value:g}" if isinstance(value, float) else value
+            value = source(value) if key == "path" else plain(value) if isinstance(value, float) else value
             name += f" {value}" if key == "certainty" else f" {key} {value}"
         parts = [name] + ["residual"] * self.residual + [f"refresh {self.refresh}"] * (self.refresh > 0)
         if self.pair:
@@ -76,6 +74,11 @@ class Method:
         if self.steps:
             parts.append(f"{self.steps} steps")
         return " ".join(parts) if parts == ["full depth", f"{self.steps} steps"] else ", ".join(parts)
+
+
+def plain(value: float) -> str:
+    """The shortest text that reads back as `value`: thresholds that differ anywhere are two points."""
+    return repr(value).removesuffix(".0")
 
 
 def source(path: str) -> str:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from libs.evaluation.families import BASELINES
 from libs.report.read import Exits, Point, Uncertainty
 from libs.report.text import duration, percent, point_name, quality_word, series_name, sig
 
 TOLERANCE = 0.10  # "as good as full depth" allows a distance this much larger
-# what early exit is held against: nothing is decided, features are reused, or a policy's depths are copied
-BASELINES = ("full", "fixed", "steps", "sampler", "reuse", "cache", "matched_random", "matched_static")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,8 @@
+"""Families of evaluated points, by what they may claim: read by the evaluation and, without torch, by the report."""
+
+# All layers at every call that is made: fewer calls, better placed ones, another solver. The rival of every speed-up.
+PLAIN = ("full", "steps", "plain", "sampler")
+# Copies of another policy's depths that do not look at the images: they need that policy.
+CONTROLS = ("matched_random", "matched_static")
+# What early exit is held against, and never recommended itself: nothing is decided, features are reused, or copied.
+BASELINES = (*PLAIN, "fixed", "reuse", "cache", *CONTROLS)
