@@ -33,7 +33,8 @@ class Estimate:
 
     def map(self, function) -> Estimate:
         """The estimate on another scale, by an increasing function."""
-        return Estimate(function(self.mean), *(None if x is None else function(x) for x in (self.low, self.high)), self.n)
+        low, high = (None if bound is None else function(bound) for bound in (self.low, self.high))
+        return Estimate(function(self.mean), low, high, self.n)
 
 
 def estimate(values: Iterable[float]) -> Estimate:
