@@ -65,10 +65,11 @@ def config(backbone: str = "uvit") -> ConfigDict:
     c.autoencoder = settings(KL, omit=("device",))  # latent models only
     c.clip = settings(ClipText, omit=("device",))  # text-to-image only
 
-    c.sample = menu(SAMPLERS, "euler_maruyama_sde", omit=("steps",))
+    c.sample = menu(SAMPLERS, "euler_maruyama_sde", omit=("steps", "grid"))
     c.sample.algorithm = c.sample.name  # U-ViT's key
     del c.sample.name
     c.sample.sample_steps = 1_000  # network evaluations
+    c.sample.grid = ""  # time_uniform | logsnr | power:2 | karras:7 | times or a file of them; "" = as published
     c.sample.n_samples = 50_000  # images per seed in an evaluation
     c.sample.mini_batch_size = 500
     c.sample.scale = 0.0  # guidance: eps = cond + scale (cond - null)

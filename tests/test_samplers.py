@@ -20,6 +20,8 @@ from sde import PROCESSES, DiscreteVP, VPLinear
 f8 = torch.float64
 STOCHASTIC = {"euler_maruyama_sde", "ddpm", "sde_dpm_solver_pp_2m"}
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+GRIDS = ("time_uniform", "power:2.5", "logsnr", "karras:7")
+every_grid = pytest.mark.parametrize("grid", GRIDS)
 every_process = pytest.mark.parametrize("process", [build() for build in PROCESSES.values()], ids=list(PROCESSES))
 
 
@@ -88,6 +90,77 @@ def test_nfe_is_steps(name, process):
         assert plan.table.isfinite().all()
 
 
+@every_process
+@every_sampler
+@every_grid
+def test_every_solver_takes_every_grid(grid, name, process):
+    """Catches a solver that drops sample.grid, makes more or fewer calls on it, or calls at times without a network."""
+    zero = name in ("ddpm", "ddim", "euler_maruyama_sde", "euler_maruyama_ode")
+    for steps in (1, 2, 7, 12):
+        plan = SAMPLERS[name](process, steps=steps, grid=grid)
+        assert plan.nfe == steps and plan.t[0] == 1 and (plan.t.diff() < 0).all() and plan.table.isfinite().all()
+        assert plan.t[-1] >= process.t_min * (1 - 1e-9)
+    places = {
+        g: SAMPLERS[name](process, steps=7, grid=g).t for g in ("time_uniform", "power:2.5", "logsnr", "karras:7")
+    }
+    assert all(g == grid or not torch.allclose(t, places[grid]) for g, t in places.items())
+    nodes = [1.0, 0.8, 0.5, 0.3, 0.15, 0.05, 0.01, 0.0 if zero else 0.002]
+    plan = SAMPLERS[name](process, steps=7, grid=",".join(map(str, nodes)))
+    assert plan.t.tolist() == nodes[:-1]
+
+
+def test_named_grids_are_their_formulas():
+    """Catches p or rho at the wrong end: written again, number by number."""
+    process, n = VPLinear(), 6
+    noise, data = (math.exp(-linear_schedule(t)[2]) for t in (1.0, 1e-3))
+    want = {
+        "time_uniform": [1 + (1e-3 - 1) * i / n for i in range(n)],
+        "power:2.5": [1e-3 + (1 - 1e-3) * (1 - i / n) ** 2.5 for i in range(n)],
+        "power": [1e-3 + (1 - 1e-3) * (1 - i / n) ** 2 for i in range(n)],
+        "logsnr": [time_of(-math.log(noise) + (math.log(noise) - math.log(data)) * i / n) for i in range(n)],
+        "karras:3": [
+            time_of(-3 * math.log(noise ** (1 / 3) * (1 - i / n) + data ** (1 / 3) * i / n)) for i in range(n)
+        ],
+    }
+    for grid, t in want.items():
+        got = SAMPLERS["dpm_solver_pp_2m"](process, steps=n, grid=grid).t
+        torch.testing.assert_close(got, torch.tensor(t, dtype=f8), rtol=0, atol=1e-9)
+    quadratic = SAMPLERS["ddim"](process, steps=n, grid="power:2").t
+    torch.testing.assert_close(quadratic, torch.tensor([(1 - i / n) ** 2 for i in range(n)], dtype=f8))
+
+
+def test_times_from_a_file(tmp_path):
+    """Catches a file that is read in one of its forms only, and one that cannot be."""
+    path, want = tmp_path / "times", [1.0, 0.5, 0.01]
+    for text in ("1 0.5\n0.01\n", "1, 0.5, 0.01", "[1, 0.5, 0.01]"):
+        path.write_text(text)
+        assert SAMPLERS["dpm_solver"](VPLinear(), steps=2, grid=str(path)).t.tolist() == want[:2]
+    path.write_text("one half")
+    with pytest.raises(ValueError, match="sample.grid is .*times.*half|one"):
+        SAMPLERS["ddim"](VPLinear(), steps=2, grid=str(path))
+
+
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ("powr:2", "'powr:2'.*time_uniform, power"),
+        ("power:-1", "'power:-1'.*above 0"),
+        ("karras:x", "'karras:x'.*above 0"),
+        ("logsnr:2", "logsnr has no parameter"),
+        ("1,0.5", "2 times; 5 calls .* need 6"),
+        ("0.9,0.8,0.7,0.5,0.4,0.3", "fall from 1"),
+        ("1,0.8,0.9,0.5,0.4,0.3", "fall from 1"),
+        ("1,0.8,0.7,0.5,0.4,0", "fall from 1 to 0.0001"),
+        ("1,0.8,0.7,0.5,0.4,nan", "fall from 1"),
+        ("1,0.8,0.7,0.5,0.4,x", "could not convert"),
+    ],
+)
+def test_bad_grids_are_refused(grid, message):
+    """Catches a grid that silently is another one."""
+    with pytest.raises(ValueError, match=message):
+        SAMPLERS["dpm_solver_pp_2m"](VPLinear(), steps=5, grid=grid)
+
+
 def test_fast_orders():
     """Catches a remainder spent on the wrong order, or a first step of order 1."""
     assert fast_orders(50, 3) == [3] * 16 + [2]
@@ -126,6 +199,9 @@ def test_released_grids():
         ("euler_maruyama_ode", "vp_linear", {"steps": 5, "t_end": 1.0}, "t_end is 1.0"),
         ("dpm_solver", "vp_linear", {"steps": 5, "order": 4}, "order is 4.*1, 2 or 3"),
         ("dpm_solver_pp_2m", "vp_linear", {"steps": 5, "skip": "karras"}, "skip is 'karras'.*time_uniform or logsnr"),
+        ("dpm_solver_pp_2m", "vp_linear", {"steps": 5, "skip": "logsnr", "grid": "power"}, "skip is 'logsnr' and"),
+        ("dpm_solver", "vp_linear", {"steps": 1, "t_end": 0.1, "grid": "1,0.1"}, "t_end is 0.1 and sample.grid"),
+        ("ddim", "sd", {"steps": 2, "grid": "1,0.0001,0"}, "steps is 2.*last call would be at"),
     ],
 )
 def test_bad_settings_are_refused(name, process, settings, message):
@@ -171,6 +247,12 @@ def final_error(process, plan, t_end, rows):
 # The remainder of "fast" is one last step of order 1 (local error h^2) unless steps % 3 == 2 (order 2, local h^3).
 ORDERS = [
     ("ddim", {}, 0, 1),
+    ("ddim", {"grid": "power:1.1"}, 0, 1),
+    *(
+        (name, {"grid": grid}, extra, order)
+        for grid in GRIDS
+        for name, extra, order in (("dpm_solver_pp_2m", 0, 2), ("dpm_solver_pp", 2, 3), ("dpm_solver", 2, 3))
+    ),
     *((name, {"order": 1}, 0, 1) for name in ("dpm_solver", "dpm_solver_pp")),
     *((name, {"order": 2}, 0, 2) for name in ("dpm_solver", "dpm_solver_pp")),
     *(
@@ -241,6 +323,8 @@ def exact_moments(process, plan, rows, mean, std):
         ("ddim", {"eta": 0.5}, 0.0, 1),
         ("sde_dpm_solver_pp_2m", {"t_end": 0.1}, 0.1, 2),
         ("sde_dpm_solver_pp_2m", {"t_end": 0.1, "skip": "logsnr"}, 0.1, 2),
+        ("sde_dpm_solver_pp_2m", {"t_end": 0.1, "grid": "power:2"}, 0.1, 2),
+        ("ddpm", {"grid": "power:1.1"}, 0.0, 1),
     ],
 )
 def test_order_of_the_variance(name, options, t_end, order, process):

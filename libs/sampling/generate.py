@@ -26,7 +26,7 @@ def make_plan(process: Process, config_sample, steps: int | None = None, algorit
     algorithm = algorithm or config_sample.algorithm
     builder = lookup(SAMPLERS, algorithm, "sample.algorithm")
     options = dict(config_sample.get(algorithm) or {})
-    return builder(process, steps=steps or config_sample.sample_steps, **options)
+    return builder(process, steps=steps or config_sample.sample_steps, grid=config_sample.get("grid") or "", **options)
 
 
 def generate(

@@ -18,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from libs.rng import SeededNoise, positions
+from libs.sampling.grids import named, times, times_to_zero
 from sde import Process
 
 HISTORY = 3  # the longest memory: DPM-Solver-3 combines the outputs at s and at its two interior points
@@ -127,22 +129,28 @@ def sample(
 # ---- Euler-Maruyama ------------------------------------------------------------------------------------------------
 
 
-def euler_maruyama_sde(process: Process, *, steps: int, t_end: float | None = None) -> Plan:
+def euler_maruyama_sde(process: Process, *, steps: int, t_end: float | None = None, grid: str = "") -> Plan:
     """The reverse SDE dx = [-beta x / 2 - beta score] dt + sqrt(beta) dw, score = -eps / sigma (SDE, eq. 6).
 
-    `steps` nodes uniform in time from 1 to `t_end` (default 1e-3), then 0; the last step, t_end to 0, adds no noise.
+    `steps` nodes from 1 to `t_end` (default 1e-3; published: uniform in time), then 0; the last step, t_end to 0, adds
+    no noise.
     """
-    return euler(process, steps, t_end, sde=True)
+    return euler(process, steps, t_end, grid, sde=True)
 
 
-def euler_maruyama_ode(process: Process, *, steps: int, t_end: float | None = None) -> Plan:
+def euler_maruyama_ode(process: Process, *, steps: int, t_end: float | None = None, grid: str = "") -> Plan:
     """The probability flow ODE dx/dt = -beta x / 2 - beta score / 2 (SDE, eq. 13) on the nodes of the SDE's solver."""
-    return euler(process, steps, t_end, sde=False)
+    return euler(process, steps, t_end, grid, sde=False)
 
 
-def euler(process: Process, steps: int, t_end: float | None, sde: bool) -> Plan:
-    t_end = check(process, steps, t_end, default=1e-3)
-    nodes = torch.cat([torch.linspace(1, t_end, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+def euler(process: Process, steps: int, t_end: float | None, grid: str, sde: bool) -> Plan:
+    """x' = (1 - beta dt/2) x + (beta dt / sigma) eps + sqrt(-beta dt) z; the ODE has half the second term and no z."""
+    t_end = check(process, steps, t_end, default=1e-3, grid=grid)
+    if grid and named(grid)[0] is None:
+        nodes = times_to_zero(process, steps, grid)
+    else:
+        nodes = torch.cat([times(process, steps - 1, t_end, grid or "time_uniform"), torch.zeros(1).double()])
+    callable_from(process, nodes, steps, grid)
     t, dt = nodes[:-1], nodes.diff()  # dt < 0
     beta, rows = process.beta(t), []
     for i, (ca, cm) in enumerate(zip(1 - beta * dt / 2, beta / process.sigma(t) * dt, strict=True)):
@@ -154,18 +162,17 @@ def euler(process: Process, steps: int, t_end: float | None, sde: bool) -> Plan:
 # ---- DDPM and DDIM -------------------------------------------------------------------------------------------------
 
 
-def ddim(process: Process, *, steps: int, eta: float = 0.0) -> Plan:
+def ddim(process: Process, *, steps: int, eta: float = 0.0, grid: str = "") -> Plan:
     """DDIM, eq. 12 and 16: x' = alpha_t x0 + sqrt(sigma_t^2 - v^2) eps + v z, v = eta times DDPM's posterior deviation.
 
-    Nodes uniform in time from 1 to 0; the network is called at 1, ..., 1/steps, and the last step returns its x0.
+    Published: nodes uniform in time from 1 to 0; the network is called at 1, ..., 1/steps, and the last step returns
+    its x0.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must lie in [0, 1], 0 for no noise and 1 for DDPM's")
     check(process, steps)
-    if 1 / steps < process.t_min * (1 - 1e-9):
-        most = round(1 / process.t_min)
-        raise ValueError(f"steps is {steps}; this process ends at t = {process.t_min:g}, so at most {most} steps fit")
-    nodes = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    nodes = times_to_zero(process, steps, grid or "time_uniform")
+    callable_from(process, nodes, steps, grid)
     log_alpha, sigma = process.log_alpha(nodes), process.sigma(nodes)
     rows = []
     for i in range(steps):
@@ -176,7 +183,7 @@ def ddim(process: Process, *, steps: int, eta: float = 0.0) -> Plan:
     return plan_of(rows)
 
 
-def ddpm(process: Process, *, steps: int, variance: str = "posterior") -> Plan:
+def ddpm(process: Process, *, steps: int, variance: str = "posterior", grid: str = "") -> Plan:
     """Ancestral sampling (DDPM, eq. 6-7): DDIM with eta = 1.
 
     `variance` of the noise: "posterior", or "beta", the larger variance 1 - (alpha_s / alpha_t)^2 of the forward step,
@@ -184,7 +191,7 @@ def ddpm(process: Process, *, steps: int, variance: str = "posterior") -> Plan:
     """
     if variance not in ("posterior", "beta"):
         raise ValueError(f"variance is {variance!r}; it must be posterior or beta")
-    plan = ddim(process, steps=steps, eta=1.0)
+    plan = ddim(process, steps=steps, eta=1.0, grid=grid)
     if variance == "beta":
         plan.cz[:-1] = torch.sqrt(-torch.expm1(-2 * plan.ca[:-1].log()))  # ca = alpha_t / alpha_s
     return plan
@@ -193,15 +200,18 @@ def ddpm(process: Process, *, steps: int, variance: str = "posterior") -> Plan:
 # ---- DPM-Solver and DPM-Solver++ -----------------------------------------------------------------------------------
 
 
-def dpm_solver(process: Process, *, steps: int, order: int = 3, t_end: float | None = None) -> Plan:
+def dpm_solver(process: Process, *, steps: int, order: int = 3, t_end: float | None = None, grid: str = "") -> Plan:
     """DPM-Solver "fast" (section 3.4): single steps of order <= 3 in noise prediction.
 
-    Steps are uniform in lam from 1 to `t_end` (default 1e-4); interior points at r = 1/2 or 1/3, 2/3 of a step. The
-    remainder of `steps` is spent on lower orders at the end, so that exactly `steps` evaluations are made.
+    Published: steps uniform in lam from 1 to `t_end` (default 1e-4), interior points at r = 1/2 or 1/3, 2/3 of a step.
+    On any other grid the interior points are nodes, as in dpm_solver_pp. The remainder of `steps` is spent on lower
+    orders at the end, so that exactly `steps` evaluations are made.
     """
-    t_end = check(process, steps, t_end, default=1e-4)
+    t_end = check(process, steps, t_end, default=1e-4, grid=grid)
     orders = fast_orders(steps, order)
-    ends = nodes(process, len(orders), t_end, "logsnr")
+    if grid:
+        return singlestep(process, spans_of(times(process, steps, t_end, grid), orders), data=False)
+    ends = times(process, len(orders), t_end, "logsnr")
     lam, spans = process.lam(ends), []
     for i, k in enumerate(orders):
         interior = process.t_of_lam(torch.lerp(lam[i], lam[i + 1], torch.arange(1, k, dtype=torch.float64) / k))
@@ -209,18 +219,21 @@ def dpm_solver(process: Process, *, steps: int, order: int = 3, t_end: float | N
     return singlestep(process, spans, data=False)
 
 
-def dpm_solver_pp(process: Process, *, steps: int, order: int = 3, t_end: float | None = None) -> Plan:
+def dpm_solver_pp(process: Process, *, steps: int, order: int = 3, t_end: float | None = None, grid: str = "") -> Plan:
     """DPM-Solver++ "fast": single steps of order <= 3 in data prediction (DPM-Solver++).
 
-    `steps` + 1 nodes uniform in time from 1 to `t_end` (default 1e-3). A step of order k spans k intervals, and its
-    interior points are the nodes in between, so its r1, r2 vary with the schedule.
+    `steps` + 1 nodes from 1 to `t_end` (default 1e-3), published: uniform in time. A step of order k spans k intervals,
+    and its interior points are the nodes in between, so its r1, r2 vary with the schedule.
     """
-    t_end = check(process, steps, t_end, default=1e-3)
-    grid, spans, i = nodes(process, steps, t_end, "time_uniform"), [], 0
-    for k in fast_orders(steps, order):
-        spans.append(grid[i : i + k + 1])
-        i += k
-    return singlestep(process, spans, data=True)
+    t_end = check(process, steps, t_end, default=1e-3, grid=grid)
+    nodes = times(process, steps, t_end, grid or "time_uniform")
+    return singlestep(process, spans_of(nodes, fast_orders(steps, order)), data=True)
+
+
+def spans_of(nodes: Tensor, orders: Sequence[int]) -> list[Tensor]:
+    """The nodes (steps + 1,) of every step: one of order k has k + 1 and begins where the last one ended."""
+    ends = [0, *accumulate(orders)]
+    return [nodes[start : end + 1] for start, end in pairwise(ends)]
 
 
 def fast_orders(steps: int, order: int) -> list[int]:
@@ -273,13 +286,15 @@ def dpm_solver_pp_2m(
     skip: str = "time_uniform",
     lower_order_final: bool = True,
     t_end: float | None = None,
+    grid: str = "",
 ) -> Plan:
     """DPM-Solver++(2M) (DPM-Solver++, algorithm 2): second order with one evaluation per step, in data prediction.
 
-    `skip` places the nodes from 1 to `t_end` (default 1e-3): "time_uniform" or "logsnr". `lower_order_final` makes the
-    last step first order: near the data lam moves fast, and with up to 50 steps uniform in time this halves the error.
+    Nodes run from 1 to `t_end` (default 1e-3); `skip` is the older name of `grid` and knows time_uniform and logsnr.
+    `lower_order_final` makes the last step first order: near the data lam moves fast, and with up to 50 steps uniform
+    in time this halves the error.
     """
-    return multistep(process, steps, skip, lower_order_final, t_end, sde=False)
+    return multistep(process, steps, grid_of(skip, grid), lower_order_final, t_end, sde=False)
 
 
 def sde_dpm_solver_pp_2m(
@@ -289,19 +304,30 @@ def sde_dpm_solver_pp_2m(
     skip: str = "time_uniform",
     lower_order_final: bool = True,
     t_end: float | None = None,
+    grid: str = "",
 ) -> Plan:
     """SDE-DPM-Solver++(2M), the stochastic form of dpm_solver_pp_2m (DPM-Solver++), with the same options."""
-    return multistep(process, steps, skip, lower_order_final, t_end, sde=True)
+    return multistep(process, steps, grid_of(skip, grid), lower_order_final, t_end, sde=True)
 
 
-def multistep(process: Process, steps: int, skip: str, lower_order_final: bool, t_end: float | None, sde: bool) -> Plan:
+def grid_of(skip: str, grid: str) -> str:
+    if skip not in ("time_uniform", "logsnr"):
+        raise ValueError(f"skip is {skip!r}; it must be time_uniform or logsnr; sample.grid knows more")
+    if grid and skip != "time_uniform":
+        raise ValueError(
+            f"skip is {skip!r} and sample.grid is {grid!r}; a sampler has one grid, so set sample.grid alone"
+        )
+    return grid or skip
+
+
+def multistep(process: Process, steps: int, grid: str, lower_order_final: bool, t_end: float | None, sde: bool) -> Plan:
     """x_t = sigma_t/sigma_s x - alpha_t (e^{-h} - 1) D, D = m_s + (m_s - m_before) h / (2 h_before).
 
     The stochastic form has e^{-h} sigma_t/sigma_s, e^{-2h} - 1, and adds sigma_t sqrt(1 - e^{-2h}) z.
     """
-    t_end = check(process, steps, t_end, default=1e-3)
-    grid = nodes(process, steps, t_end, skip)
-    alpha, sigma, lam = process.alpha(grid), process.sigma(grid), process.lam(grid)
+    t_end = check(process, steps, t_end, default=1e-3, grid=grid)
+    nodes = times(process, steps, t_end, grid)
+    alpha, sigma, lam = process.alpha(nodes), process.sigma(nodes), process.lam(nodes)
     h, rows = lam.diff(), []  # (steps,)
     for i in range(steps):
         first = -alpha[i + 1] * torch.expm1(-2 * h[i] if sde else -h[i])
@@ -309,7 +335,7 @@ def multistep(process: Process, steps: int, skip: str, lower_order_final: bool, 
         slope = first * h[i] / h[i - 1] / 2 if multi else 0.0
         ca = sigma[i + 1] / sigma[i] * (torch.exp(-h[i]) if sde else 1)
         cz = sigma[i + 1] * torch.sqrt(-torch.expm1(-2 * h[i])) if sde else 0
-        rows.append(Row(grid[i], ca, (0, -slope, first + slope), cz=cz, x0=(alpha[i], sigma[i])))
+        rows.append(Row(nodes[i], ca, (0, -slope, first + slope), cz=cz, x0=(alpha[i], sigma[i])))
     return plan_of(rows)
 
 
@@ -341,6 +367,8 @@ class Row:
 
 
 def plan_of(rows: Sequence[Row]) -> Plan:
+    """The rows as columns: px x + pm eps is (x - sigma eps) / alpha where a row remembers x0, and eps elsewhere."""
+
     def column(values) -> Tensor:
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
@@ -355,19 +383,7 @@ def plan_of(rows: Sequence[Row]) -> Plan:
     )
 
 
-def nodes(process: Process, n: int, t_end: float, skip: str) -> Tensor:
-    """n + 1 times from 1 down to t_end, uniform in time or in lam."""
-    if skip == "time_uniform":
-        return torch.linspace(1, t_end, n + 1, dtype=torch.float64)
-    if skip == "logsnr":
-        start, end = process.lam(torch.tensor([1, t_end], dtype=torch.float64)).tolist()
-        grid = process.t_of_lam(torch.linspace(start, end, n + 1, dtype=torch.float64))
-        grid[0], grid[-1] = 1, t_end  # without the rounding of the inverse
-        return grid
-    raise ValueError(f"skip is {skip!r}; it must be time_uniform or logsnr")
-
-
-def check(process: Process, steps: int, t_end: float | None = None, default: float = 0.0) -> float:
+def check(process: Process, steps: int, t_end: float | None = None, default: float = 0.0, grid: str = "") -> float:
     """Refuse what no solver can do; returns where to stop: t_end, or the default as far as the process reaches."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; a sampler needs at least 1 network evaluation")
@@ -375,4 +391,16 @@ def check(process: Process, steps: int, t_end: float | None = None, default: flo
         return max(default, process.t_min)
     if not process.t_min * (1 - 1e-9) <= t_end < 1:
         raise ValueError(f"t_end is {t_end}; for this process it must lie in [{process.t_min:g}, 1)")
+    if grid and named(grid)[0] is None:
+        raise ValueError(f"t_end is {t_end} and sample.grid is {grid!r}, whose times end where the sampler stops")
     return t_end
+
+
+def callable_from(process: Process, nodes: Tensor, steps: int, grid: str) -> None:
+    """Refuse nodes (steps + 1,) whose last call lies below the times that the process knows."""
+    last, least = float(nodes[-2]), process.t_min
+    if last < least * (1 - 1e-9):
+        fit = "" if grid else f", so at most {round(1 / least)} steps fit"
+        raise ValueError(
+            f"steps is {steps}; this process ends at t = {least:g}{fit}; the last call would be at {last:g}"
+        )
