@@ -7,7 +7,6 @@ replaces its record and leaves the others, and every record says by itself what 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -21,12 +20,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from libs.models import EarlyExitModel
-from libs.models.build import build_model
+from libs.files import write_json
+from libs.models import BACKBONES, ESTIMATORS, EarlyExitModel
+from libs.models.uvit import SIZES
 from libs.run import describe_machine
 
-RESULTS = Path(__file__).parent / "results"
-CONFIGS = {"tiny": "digits_uvit_tiny", "S/2": "cifar10_uvit_small", "L/2": "imagenet256_uvit_large"}
+RESULTS = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+# The networks of the digits, of CIFAR-10 and of ImageNet 256, and one between them; no config is read, so that the
+# benchmarks run where ml_collections is not installed.
+NETWORKS = {
+    "tiny": dict(
+        img_size=8,
+        patch_size=2,
+        in_chans=1,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        num_classes=10,
+        conv=False,
+        attention="math",
+    ),
+    "mid": dict(img_size=32, patch_size=2, in_chans=3, embed_dim=256, depth=8, num_heads=8),
+    "S/2": dict(img_size=32, patch_size=2, in_chans=3, **SIZES["S"]),
+    "L/2": dict(img_size=32, patch_size=2, in_chans=4, num_classes=1001, **SIZES["L"]),
+}
+OWN_HEADS = ("tiny",)
 LONG = 5.0  # seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,7 +52,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def parser(doc: str, sizes: Sequence[str] = ("tiny", "S/2"), batches: Sequence[int] = ()) -> argparse.ArgumentParser:
     """The arguments that all benchmarks know."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--sizes", nargs="+", choices=tuple(CONFIGS), default=list(sizes))
+    found.add_argument("--sizes", nargs="+", choices=tuple(NETWORKS), default=list(sizes))
     found.add_argument("--batches", nargs="+", type=int, metavar="N", default=list(batches))
     found.add_argument("--rounds", type=int, metavar="N", default=50, help="at most; default: 50")
     found.add_argument("--least", type=int, metavar="N", default=3, help="rounds however long they take; default: 3")
@@ -44,16 +62,16 @@ def parser(doc: str, sizes: Sequence[str] = ("tiny", "S/2"), batches: Sequence[i
     return found
 
 
-def make_config(size: str, **nnet):
-    config = importlib.import_module(f"configs.{CONFIGS[size]}").get_config()
-    config.nnet.update(nnet)
-    return config
-
-
 def make_model(size: str, device: str, **nnet) -> EarlyExitModel:
     """A model of a published experiment's size at random weights, on `device`, for sampling."""
+    return make_trainable(size, device, **nnet).eval().requires_grad_(False)
+
+
+def make_trainable(size: str, device: str, **nnet) -> EarlyExitModel:
     torch.manual_seed(0)
-    model = build_model(make_config(size, **nnet)).to(device).eval().requires_grad_(False)
+    backbone = BACKBONES["uvit"](**NETWORKS[size] | nnet)
+    heads = "own" if size in OWN_HEADS else "shared"
+    model = EarlyExitModel(backbone, ESTIMATORS["linear"], heads=heads).to(device)
     model.copy_heads()
     return model
 
@@ -184,11 +202,9 @@ def table(rows: Sequence[Sequence[object]]) -> None:
 
 def save(name: str, device: str, cases: dict[str, dict]) -> None:
     """Put the cases into the benchmark's result file and print them as the last line."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}-{device}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     stamped = {case: {**record, "machine": machine(device)} for case, record in cases.items()}
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(stored | stamped, indent=1) + "\n")
-    os.replace(part, path)
+    write_json(path, stored | stamped)
     print(json.dumps({"benchmark": name, "file": path.name, "cases": stamped}))

@@ -1,5 +1,6 @@
 """How much of a GPU's arithmetic a full-depth network call uses: model FLOPs utilisation (MFU).
 
+    python -m benchmarks.mfu --dtype bf16                   # the peak of common cards is known
     python -m benchmarks.mfu --dtype bf16 --peak 989        # peak: the vendor's dense TFLOP/s for this format
 
 Counts 2 FLOPs per multiply-accumulate of the network (libs/metrics/cost.py) and divides by the time and the peak.
@@ -11,11 +12,49 @@ import torch
 
 from benchmarks.common import autocast, in_turn, make_inputs, make_model, middle, parser, save, table
 
+# Dense bf16 TFLOP/s from the vendors' data sheets, by a part of the name that CUDA reports; the first match counts.
+PEAKS = {
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H200": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10": 125,
+    "RTX 4090": 165,
+}
+
+
+def peak_of(device: str, dtype: str, given: float | None) -> float:
+    """TFLOP/s to divide by: `given`, or what is known of the card in bf16 and fp16.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if given is not None:
+        if not 0 < given < float("inf"):
+            raise ValueError(f"--peak is {given}; it must be a positive number of TFLOP/s")
+        return given
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    known = [peak for part, peak in PEAKS.items() if part in name]
+    if dtype == "fp32" or not known:
+        raise ValueError(f"the peak of {name} in {dtype} is not known; give the dense TFLOP/s with --peak (PEAK=...)")
+    return known[0]
+
 
 def main() -> None:
     arguments = parser(__doc__, sizes=("S/2", "L/2"), batches=(1, 8, 64, 256))
-    arguments.add_argument("--peak", type=float, required=True, metavar="TFLOPS", help="of the device, dense")
+    arguments.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device, dense; known for common cards")
+    arguments.add_argument("--check", action="store_true", help="only say the peak, or why there is none")
     options = arguments.parse_args()
+    try:
+        options.peak = peak_of(options.device, options.dtype, options.peak)
+    except ValueError as error:
+        arguments.error(str(error))
+    if options.check:
+        print(f"peak: {options.peak:g} TFLOP/s")
+        return
     cases, rows = {}, [("case", "seconds", "images/s", "TFLOP/s", "MFU")]
     for size in options.sizes:
         model = make_model(size, options.device)

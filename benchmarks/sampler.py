@@ -19,7 +19,6 @@ import torch
 from benchmarks.common import (
     autocast,
     in_turn,
-    make_config,
     make_inputs,
     make_model,
     middle,
@@ -57,14 +56,15 @@ def make_run(folder: str, device: str) -> Run:
     return Run(folder, Accelerator())
 
 
-def measure(model, size: str, batch: int, run: Run, options: argparse.Namespace) -> dict:
-    config = make_config(size)
+def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
+    backbone = model.backbone
+    shape = (backbone.channels, backbone.img_size, backbone.img_size)
     regime = Regime(
-        shape=(config.nnet.in_chans, config.nnet.img_size, config.nnet.img_size),
-        image_shape=(config.nnet.in_chans, config.nnet.img_size, config.nnet.img_size),
+        shape=shape,
+        image_shape=shape,
         process=VPLinear(),
         codec=Raw(),
-        conditions=Labels(model.backbone.num_classes, has_null=False),
+        conditions=Labels(backbone.num_classes, has_null=False),
         dataset=None,
     )
     n = options.factor * batch
@@ -138,7 +138,7 @@ def main() -> None:
             spread_exits(model, x, time, cond)
             for batch in options.batches:
                 case = f"{size} batch {batch} {options.dtype}, {options.steps} steps"
-                cases[case] = measure(model, size, batch, run, options)
+                cases[case] = measure(model, batch, run, options)
                 for way, record in cases[case].items():
                     speed = record["speed_up"]
                     rows.append(

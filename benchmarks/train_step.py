@@ -20,10 +20,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.common import autocast, in_turn, make_config, middle, parser, ratios, save, table
+from benchmarks.common import autocast, in_turn, make_trainable, middle, parser, ratios, save, table
 from libs.losses import Objective
-from libs.models.build import build_model
-from libs.trainer import ema_update, make_optimizer
+from libs.trainer import ema_update
 from sde import VPLinear
 
 KINDS = ("plain", "uem")
@@ -31,18 +30,16 @@ KINDS = ("plain", "uem")
 
 def make_step(kind: str, size: str, batch: int, options: argparse.Namespace) -> Callable[[], None]:
     """A training step on random images; the model, its EMA and the optimizer's state live as long as it does."""
-    torch.manual_seed(0)
-    config = make_config(size)
-    config.optimizer.name = "adamw"
-    model = build_model(config).to(options.device)
+    model = make_trainable(size, options.device)
+    backbone = model.backbone
     if kind == "plain":
-        model = model.backbone
+        model = backbone
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = make_optimizer(config.optimizer, model)
-    objective, process = Objective(**config.loss), VPLinear()
-    x0 = torch.randn(batch, config.nnet.in_chans, config.nnet.img_size, config.nnet.img_size, device=options.device)
-    classes = config.nnet.num_classes
-    cond = torch.randint(classes, (batch,), device=options.device) if classes > 0 else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.99, 0.999), weight_decay=0.03, fused=True)
+    objective, process, pred = Objective(), VPLinear(), "noise"
+    x0 = torch.randn(batch, backbone.channels, backbone.img_size, backbone.img_size, device=options.device)
+    classes = backbone.num_classes
+    cond = torch.randint(classes, (batch,), device=options.device) if classes else None
 
     def step():
         eps = torch.randn_like(x0)
@@ -51,9 +48,9 @@ def make_step(kind: str, size: str, batch: int, options: argparse.Namespace) -> 
         with autocast(options.device, options.dtype):
             out = model(x, time, cond)
         if kind == "plain":
-            loss = (out.float() - process.target(config.pred, x0, eps, t)).square().flatten(1).mean(1)
+            loss = (out.float() - process.target(pred, x0, eps, t)).square().flatten(1).mean(1)
         else:
-            loss, _ = objective(out, process, config.pred, x0, eps, t)
+            loss, _ = objective(out, process, pred, x0, eps, t)
         (loss.sum() / batch).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict  # imported where a tree is made: benchmarks run without it
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple": tuple}
 
 
 def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
     """The keyword-only parameters of `variant` with their defaults; required ones are typed placeholders."""
+    from ml_collections import ConfigDict
+    from ml_collections.config_dict import placeholder
+
     tree = ConfigDict()
     for name, parameter in inspect.signature(variant).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or name in omit:
@@ -28,6 +32,8 @@ def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
 
 def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()) -> ConfigDict:
     """A config group: the chosen `name` plus one sub-tree per variant that has settings (those in `omit` left out)."""
+    from ml_collections import ConfigDict
+
     tree = ConfigDict({"name": name})
     for key, variant in registry.items():
         options = settings(variant, omit)

@@ -227,7 +227,11 @@ def describe_machine() -> dict:
         device = torch.cuda.get_device_name()
     else:
         device = f"{platform.machine()} CPU"
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    try:
+        command = ["git", "rev-parse", "--short=12", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "accelerate")}
     return {
         "command": " ".join(["python", *sys.argv]),

@@ -1,0 +1,67 @@
+"""The benchmarks measure the published networks, and start where optional packages are missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import common, mfu
+from libs.models.build import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {"tiny": "digits_uvit_tiny", "S/2": "cifar10_uvit_small", "L/2": "imagenet256_uvit_large"}
+
+
+@pytest.mark.parametrize("size", CONFIGS)
+def test_networks_are_those_of_the_experiments(size):
+    """Catches a benchmark that times another network than the config it is named after."""
+    config = importlib.import_module(f"configs.{CONFIGS[size]}").get_config()
+    with torch.device("meta"):
+        wanted = build_model(config)
+        found = common.make_trainable(size, "meta")
+    shapes = [{name: p.shape for name, p in model.backbone.named_parameters()} for model in (wanted, found)]
+    assert shapes[0] == shapes[1]
+    assert found.backbone.blocks[0].attn.num_heads == wanted.backbone.blocks[0].attn.num_heads
+
+
+def test_the_peak_is_checked_before_anything_is_measured():
+    """Catches an hour of benchmarks that ends in a missing PEAK, and a card taken for its slower sister."""
+    assert mfu.peak_of("cpu", "bf16", 2.0) == 2.0
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="--peak"):
+            mfu.peak_of("cpu", "bf16", wrong)
+    with pytest.raises(ValueError, match="PEAK"):
+        mfu.peak_of("cpu", "bf16", None)
+    first = {name: next(part for part in mfu.PEAKS if part in name) for name in ("NVIDIA H100 PCIe", "NVIDIA L40S")}
+    assert first == {"NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA L40S": "L40S"}
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [(["nonsense"], "no part nonsense"), (["--device", "tpu"], "must be cuda or cpu"), ([], "no CUDA device")],
+)
+def test_gpu_script_refuses_before_work(arguments, says):
+    """Catches a script that starts measuring with settings that cannot work."""
+    if not arguments and torch.cuda.is_available():
+        arguments = ["nonsense"]
+    done = subprocess.run(["bash", "benchmarks/gpu.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and (says in done.stderr or torch.cuda.is_available())
+
+
+@pytest.mark.slow
+def test_a_part_runs_without_optional_packages(tmp_path):
+    """Catches an import of ml_collections, diffusers, wandb or pytorch-fid on the way to a benchmark."""
+    names = ("ml_collections", "diffusers", "wandb", "pytorch_fid", "absl", "gdown")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    command = ["bash", "benchmarks/gpu.sh", "smoke", "--device", "cpu", "mfu"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "not installed: ml_collections" in done.stdout
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mfu-cpu.json"]
