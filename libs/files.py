@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +14,12 @@ from typing import IO
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]:
     """Open a temporary file beside `path`; when the block ends well it replaces `path`, otherwise nothing is left.
 
-    The bytes are on the disk (fsync) before the name is. `mode` is "w" (UTF-8 text) or "wb".
+    The bytes are on the disk (fsync) before the name is, unless `sync` is False: for many files at once, followed by
+    one `os.sync()`. `mode` is "w" (UTF-8 text) or "wb". A process that is killed leaves the temporary file, see
+    `remove_parts`.
 
     Raises:
         OSError: the disk is full or the folder is read-only; `filename` is `path`, not the temporary file.
@@ -28,7 +32,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
             os.chmod(part, 0o666 & ~umask())
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -52,6 +57,67 @@ def write_json(path: str | Path, value) -> None:
         file.write(text)
 
 
+def remove_parts(folder: str | Path) -> None:
+    """Remove the temporary files of writers that were killed; nobody may be writing to `folder`."""
+    for part in Path(folder).glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a file to read its bytes.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe or a device, which might keep the reader waiting for ever.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would block in open already
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))
+    return open(handle, "rb")
+
+
+def read_bytes(path: str | Path, setting: str) -> bytes:
+    """The content of a file that somebody else may have made; `setting` names it in errors, as for `read_json`.
+
+    Raises:
+        ValueError: the file is absent or not readable; the message names it.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ValueError(f"{setting} is {str(path)!r}: there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{setting} is {str(path)!r}, which cannot be read: {reason}") from None
+
+
+def read_text(path: str | Path, setting: str) -> str:
+    """The content of a UTF-8 text file, with or without a byte order mark; errors as for `read_bytes`.
+
+    Raises:
+        ValueError: also where the text has another encoding.
+    """
+    data = read_bytes(path, setting)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{setting} is {str(path)!r}, which is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}. Save "
+            "it again as UTF-8"
+        ) from None
+
+
+def read_lines(path: str | Path, setting: str) -> list[str]:
+    """The lines of a text file that hold something, without the blanks around them; errors as for `read_text`.
+
+    Only line feeds (and the carriage returns before them) end a line: form feeds and Unicode's own line separators
+    belong to it.
+    """
+    lines = (line.strip() for line in read_text(path, setting).split("\n"))
+    return [line for line in lines if line]
+
+
 def read_json(path: str | Path, setting: str, kind: type = dict):
     """The value of a JSON file that somebody else may have made.
 
@@ -62,11 +128,10 @@ def read_json(path: str | Path, setting: str, kind: type = dict):
     Raises:
         ValueError: the file is absent, not readable, not JSON, or holds another type; the message names the file.
     """
+    text = read_text(path, setting)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ValueError(f"{setting} is {str(path)!r}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise ValueError(f"{setting} is {str(path)!r}, which cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):
         raise ValueError(f"{setting} is {str(path)!r}, which holds a {type(value).__name__}, not a {kind.__name__}")

@@ -14,7 +14,8 @@ from PIL import Image
 from torchvision import datasets as published
 
 from libs.data import DATASETS, Dataset, batches
-from libs.data.images import centre_crop, natural
+from libs.data.images import centre_crop
+from libs.data.storage import natural
 
 IMAGES = ("digits", "images", "cifar10", "celeba", "imagenet", "synthetic")
 BAD = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
@@ -183,7 +184,7 @@ def test_celeba_crop_box(row, column, corner, make):
 def test_imagenet_classes(make):
     """Classes taken from folders instead of file names; validation images or a depth left out."""
     data = make("imagenet")
-    assert data.class_names == ["n01", "n02"] and data.shape == (3, 8, 8)
+    assert data.class_names == ("n01", "n02") and data.shape == (3, 8, 8)
     assert [name.decode() for name in data.names] == ["deeper/n01/n01_3.JPEG", "n01_1.png", "n02/n02_7.png"]
     assert data.labels.tolist() == [0, 0, 1]
 
@@ -237,7 +238,7 @@ def test_folder_and_zip_are_the_same_data_set(tmp_path):
     order = [f"{k}/img{i}.png" for k in ("a", "b2", "b10") for i in (1, 2, 10)]
     assert [name.decode() for name in folder.names] == order
     for data in (folder, archive, wrapped):
-        assert data.class_names == ["a", "b2", "b10"] and data.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert data.class_names == ("a", "b2", "b10") and data.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         for i, name in enumerate(order):
             stored = np.array(Image.open(io.BytesIO(CLASSES[name])))
             assert np.array_equal(data.pixels(i).permute(1, 2, 0).numpy(), stored)

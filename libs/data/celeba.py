@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from libs.data.dataset import Dataset
-from libs.data.images import read_file, read_image, to_tensor
+from libs.data.images import read_image, to_tensor
+from libs.data.storage import read_file
 
 CROP = (25, 57, 153, 185)  # left, top, right, bottom: 128 x 128 around the face (Song et al.; U-ViT)
 

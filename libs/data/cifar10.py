@@ -27,3 +27,4 @@ class CIFAR10(InMemory):
             ) from error
         levels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (50000, 3, 32, 32)
         super().__init__(levels, torch.tensor(data.targets), n_classes=10)
+        self.class_names = tuple(data.classes)

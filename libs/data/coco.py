@@ -1,14 +1,16 @@
 """MS-COCO with its captions."""
 
-import json
 import os
+from pathlib import PurePosixPath
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from libs.data.dataset import Dataset
-from libs.data.images import read_file, read_image, to_tensor
+from libs.data.images import read_image, to_tensor
+from libs.data.storage import read_file
+from libs.files import read_json
 
 
 class CocoImages(Dataset):
@@ -26,17 +28,22 @@ class CocoImages(Dataset):
     name, n_classes = "coco", 0
 
     def __init__(self, *, path: str, captions: str, resolution: int = 256):
+        content = read_json(captions, "the captions file")
         try:
-            with open(captions) as file:
-                content = json.load(file)
             names = {image["id"]: image["file_name"] for image in content["images"]}
             texts = {key: [] for key in sorted(names)}
             for annotation in content["annotations"]:
                 texts[annotation["image_id"]].append(annotation["caption"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if len(names) < len(content["images"]):
+                raise ValueError("two images have one id")
+            for text in (text for of_image in texts.values() for text in of_image):
+                text.encode()  # an AttributeError, or a UnicodeEncodeError of half a character
+            for name in names.values():
+                check_inside(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{captions} must be a captions file of COCO, such as captions_train2014.json "
-                f"({type(error).__name__}: {error})."
+                f"({type(error).__name__}: {str(error)[:200]})."
             ) from error
         self.path, self.shape = path, (3, resolution, resolution)
         self.names = [names[key] for key in texts]
@@ -61,3 +68,10 @@ def square(image: Image.Image, size: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def check_inside(name: str) -> None:
+    """Raise ValueError for a file name that would lead out of the folder of the images."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"the file name {name[:80]!r} leads out of the folder of the images")

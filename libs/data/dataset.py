@@ -13,6 +13,7 @@ class Dataset(ABC):
 
     shape         (C, H, W)
     n_classes     0 when the images have no labels
+    class_names   their names in the order of the labels, None where nobody knows them
     labels        (n,) int64, -1 where there is no label
     draws         whether `gather` also takes a uniform number in [0, 1) per image, for choices such as a caption
     threads       whether `gather` only reads: its workers are then threads, as a batch from another process costs more
@@ -21,6 +22,7 @@ class Dataset(ABC):
     name: str
     shape: tuple[int, int, int]
     n_classes: int
+    class_names: tuple[str, ...] | None = None
     labels: Tensor
     draws: bool = False
     threads: bool = False

@@ -8,7 +8,7 @@ from libs.data.dataset import InMemory
 class Digits(InMemory):
     """8 x 8 grey digits with 17 levels: x / 8 - 1 in [-1, 1], ten classes. Mirrored digits are not digits: no flips."""
 
-    name = "digits"
+    name, class_names = "digits", tuple("0123456789")
 
     def __init__(self):
         try:

@@ -2,7 +2,8 @@
 
 import os
 
-from libs.data.images import Folder, ImageFiles
+from libs.data.images import ImageFiles
+from libs.data.storage import Folder
 
 
 class ImageNet(ImageFiles):

@@ -1,32 +1,24 @@
 """Any folder or zip file of images, and the reading, cropping and resizing shared by the data sets made of files."""
 
+import json
 import os
-import re
-import struct
-import zipfile
-import zlib
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from libs.data.dataset import Dataset
+from libs.data.storage import Folder, Zip, natural, open_storage, said
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-# What Pillow raises on damaged files.
-DAMAGED = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# Whatever a file is called, Pillow tries these alone: it would run Ghostscript on PostScript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+ORIENTATION = 0x112  # EXIF: 1 is upright
+LOOKED_AT = 64  # files whose orientation is looked at when a data set is opened
 
 
 class ImageFiles(Dataset):
@@ -35,42 +27,61 @@ class ImageFiles(Dataset):
     Args:
         files: where they lie, a `Folder` or a `Zip`.
         names: one per image, in the order of the indices.
-        classes: the class name of each image, or None; labels number the sorted class names.
+        classes: the class of each image, as names (labels number them in natural order) or as numbers; or None.
         resolution: `centre_crop` to this size in pixels; 0 keeps the images, which must then all have one size.
         channels: 3 (colour) or 1 (grey).
+        orient: turn images as the camera's EXIF data says.
     """
 
     def __init__(
         self,
-        files: "Folder | Zip",
+        files: Folder | Zip,
         names: Sequence[str],
-        classes: Sequence[str] | None,
+        classes: Sequence[str] | Sequence[int] | None,
         *,
         resolution: int,
         channels: int = 3,
+        orient: bool = False,
     ):
-        self.files, self.resolution, self.channels = files, resolution, channels
+        self.files, self.resolution, self.channels, self.orient = files, resolution, channels, orient
         # One array of bytes: a list of a million strings would be copied into every forked worker that reads it,
         # because each look changes a reference count.
         self.names = np.array([os.fsencode(name) for name in names])
-        self.class_names = sorted(set(classes), key=natural) if classes else []
-        self.n_classes = len(self.class_names)
-        number = {name: label for label, name in enumerate(self.class_names)}
-        self.labels = torch.tensor([number[name] for name in classes] if classes else [-1] * len(names))
+        if classes and isinstance(classes[0], str):
+            self.class_names = tuple(sorted(set(classes), key=natural))
+            number = {name: label for label, name in enumerate(self.class_names)}
+            classes = [number[name] for name in classes]
+        self.labels = torch.tensor(classes or [-1] * len(names))
+        self.n_classes = 1 + int(self.labels.max())
         width, height = (resolution, resolution) if resolution else self._common_size()
         self.shape = (channels, height, width)
 
     def pixels(self, index: int) -> Tensor:
+        try:
+            return to_tensor(self._image(index))
+        except ValueError as error:
+            path = self.files.path
+            raise ValueError(f"{error} `python -m scripts.check_images {path}` lists all such files.") from error
+
+    def _image(self, index: int) -> Image.Image:
         name = os.fsdecode(self.names[index])
-        image = read_image(self.files.read(name), self.files.where(name), self.channels)
-        return to_tensor(centre_crop(image, self.resolution) if self.resolution else image)
+        image = read_image(self.files.read(name), self.files.where(name), self.channels, self.orient)
+        return centre_crop(image, self.resolution) if self.resolution else image
+
+    def fault(self, index: int) -> str | None:
+        """Why image `index` cannot be read, in one line; None if it can."""
+        try:
+            self._image(index)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _common_size(self) -> tuple[int, int]:
         """(width, height) of every image, from the headers alone."""
         first = common = None
         for name in map(os.fsdecode, self.names):
             where = self.files.where(name)
-            size = open_image(self.files.read(name), where).size
+            size = open_image(self.files.read(name), where, self.orient).size
             if common is None:
                 first, common = where, size
             elif size != common:
@@ -85,18 +96,20 @@ class Images(ImageFiles):
     """All png, jpg, jpeg, webp, gif (first frame) and bmp files in a folder or a zip file, at any depth.
 
     Files are ordered by path, numbers by value (img2 before img10), so a folder and a zip of it are the same data set.
-    Hidden files and `__MACOSX` are skipped, and so are folders around everything else. If the images then lie in
-    folders, the outermost ones are the classes, in the same order. Transparency is dropped, and the orientation that
-    cameras store beside the picture is not applied.
+    Hidden files and `__MACOSX` are skipped, and so are folders around everything else. Labels are those of a
+    `dataset.json` beside the images, as StyleGAN's and EDM2's tools write it; without one, images that lie in folders
+    have the outermost folders as classes, in the same order. Transparency is dropped.
 
     Args:
         path: the folder or zip file.
         resolution: centre crop and resize to this height and width, as for ImageNet; 0 keeps the images as they are.
         channels: 3 (colour) or 1 (grey); images are converted.
-        labels: whether folders are classes. False for files that are merely spread over folders.
+        labels: whether the images have classes. False for files that are merely spread over folders.
+        orient: turn images as the camera's EXIF data says. Without it they are read as they are stored, with a warning
+            where some are not upright.
 
     Raises:
-        ValueError: nothing at `path`, no images in it, some images in class folders and some not, or images of
+        ValueError: nothing at `path`, no images in it, some images with a class and some without, or images of
             different sizes with resolution 0.
     """
 
@@ -109,6 +122,7 @@ class Images(ImageFiles):
         resolution: int = 0,
         channels: int = 3,
         labels: bool = True,
+        orient: bool = False,
     ):
         if channels not in (1, 3):
             raise ValueError(f"dataset.images.channels is {channels}; it must be 3 (colour) or 1 (grey).")
@@ -117,18 +131,65 @@ class Images(ImageFiles):
                 f"dataset.images.resolution is {resolution}; it must be a size in pixels, or 0 to keep it."
             )
         wanted = f"a folder or zip file of images ({', '.join(EXTENSIONS)})"
-        if os.path.isdir(path):
-            files = Folder(path)
-        elif zipfile.is_zipfile(path):
-            files = Zip(path)
-        else:
-            found = "is a file of another kind" if os.path.isfile(path) else "does not exist"
+        files = open_storage(path)
+        if files is None:
+            found = "is a file of another kind" if os.path.exists(path) else "does not exist"
             raise ValueError(f"dataset.path={path!r} must be {wanted}, and it {found}.")
         names = files.names(EXTENSIONS)
         if not names:
             raise ValueError(f"dataset.path={path!r} must be {wanted}, and there is no image in it.")
-        classes = class_folders(names) if labels else None
-        super().__init__(files, names, classes, resolution=resolution, channels=channels)
+        classes = (listed_classes(files, names) or class_folders(names)) if labels else None
+        super().__init__(files, names, classes, resolution=resolution, channels=channels, orient=orient)
+        if not orient:
+            self._say_orientation()
+
+    def _say_orientation(self) -> None:
+        """Warn where a sample of the images has some that a viewer would turn."""
+        step = max(1, len(self) // LOOKED_AT)
+        sample = [os.fsdecode(name) for name in self.names[::step] if name.lower().endswith((b".jpg", b".jpeg"))]
+        turned = [name for name in sample if orientation(self.files, name) > 1]
+        if turned:
+            warnings.warn(
+                f"{len(turned)} of {len(sample)} images looked at are stored turned or mirrored and marked so by the "
+                f"camera (such as {self.files.where(turned[0])}). They are read as stored; "
+                "dataset.images.orient=True turns them upright.",
+                stacklevel=3,
+            )
+
+
+def listed_classes(files: Folder | Zip, names: Sequence[str]) -> list[int] | None:
+    """The label of each image in `dataset.json`, beside the images or in a folder around them; None without labels.
+
+    Its form is {"labels": [["00000/img00000000.png", 6], ...]}, or {"labels": null}.
+
+    Raises:
+        ValueError: the file cannot be read, a label is no class number, or an image has none.
+    """
+    lists = [name for name in files.names((".json",)) if name.rpartition("/")[2] == "dataset.json"]
+    if not lists:
+        return None
+    file = min(lists, key=lambda name: name.count("/"))
+    where, folder = files.where(file), file.removesuffix("dataset.json")
+    remedy = "set dataset.images.labels=False to read the images without classes"
+    try:
+        content = json.loads(files.read(file))
+        pairs = content.get("labels") if isinstance(content, dict) else None
+        if pairs is None:
+            return None
+        label = {folder + name: number for name, number in pairs}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f'{where} must hold {{"labels": [[file name, class number], ...]}} ({said(error)}); {remedy}.'
+        ) from None
+    for name in names:
+        number = label.get(name)
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise ValueError(
+                f"{where} gives {files.where(name)} "
+                + ("no label" if number is None else f"the label {str(number)[:40]}, which is no class number")
+                + f"; {remedy}."
+            )
+    return [label[name] for name in names]
 
 
 def class_folders(names: Sequence[str]) -> list[str] | None:
@@ -147,114 +208,50 @@ def class_folders(names: Sequence[str]) -> list[str] | None:
     return classes
 
 
-class Folder:
-    """Files below a folder. Links to folders are followed."""
+def open_image(data: bytes, where: str, orient: bool = False) -> Image.Image:
+    """An image whose header is read and whose pixels, unless it has to be turned, are not.
 
-    def __init__(self, path: str):
-        self.path = path
-
-    def names(self, extensions: tuple[str, ...]) -> list[str]:
-        """Visible files with these extensions, as paths with "/" from the folder, in natural order."""
-        names = []
-        for folder, inner, files in os.walk(self.path, onerror=refuse, followlinks=True):
-            inner[:] = [name for name in inner if visible(name)]
-            below = os.path.relpath(folder, self.path).replace(os.sep, "/")
-            names += [file if below == "." else f"{below}/{file}" for file in files]
-        return chosen(names, extensions)
-
-    def where(self, name: str) -> str:
-        """How messages call a file."""
-        return os.path.join(self.path, name)
-
-    def read(self, name: str) -> bytes:
-        return read_file(self.where(name))
-
-
-class Zip:
-    """Files in a zip archive, read without unpacking it, from any number of processes."""
-
-    def __init__(self, path: str):
-        self.path = path
-        self._open = None  # (process id, archive)
-
-    def __getstate__(self) -> dict:
-        return {"path": self.path, "_open": None}
-
-    def _archive(self) -> zipfile.ZipFile:
-        # A forked worker inherits the file descriptor *and its position*, which parent and siblings move: each process
-        # opens the archive for itself.
-        if self._open is None or self._open[0] != os.getpid():
-            try:
-                self._open = os.getpid(), zipfile.ZipFile(self.path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{self.path} cannot be read as a zip file: {error}.") from error
-        return self._open[1]
-
-    def names(self, extensions: tuple[str, ...]) -> list[str]:
-        """Visible files with these extensions, in natural order."""
-        return chosen(self._archive().namelist(), extensions)
-
-    def where(self, name: str) -> str:
-        """How messages call a file."""
-        return f"{self.path}:{name}"
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self._archive().read(name)
-        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
-            raise ValueError(f"{self.where(name)} cannot be read: {error}.") from error
-
-
-def refuse(error: OSError) -> None:
-    """Without this, os.walk leaves out what it may not list."""
-    raise ValueError(f"{error.filename} cannot be listed: {error}.") from error
-
-
-def read_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
-
-
-def chosen(names: Sequence[str], extensions: tuple[str, ...]) -> list[str]:
-    """Names that end in one of the extensions (in any case) with no hidden part, in natural order, each once."""
-    names = [name for name in names if name.lower().endswith(extensions) and all(map(visible, name.split("/")))]
-    return sorted(set(names), key=natural)
-
-
-def visible(part: str) -> bool:
-    return not part.startswith(".") and part != "__MACOSX"
-
-
-def natural(name: str) -> tuple[str, str]:
-    """Sort key of a path: folder by folder, numbers by value; the name itself settles 1 against 01."""
-    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name).replace("/", "\0"), name
-
-
-def open_image(data: bytes, where: str) -> Image.Image:
-    """An image whose header is read and whose pixels are not.
+    Args:
+        data: content of the file.
+        where: what errors call the file.
+        orient: turn it upright as its EXIF data says.
 
     Raises:
-        ValueError: the file (called `where`) is damaged, is no image, or has more than 8 bits per channel.
+        ValueError: the file is damaged, is no image, or has more than 8 bits per channel.
     """
     try:
-        image = Image.open(BytesIO(data))
-    except DAMAGED as error:
-        raise ValueError(f"{where} cannot be read as an image: {error}.") from error
-    if image.mode[0] in "IF":  # 16 or 32 bits: a conversion would clip at 255
-        raise ValueError(f"{where} has pixels of kind {image.mode!r}; only images with 8 bits per channel are read.")
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        mode = image.mode
+        if orient:
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise no_image(where, error) from error
+    if mode[0] in "IF":  # 16 or 32 bits: a conversion would clip at 255
+        raise ValueError(f"{where} has pixels of kind {mode!r}; only images with 8 bits per channel are read.")
     return image
 
 
-def read_image(data: bytes, where: str, channels: int = 3) -> Image.Image:
-    """An image in colour (3 channels) or grey (1). Raises ValueError as `open_image` does."""
-    image = open_image(data, where)
+def read_image(data: bytes, where: str, channels: int = 3, orient: bool = False) -> Image.Image:
+    """An image in colour (3 channels) or grey (1). Arguments and errors as for `open_image`."""
+    image = open_image(data, where, orient)
     try:
         return image.convert("RGB" if channels == 3 else "L")
-    except DAMAGED as error:
-        raise ValueError(f"{where} cannot be read as an image: {error}.") from error
+    except Exception as error:
+        raise no_image(where, error) from error
+
+
+def no_image(where: str, error: Exception) -> ValueError:
+    # Pillow names its own buffer where it does not know the format.
+    reason = f"it is no {', '.join(FORMATS)} file" if isinstance(error, UnidentifiedImageError) else said(error)
+    return ValueError(f"{where} cannot be read as an image: {reason}.")
+
+
+def orientation(files: Folder | Zip, name: str) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or where the file cannot be read."""
+    try:
+        return int(open_image(files.read(name), name).getexif().get(ORIENTATION, 1))
+    except Exception:  # named when the image is read
+        return 1
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
