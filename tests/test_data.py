@@ -1,9 +1,13 @@
 """Data sets, and the order in which training reads them."""
 
 import io
+import json
 import os
 import pickle
 import shutil
+import signal
+import time
+import warnings
 import zipfile
 from itertools import islice
 
@@ -13,9 +17,10 @@ import torch
 from PIL import Image
 from torchvision import datasets as published
 
-from libs.data import DATASETS, Dataset, batches
+from libs.data import DATASETS, Dataset, batches, workers
 from libs.data.images import centre_crop
 from libs.data.storage import natural
+from scripts import check_images
 
 IMAGES = ("digits", "images", "cifar10", "celeba", "imagenet", "synthetic")
 BAD = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
@@ -350,6 +355,93 @@ def test_damaged_images_are_named(tmp_path):
         folder.pixels(3)
 
 
+def test_a_file_that_is_no_picture_is_not_run(tmp_path):
+    """PostScript called cat.png, for which Pillow would start Ghostscript."""
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+    path = make_zip(tmp_path / "x.zip", {"cat.png": script})
+    refused("images", "cat.png cannot be read as an image: it is no PNG, JPEG", path=path)
+
+
+def test_a_pipe_does_not_wait(tmp_path):
+    """A named pipe among the images, or in place of the archive, which is read for ever."""
+    folder = make_folder(tmp_path / "folder", {"1.png": png(picture(1))})
+    os.mkfifo(tmp_path / "folder" / "2.png")
+    previous = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("reading waits for the pipe"))
+    signal.alarm(5)
+    try:
+        refused("images", "2.png cannot be read: it is a folder, a pipe or a device", path=folder)
+        refused("images", "is a file of another kind", path=str(tmp_path / "folder" / "2.png"))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_every_folder_is_read_once(tmp_path):
+    """A link to a parent, which multiplies the images 41-fold and gives them other classes."""
+    path = make_folder(tmp_path / "loop", {f"{name}.png": png(picture(1)) for name in ("cat/1", "cat/2", "dog/3")})
+    elsewhere = make_folder(tmp_path / "elsewhere", {"4.png": png(picture(4)), "deep/5.png": png(picture(5))})
+    os.symlink("..", tmp_path / "loop" / "cat" / "up")
+    os.symlink(elsewhere, tmp_path / "loop" / "fox")
+    os.symlink(tmp_path, tmp_path / "elsewhere" / "all")
+    with pytest.warns(UserWarning, match="cat/up leads to a folder that is read already"):
+        data = DATASETS["images"](path=path)
+    names = ["cat/1.png", "cat/2.png", "dog/3.png", "fox/4.png", "fox/deep/5.png"]
+    assert [name.decode() for name in data.names] == names
+    assert data.class_names == ("cat", "dog", "fox") and data.labels.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_labels_of_dataset_json(tmp_path):
+    """Folders that StyleGAN's and EDM2's tools only spread files over, taken for classes beside the real labels."""
+    names = [f"{i // 3:05d}/img{i:08d}.png" for i in range(6)]
+    labels = [[name, 7 * (i % 2)] for i, name in enumerate(names)]
+    pictures = {name: png(picture(i)) for i, name in enumerate(names)}
+
+    def with_list(labels, name="x", folder=""):
+        files = {"dataset.json": json.dumps({"labels": labels}).encode()} | pictures
+        return make_zip(tmp_path / f"{name}.zip", {folder + name: data for name, data in files.items()})
+
+    for folder in ("", "data/ffhq/"):
+        data = DATASETS["images"](path=with_list(labels, folder=folder))
+        assert data.labels.tolist() == [0, 7, 0, 7, 0, 7] and (data.n_classes, data.class_names) == (8, None)
+    assert DATASETS["images"](path=with_list(None)).labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert DATASETS["images"](path=with_list(labels), labels=False).n_classes == 0
+    for wrong, word in (
+        (labels[1:], "gives .*img00000000.png no label"),
+        ([[name, [0.5, 1.0]] for name in names], "is no class number"),
+        (3, "must hold"),
+    ):
+        with pytest.raises(ValueError, match=f"dataset.json .*{word}.*labels=False"):
+            DATASETS["images"](path=with_list(wrong))
+
+
+def test_orientation_is_said_and_offered(tmp_path):
+    """Pictures of a telephone, stored turned, that are trained on lying on their side without a word."""
+    exif = Image.Exif()
+    exif[0x112] = 6  # a viewer turns it by 90 degrees to the right
+    (tmp_path / "in").mkdir()
+    picture(0, 20, 30).save(tmp_path / "in" / "x.jpg", exif=exif, quality=95)
+    with pytest.warns(UserWarning, match=r"x\.jpg\)\. They are read as stored; dataset\.images\.orient=True"):
+        stored = DATASETS["images"](path=str(tmp_path / "in"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upright = DATASETS["images"](path=str(tmp_path / "in"), orient=True)
+    assert stored.shape == (3, 30, 20) and upright.shape == (3, 20, 30)
+    assert torch.equal(upright.pixels(0), stored.pixels(0).rot90(-1, (1, 2)))
+
+
+def test_check_images_lists_all(tmp_path, capsys):
+    """A check that stops at the first damaged file, passes one, or changes something."""
+    files = {"a/1.png": BAD, "a/2.png": png(picture(2)), "b/3.jpg": png(picture(3, 64, 64))[:-400], "b/4.png": b""}
+    path = make_folder(tmp_path / "folder", files)
+    assert check_images.main([path]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" cannot be read")[0] for line in lines] == [
+        f"{path}/{name}" for name in ("a/1.png", "b/3.jpg", "b/4.png")
+    ]
+    assert {name: (tmp_path / "folder" / name).read_bytes() for name in files} == files
+    assert check_images.main([make_zip(tmp_path / "x.zip", CLASSES)]) == 0
+
+
 def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     """A class that vanishes from training because its folder may not be listed."""
     path, scandir = make_folder(tmp_path / "folder", CLASSES), os.scandir
@@ -490,11 +582,34 @@ def test_workers_change_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_image_is_named_through_a_worker(tmp_path):
-    """A worker that dies with a message of its own, or hangs the run."""
+@pytest.mark.parametrize("count", [0, 1])
+def test_damaged_image_is_named_in_one_line(tmp_path, count):
+    """A worker that dies with a message of its own, hangs the run, or wraps the message in its traceback."""
     data = DATASETS["images"](path=make_zip(tmp_path / "x.zip", {"1.png": BAD}), resolution=8)
-    with pytest.raises(ValueError, match=r"x\.zip:1\.png cannot be read as an image"):
-        next(batches(data, batch_size=2, workers=1))
+    with pytest.raises(ValueError) as caught:
+        next(batches(data, batch_size=2, workers=count))
+    assert str(caught.value) == (
+        f"{tmp_path}/x.zip:1.png cannot be read as an image: it is no PNG, JPEG, WEBP, GIF, BMP file. "
+        f"`python -m scripts.check_images {tmp_path}/x.zip` lists all such files."
+    )
+
+
+def wait_or_die(row: int) -> int:
+    """Stands for a read that waits for ever, or for a worker that the system kills."""
+    time.sleep(60) if row else os._exit(1)
+
+
+@pytest.mark.slow
+def test_workers_that_stop_answering_end_the_run(monkeypatch):
+    """A full /dev/shm, a lost file descriptor or a killed worker, for which training waited for ever."""
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    for row in (0, 1):
+        with pytest.raises(ValueError, match=r"with 1 worker processes failed .*workers=0.*--shm-size.*ulimit -n"):
+            list(workers.read_in_workers(wait_or_die, [row], 1))
+    monkeypatch.setattr(workers, "free_bytes", lambda folder: 64 * 2**20)
+    large = DATASETS["synthetic"](resolution=256)
+    with pytest.raises(ValueError, match="4 worker processes would keep 805 MB .* has 67 MB free: set .*workers=0"):
+        batches(large, batch_size=128, workers=4)
 
 
 class Drawn(Dataset):

@@ -1,5 +1,6 @@
 """The endless sequence of training batches: the same for any number of processes, exact after a resume."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +8,10 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from libs import rng
 from libs.data.dataset import Dataset
+from libs.data.workers import read_in_workers
 
 
 def batches(
@@ -53,19 +54,10 @@ def batches(
     if batch_size % world:
         raise ValueError(f"batch_size is {batch_size}; the number of processes, {world}, must divide it.")
     rows = _rows(Order(len(dataset), seed, flip=flip, draws=dataset.draws), batch_size, start_step, rank, world)
-    if workers == 0:
-        return (dataset.gather(*row) for row in rows)
-    if dataset.threads:
+    if dataset.threads and workers:
         return _read_ahead(dataset, rows, workers)
-    loader = DataLoader(
-        _Gather(dataset),
-        sampler=rows,
-        batch_size=None,  # one item is one batch, made by one worker
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=rng.stream(seed, "workers"),  # else starting the workers would draw from the global generator
-    )
-    return ((x, labels) for x, labels in loader)
+    item_bytes = batch_size // world * math.prod(dataset.shape) * 4
+    return read_in_workers(_Gather(dataset), rows, workers, item_bytes=item_bytes, seed=seed)
 
 
 class Order:
@@ -122,10 +114,10 @@ def _read_ahead(dataset: Dataset, rows: Iterator[tuple[Tensor, ...]], workers: i
 
 
 class _Gather:
-    """A data set whose item is the batch made of the given columns of `Order`."""
+    """The batch made of the given columns of `Order`."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitem__(self, row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return self.dataset.gather(*row)
+    def __call__(self, row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return tuple(self.dataset.gather(*row))

@@ -133,12 +133,14 @@ class Images(ImageFiles):
         wanted = f"a folder or zip file of images ({', '.join(EXTENSIONS)})"
         files = open_storage(path)
         if files is None:
-            found = "is a file of another kind" if os.path.exists(path) else "does not exist"
-            raise ValueError(f"dataset.path={path!r} must be {wanted}, and it {found}.")
-        names = files.names(EXTENSIONS)
+            what = "is a file of another kind" if os.path.exists(path) else "does not exist"
+            raise ValueError(f"dataset.path={path!r} must be {wanted}, and it {what}.")
+        found = files.names((*EXTENSIONS, ".json"))
+        names = [name for name in found if not name.lower().endswith(".json")]
         if not names:
             raise ValueError(f"dataset.path={path!r} must be {wanted}, and there is no image in it.")
-        classes = (listed_classes(files, names) or class_folders(names)) if labels else None
+        lists = [name for name in found if name.rpartition("/")[2] == "dataset.json"]
+        classes = (listed_classes(files, lists, names) or class_folders(names)) if labels else None
         super().__init__(files, names, classes, resolution=resolution, channels=channels, orient=orient)
         if not orient:
             self._say_orientation()
@@ -157,15 +159,14 @@ class Images(ImageFiles):
             )
 
 
-def listed_classes(files: Folder | Zip, names: Sequence[str]) -> list[int] | None:
-    """The label of each image in `dataset.json`, beside the images or in a folder around them; None without labels.
+def listed_classes(files: Folder | Zip, lists: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """The label of each image in the outermost `dataset.json` of `lists`; None without such a file, or labels in it.
 
-    Its form is {"labels": [["00000/img00000000.png", 6], ...]}, or {"labels": null}.
+    Its form is {"labels": [["00000/img00000000.png", 6], ...]}, or {"labels": null}; names count from its folder.
 
     Raises:
         ValueError: the file cannot be read, a label is no class number, or an image has none.
     """
-    lists = [name for name in files.names((".json",)) if name.rpartition("/")[2] == "dataset.json"]
     if not lists:
         return None
     file = min(lists, key=lambda name: name.count("/"))
