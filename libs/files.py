@@ -103,8 +103,8 @@ def read_text(path: str | Path, setting: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{setting} is {str(path)!r}, which is not UTF-8 text ({data[error.start]:#04x} at byte {error.start}): save "
-            "it again as UTF-8"
+            f"{setting} is {str(path)!r}, which is not UTF-8 text (byte {error.start} is {data[error.start]:#04x}): "
+            "save it again as UTF-8"
         ) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from libs.build import build, lookup
 from libs.codecs import KL, ClipText, Identity
 from libs.data import DATASETS
 from libs.data.features import picked
+from libs.files import read_lines
 from sde import PROCESSES, Process
 
 
@@ -289,12 +289,9 @@ def open_texts(config) -> RandomCaptions | Prompts:
     """The prompts of config.sample.prompts, or captions of the validation split."""
     if not config.sample.prompts:
         return RandomCaptions(open_captions(config, split="val"))
-    path = Path(config.sample.prompts)
-    if not path.is_file():
-        raise FileNotFoundError(f"sample.prompts is {str(path)!r}: there is no such file; it has one prompt per line")
-    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    prompts = read_lines(config.sample.prompts, "sample.prompts")
     if not prompts:
-        raise ValueError(f"sample.prompts is {str(path)!r}, which has no prompts; one per line is needed")
+        raise ValueError(f"sample.prompts is {config.sample.prompts!r}, which has no prompts; one per line is needed")
     clip = ClipText(**config.clip, device="cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
     found, wanted = (clip.length, clip.width), (config.nnet.num_clip_token, config.nnet.clip_dim)
     if found != wanted:

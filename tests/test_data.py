@@ -596,13 +596,13 @@ def test_damaged_image_is_named_in_one_line(tmp_path, count):
 
 def wait_or_die(row: int) -> int:
     """Stands for a read that waits for ever, or for a worker that the system kills."""
-    time.sleep(4) if row else os._exit(1)
+    time.sleep(2) if row else os._exit(1)
 
 
 @pytest.mark.slow
 def test_workers_that_stop_answering_end_the_run(monkeypatch):
     """A full /dev/shm, a lost file descriptor or a killed worker, for which training waited for ever."""
-    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
     for row in (0, 1):
         with pytest.raises(ValueError, match=r"with 1 worker processes failed .*workers=0.*--shm-size.*ulimit -n"):
             list(workers.read_in_workers(wait_or_die, [row], 1))

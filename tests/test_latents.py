@@ -167,16 +167,22 @@ def test_contexts_are_dropped_by_share(folder):
 
 
 def test_prompts_from_a_file(folder, tmp_path):
-    """Catches prompts that are skipped or not taken in turn."""
-    (tmp_path / "prompts.txt").write_text("a cat\n\n two dogs \n")
+    """Catches prompts that are skipped or not taken in turn; a byte order mark in the first one, a form feed or another
+    line separator that tears one in two, and an encoding that is found out in a traceback."""
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n\r\n two dogs \n")
     config = experiment("mscoco_uvit_small", folder)
     config.sample.prompts = str(tmp_path / "prompts.txt")
     conditions = regimes.of(config).conditions
     assert conditions.texts(0, np.array([0, 1, 2, 7])) == ["a cat", "two dogs", "a cat", "two dogs"]
     clip = ClipText(path=str(folder / "clip"))
     torch.testing.assert_close(conditions.for_ids(0, np.array([1])), clip.encode(["two dogs"]))
+    (tmp_path / "prompts.txt").write_text("un café\x0csecond half\nlast\u2028tail", encoding="utf-8")
+    assert regimes.of(config).conditions.texts(0, np.arange(2)) == ["un café\x0csecond half", "last\u2028tail"]
+    (tmp_path / "prompts.txt").write_text("un café", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"sample.prompts is .*prompts.txt', which is not UTF-8 text \(byte 6 is 0xe9"):
+        regimes.of(config).conditions.null(1)
     config.sample.prompts = str(tmp_path / "none.txt")
-    with pytest.raises(FileNotFoundError, match="one prompt per line"):
+    with pytest.raises(ValueError, match="sample.prompts is .*none.txt': there is no such file"):
         regimes.of(config).conditions.null(1)
 
 
