@@ -1,30 +1,50 @@
-"""Write one static HTML report on evaluated points: frontiers, verdicts, exits, samples, uncertainty, provenance.
+"""Write one self-contained HTML page on one or many evaluations: pictures, the claim with its interval, the frontier.
 
     python -m scripts.report runs/digits/eval
-    python -m scripts.report runs/digits/eval runs/digits_small/eval --output compare.html
+    python -m scripts.report mine=runs/mine-{0,1,2}/eval small=runs/small-{0,1,2}/eval --output all.html --json all.json
 
-Reads only files that an evaluation has written. With several directories the first is the reference: everything is
-compared with its full-depth point.
+Reads only files that evaluations have written. Directories that share a NAME are training seeds of one model; without
+names, directories are put together if their weights were trained with the same settings but for the seed. Seconds are
+shares of what full depth of the first directory takes. scripts.compare is the same command.
 """
 
 import argparse
 import json
+from pathlib import Path
 
 from libs import report
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="directory with results.jsonl")
-    parser.add_argument("--output", metavar="FILE", help="where to write (default: report.html in the first DIR)")
-    args = parser.parse_args(argv)
-    try:
-        path = report.write(args.directories, args.output)
-    except ValueError as error:
-        parser.error(str(error))
+    path, _ = run(argv, "report")
     print(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
+
+
+def run(argv: list[str] | None, command: str) -> tuple[Path, list[str]]:
+    """Parse the arguments and write the files; the page's path and its sentences."""
+    default = {"report": "report.html", "compare": "comparison.html"}[command]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m scripts.{command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directories", nargs="+", metavar="[NAME=]DIR", help="directory with results.jsonl")
+    parser.add_argument("--output", metavar="FILE", help=f"the page, .html (default: {default} in the first DIR)")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers: headline, verdicts, every point")
+    args = parser.parse_args(argv)
+    names, directories = zip(*(name_and_directory(text) for text in args.directories), strict=True)
+    output = Path(args.output or Path(directories[0]) / default)
+    if output.suffix != ".html":
+        parser.error(f"--output={output}: the page needs a name that ends in .html")
+    numbers = args.json or (output.with_suffix(".json") if command == "compare" else None)
+    try:
+        return report.write(directories, output, names, numbers)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def name_and_directory(text: str) -> tuple[str | None, str]:
+    """A path may hold "=" itself: what exists is a directory."""
+    name, found, directory = text.partition("=")
+    return (None, text) if not found or Path(text).is_dir() else (name, directory)
 
 
 if __name__ == "__main__":

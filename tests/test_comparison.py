@@ -1,10 +1,11 @@
-"""Comparisons on constructed evaluations: a win, a tie, a loss of early exit, and seconds that must not be mixed."""
+"""What is said about constructed evaluations: a win, a tie, a loss, the honest rival, and what must not be mixed."""
 
 from __future__ import annotations
 
 import json
-import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch
 from test_points import quick
 from test_report import KEY, record
 
-from libs import comparison
-from libs.comparison.entries import STUDENT, difference
-from libs.comparison.findings import fastest_within, worth_of_looking
+from libs import report
 from libs.evaluation import evaluate as evaluator
-from libs.report.verdict import BASELINES
+from libs.evaluation.families import BASELINES
+from libs.report import statistics
+from libs.report.entries import change, gap, speedup
+from libs.report.verdict import best_plain, claim, fastest_of_each, recommend, rival_of, verdicts, worth_of_looking
 from scripts import compare, time_together
 
 # family, label, mean depth, steps, milliseconds, quality
@@ -59,73 +61,241 @@ def changed(qualities: dict[str, float]) -> tuple:
     return tuple((f, label, d, s, ms, qualities.get(f, q)) for f, label, d, s, ms, q in POINTS)
 
 
-def at(verdicts, budget):
-    return next(verdict for verdict in verdicts if verdict.budget == budget)
+def compared(directories, names=None):
+    """Entries and notes, as the page has them."""
+    directories = [directories] if isinstance(directories, str) else directories
+    return report.entries(report.read(directories), names or [None] * len(directories))
+
+
+def at(entries, budget):
+    return next(verdict for verdict in verdicts(entries) if verdict.budget == budget)
+
+
+def named(entries, *labels):
+    return [next(e for e in entries if e.label == label) for label in labels]
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def test_intervals_are_students_of_the_n_there_is():
+    """Catches 4.3 standard errors for any number of seeds: for two they are 12.7, for five 2.78."""
+    for values, t in (([1.0, 2.0], 12.706), ([1.0, 2.0, 4.0], 4.303), ([1.0, 2.0, 4.0, 5.0, 9.0], 2.776)):
+        found = statistics.estimate(values)
+        assert found.high - found.mean == pytest.approx(t * stdev(values) / len(values) ** 0.5, rel=1e-3)
+        assert found.mean == pytest.approx(fmean(values)) and found.n == len(values)
+
+
+def test_two_seeds_win_nothing():
+    """Catches two noise seeds that agree by chance and are called outside the noise by one page."""
+    close = statistics.estimate([1.0, 1.0001])
+    assert close.low > 0.9 and close.excludes(0) is None
+    assert statistics.estimate([1.0, 1.0001, 1.0002]).excludes(0) is True
+    assert statistics.estimate([1.0]).excludes(0) is None and statistics.estimate([1.0]).low is None
+
+
+def test_two_seeds_tie_on_the_page(tmp_path):
+    """Catches "early exit wins" from two noise seeds: the same directory said both before."""
+    entries, _ = compared(evaluation(tmp_path / "a", n_seeds=2, noise=0.001))
+    assert all(verdict.tone != "good" or len(verdict.order) == 1 for verdict in verdicts(entries))
+    assert "nobody wins" in at(entries, 0.4).text
+
+
+def test_speed_ups_are_paired_run_by_run():
+    """Catches a slow minute of the machine, which hits both points in turn, taken for noise of their ratio."""
+    slow = statistics.ratio([[1.0, 2.0, 3.0]], [[0.5, 1.0, 1.5]], paired=True)
+    assert (slow.mean, slow.low, slow.high) == pytest.approx((2, 2, 2))
+    assert statistics.ratio([[1.0, 2.0, 3.0]], [[0.5, 1.0, 1.5]], paired=False).low is None
+    over = statistics.ratio([[2.0], [4.0], [6.0]], [[1.0], [2.0], [3.0]], paired=False)  # three training runs
+    assert over.n == 3 and over.mean == pytest.approx(2)
+
+
+def test_unequal_numbers_of_images_are_not_compared(tmp_path):
+    """Catches distances of 512 and 2,048 images in one ranking: a Fréchet distance falls with the number."""
+    few = evaluation(tmp_path / "few", (("schedule", "schedule", 4, 20, 3.9, 20.0),), n_images=512, weights="a0")
+    entries, notes = compared([evaluation(tmp_path / "a"), few])
+    one, full = named(entries, "schedule", "full depth")
+    assert gap(one, full) is None and change(one, full) is None
+    assert one not in fastest_of_each(entries, 0.05) and all(one not in v.order for v in verdicts(entries))
+    assert recommend(entries, 0.05) is not one and any("n_images (2048, 512)" in note for note in notes)
+
+
+# ---- the honest rival ----------------------------------------------------------------------------------------------
+
+PLACED = (  # family, label, mean depth, calls, milliseconds, quality
+    ("plain", "full depth, power 2, 10 steps", 7.0, 10, 5.0, 25.0),
+    ("plain", "full depth, power 2.5, 7 steps", 7.0, 7, 3.6, 25.4),
+    ("plain", "full depth, power 2.5, 5 steps", 7.0, 5, 2.6, 33.0),
+    ("threshold", "threshold 0.98, power 2, 8 steps", 2.8, 8, 2.0, 25.5),
+)
+
+
+def placed(tmp_path, points=POINTS[:1] + PLACED, **options):
+    """Entries of an evaluation with calls on other grids."""
+    directory = evaluation(tmp_path / "placed", points, noise=0.02, **options)
+    results = Path(directory) / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    for line in lines:
+        if "power" in line["label"]:
+            line["sampler"]["grid"] = {"name": "power", "exponent": 2.0}
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return compared(directory)[0]
+
+
+def test_best_plain_sampling_at_a_quality(tmp_path):
+    """Catches a rival that is the slowest that is good enough, too bad, or no plain sampling at all."""
+    entries = placed(tmp_path)
+    assert best_plain(entries, "placed", 26.0).label == "full depth, power 2.5, 7 steps"
+    assert best_plain(entries, "placed", 25.2).label == "full depth, power 2, 10 steps"
+    assert best_plain(entries, "placed", 40.0).label == "full depth, power 2.5, 5 steps"
+    assert best_plain(entries, "placed", 20.0) is None
+
+
+def test_headline_is_against_the_honest_rival(tmp_path):
+    """Catches the speed-up over evenly spaced calls sold as the speed-up: 5 times, where 1.8 is what exits add."""
+    entries = placed(tmp_path)
+    head = report.headline(entries, 0.05)
+    assert head["setting"]["label"] == "threshold 0.98, power 2, 8 steps"
+    assert head["uniform"]["label"] == "full depth" and head["best_plain"]["label"] == "full depth, power 2.5, 7 steps"
+    assert head["speedup_over_uniform"] == pytest.approx(5.0, rel=0.02)
+    assert head["speedup_over_best_plain"] == pytest.approx(1.8, rel=0.02)
+    assert head["quality_change"] == pytest.approx(25.5 / 26 - 1, abs=0.005)
+    assert head["quality_change_over_best_plain"] == pytest.approx(25.5 / 25.4 - 1, abs=0.005)
+    for key, (low, high) in head["intervals"].items():
+        assert low <= head[key] <= high, key
+    said = claim(entries, 0.05)
+    assert said.tone == "good" and len(said.sentences) == 2
+    assert "5.0" in said.sentences[0] and "full depth (20 evenly spaced calls)" in said.sentences[0]
+    assert "full depth, power 2.5, 7 steps (7 calls)" in said.sentences[1] and "is 1.8" in said.sentences[1]
+
+
+def test_the_rival_is_chosen_on_the_selection_seed(tmp_path):
+    """Catches a rival picked by the numbers it is then reported with."""
+    entries = placed(tmp_path)
+    five, chosen = named(entries, "full depth, power 2.5, 5 steps", "threshold 0.98, power 2, 8 steps")
+    five.first.record["metrics"][f"{KEY}_selection"] = 25.0
+    assert rival_of(chosen, entries) is five
+
+
+def test_plain_sampling_that_is_faster_is_said(tmp_path):
+    """Catches praise of early exit where fewer, better placed calls are as good and faster."""
+    points = POINTS[:1] + PLACED[:2] + (("threshold", "threshold 0.98", 2.8, 20, 4.0, 26.0),)
+    entries = placed(tmp_path, points)
+    said = claim(entries, 0.05)
+    assert said.tone == "bad" and "is 0.9" in said.sentences[1]
+    assert report.headline(entries, 0.05)["speedup_over_best_plain"] == pytest.approx(0.9, rel=0.02)
+
+
+def test_only_evenly_spaced_calls_are_named_as_such(tmp_path):
+    """Catches a speed-up over evenly spaced steps that passes for one over the best plain sampling."""
+    said = claim(compared(evaluation(tmp_path / "a"))[0], 0.05)
+    assert "Only evenly spaced calls were evaluated for plain sampling" in said.sentences[1]
+
+
+def test_recommended_is_never_slower_than_full_depth(tmp_path):
+    """Catches a "recommended" point whose overhead eats what it saves, though the evaluation marked it."""
+    points = POINTS[:1] + (("threshold", "threshold 0.98", 2.8, 20, 10.4, 26.0),)
+    directory = evaluation(tmp_path / "a", points)
+    results = Path(directory) / "results.jsonl"
+    lines = [json.loads(line) | {"recommended": "threshold" in line} for line in results.read_text().splitlines()]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries, _ = compared(directory)
+    assert recommend(entries, 0.05) is None and report.headline(entries, 0.05) is None
+    assert claim(entries, 0.05).tone == "bad" and "No early exit is both faster" in claim(entries, 0.05).sentences[0]
+
+
+def test_tolerance_is_the_evaluations(tmp_path):
+    """Catches pages that each have a tolerance of their own."""
+    points = POINTS[:1] + (("threshold", "threshold 0.9", 2.0, 20, 3.0, 28.0), POINTS[3])
+    directory = evaluation(tmp_path / "a", points, noise=0.01)
+    for tolerance, label in ((0.05, None), (0.1, "threshold 0.9")):
+        (tmp_path / "a" / "config.json").write_text(json.dumps({"eval": {"tolerance": tolerance}}))
+        report.write([directory], tmp_path / "a.html", json_file=tmp_path / "a.json")
+        head = json.loads((tmp_path / "a.json").read_text())["headline"]
+        assert (head and head["setting"]["label"]) == label
+        assert f"shaded to {100 * tolerance:.0f}\u00a0%" in (tmp_path / "a.html").read_text()
+
+
+def test_without_times_nothing_is_called_fast(tmp_path):
+    """Catches GMACs sold as a speed-up."""
+    directory = evaluation(tmp_path / "a")
+    results = Path(directory) / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    for line in lines:
+        for key in ("seconds_per_image", "seconds_per_image_runs", "images_per_s"):
+            del line["metrics"][key]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, said = report.write([directory], tmp_path / "a.html", json_file=tmp_path / "a.json")
+    assert "of the GMACs (not timed)" in said[0] and not any("fast as" in text for text in said)
+    assert json.loads((tmp_path / "a.json").read_text())["headline"]["speedup_over_uniform"] is None
+    assert "GMACs are not a speed-up" in (tmp_path / "a.html").read_text()
+
+
+def test_thresholds_that_differ_late_stay_apart(tmp_path):
+    """Catches two settings of one label merged into the first of them."""
+    points = [("threshold", "threshold 1", 5.0, 20, 5.0 + i, 26.0) for i in range(2)]
+    directory = evaluation(tmp_path / "a", (POINTS[0], *points))
+    results = Path(directory) / "results.jsonl"
+    lines = [json.loads(line) | {"slug": f"point-{i}"} for i, line in enumerate(results.read_text().splitlines())]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(compared(directory)[0]) == 3
+
+
+# ---- equal seconds -------------------------------------------------------------------------------------------------
 
 
 def test_early_exit_wins(tmp_path):
     """Catches a wrong order, a setting over the budget, and a rival of the same kind shown as the competitor."""
-    entries, verdicts, notes, _ = comparison.compare(replicas(tmp_path))
-    found = at(verdicts, 0.4)
+    entries, _ = compared(replicas(tmp_path))
+    found = at(entries, 0.4)
     assert [entry.family for entry in found.order] == ["residual", "threshold", "fixed", "steps"]
     assert not found.ties and found.tone == "good"
-    assert "the winner is “threshold 0.98, residual, refresh 4”, 26." in found.text
-    assert "outside the noise of 3 training seeds) than the next, “threshold 0.98”" in found.text
-    assert "the best without early exit, “fixed layer 3”, is" in found.text
-    assert at(verdicts, 0.3).text.endswith("no method is fast enough.")
-    assert "“threshold 0.99, residual, refresh 2”" in at(verdicts, 0.6).text
+    assert "threshold 0.98, residual, refresh 4 (26." in found.text and "wins; next is threshold 0.98, +" in found.text
+    assert "The best without early exit, fixed layer 3, has +" in found.text
+    assert at(entries, 0.2).text.endswith("no method is fast enough.")
+    assert "threshold 0.99, residual, refresh 2" in at(entries, 0.6).text
     assert all(len(entry.quality) == 3 for entry in entries)
 
 
 def test_a_tie(tmp_path):
     """Catches a winner that is announced although the difference is inside the noise."""
     points = changed({"residual": 30.0, "threshold": 33.0, "fixed": 30.3})
-    found = at(comparison.compare(replicas(tmp_path, points=points, noise=1.5))[1], 0.4)
+    found = at(compared(replicas(tmp_path, points=points, noise=1.5))[0], 0.4)
     assert found.tone == "even" and {entry.family for entry in found.ties + found.order[:1]} >= {"residual", "fixed"}
-    assert "nobody wins" in found.text and "not distinguishable from" in found.text and "inside the noise" in found.text
+    assert "nobody wins" in found.text and "is not told from" in found.text
 
 
 def test_early_exit_loses(tmp_path):
     """Catches a comparison that praises early exit where a fixed layer is better."""
     points = changed({"residual": 40.0, "threshold": 41.0})
-    found = at(comparison.compare(replicas(tmp_path, points=points))[1], 0.4)
-    assert found.tone == "bad" and found.order[0].family == "fixed"
-    assert (
-        "early exit loses, its best is “threshold 0.98, residual, refresh 4”" in found.text
-        and "outside the noise" in found.text
-    )
+    found = at(compared(replicas(tmp_path, points=points))[0], 0.4)
+    assert found.tone == "bad" and found.order[0].family == "fixed" and "fixed layer 3" in found.text
+    assert "next is threshold 0.98, residual, refresh 4" in found.text
 
 
 def test_only_baselines(tmp_path):
     """Catches a verdict for early exit where none took part, and matched controls that win."""
     points = tuple(p for p in POINTS if p[0] in BASELINES) + (("matched_random", "matched", 2.8, 20, 4.0, 20.0),)
-    found = at(comparison.compare(replicas(tmp_path, points=points))[1], 0.4)
-    assert found.tone == "bad" and "no early exit is this fast" in found.text and found.order[0].family == "fixed"
-
-
-def test_one_seed_is_no_evidence(tmp_path):
-    """Catches confidence that comes from nowhere."""
-    found = at(comparison.compare([evaluation(tmp_path / "a", n_seeds=1)])[1], 0.4)
-    assert "one seed, so the noise is unknown" in found.text and found.tone == "even" and found.ties
+    found = at(compared(replicas(tmp_path, points=points))[0], 0.4)
+    assert found.tone == "bad" and "No early exit is this fast" in found.text and found.order[0].family == "fixed"
 
 
 def test_differences_are_paired_within_a_model(tmp_path):
     """Catches the noise that both points share, which drowns a small and certain difference."""
     points = changed({"residual": 30.0, "threshold": 30.5})
-    entries, *_ = comparison.compare([evaluation(tmp_path / "a", points, noise=0.02, common=5.0)])
-    one, two = (next(e for e in entries if e.family == f) for f in ("threshold", "residual"))
-    gap = difference(one, two)
-    assert gap.clear and gap.mean == pytest.approx(0.5, abs=0.1) and gap.freedom == 2
-    assert gap.margin == pytest.approx(STUDENT[1] * gap.error)
+    entries, _ = compared(evaluation(tmp_path / "a", points, noise=0.02, common=5.0))
+    one, two = named(entries, "threshold 0.98", "threshold 0.98, residual, refresh 4")
+    found = gap(one, two)
+    assert found.excludes() and found.mean == pytest.approx(0.5, abs=0.1) and found.n == 3
 
 
 def test_training_seeds_outweigh_noise_seeds(tmp_path):
     """Catches nine values of three trainings that pass for nine trainings."""
     directories = []
-    for seed, gap in enumerate((1.0, 2.0, 9.0)):  # how much better one of the two is depends on the training
-        points = changed({"residual": 20.0, "threshold": 20.0 + gap})
+    for seed, apart in enumerate((1.0, 2.0, 9.0)):  # how much better one of the two is depends on the training
+        points = changed({"residual": 20.0, "threshold": 20.0 + apart})
         directories.append(evaluation(tmp_path / f"a{seed}", points, seed=seed))
-    found = at(comparison.compare(directories)[1], 0.4)
+    found = at(compared(directories)[0], 0.4)
     assert [entry.family for entry in found.ties] == ["threshold"] and "nobody wins" in found.text
 
 
@@ -136,16 +306,16 @@ def test_the_selection_seed_chooses_the_setting(tmp_path):
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     lines[2]["metrics"][f"{KEY}_selection"] = 99.0  # residual 0.99: the best on the reported seeds
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = at(comparison.compare([directory])[1], 0.6)
-    assert found.order[0].label == "threshold 0.98, residual, refresh 4"
+    first = [verdict.order[0].label for verdict in verdicts(compared(directory)[0]) if verdict.order]
+    assert "threshold 0.98, residual, refresh 4" in first and "threshold 0.99, residual, refresh 2" not in first
 
 
 def test_seconds_of_different_evaluations(tmp_path):
     """Catches raw seconds of a slow and a fast day in one comparison, and silence about it."""
-    alone, _, notes, _ = comparison.compare([evaluation(tmp_path / "alone")])
+    alone, notes = compared([evaluation(tmp_path / "alone")])
     assert not any("evaluations" in note for note in notes)
     directories = [evaluation(tmp_path / f"a{seed}", seed=seed, slower=1 + 2 * seed) for seed in range(2)]
-    found, _, notes, _ = comparison.compare(directories)
+    found, notes = compared(directories)
     assert [e.cost for e in found] == pytest.approx([e.cost for e in alone])
     assert any("come from 2 evaluations" in note and "own full-depth seconds" in note for note in notes)
 
@@ -154,8 +324,8 @@ def test_other_steps_of_the_same_network(tmp_path):
     """Catches a full depth of 10 steps that counts as much as one of 20."""
     short = (("full", "full depth", 7.0, 10, 15.0, 50.0), ("threshold", "threshold 0.9", 3.5, 10, 7.5, 60.0))
     directories = [evaluation(tmp_path / "a"), evaluation(tmp_path / "b", short, slower=3.0)]
-    found, *_ = comparison.compare(directories)
-    assert {e.label: e.cost for e in found if e.steps == 10} == pytest.approx(
+    found, _ = compared(directories)
+    assert {e.label: e.cost for e in found if e.first.nfe == 10} == pytest.approx(
         {"full depth": 0.5, "threshold 0.9": 0.25}
     )
 
@@ -164,13 +334,13 @@ def test_a_smaller_network(tmp_path):
     """Catches a small model that is divided by its own full depth, or timed on another machine."""
     small = (("full", "full depth", 7.0, 20, 4.0, 35.0),)
     directories = [*replicas(tmp_path), *replicas(tmp_path, name="small", points=small, mac=0.4)]
-    found, verdicts, notes, _ = comparison.compare(directories)
+    found, notes = compared(directories)
     entry = next(e for e in found if e.model == "small0")
     assert entry.cost == pytest.approx(0.4) and len(entry.quality) == 3 and entry.family == "full"
-    assert [e.model for e in at(verdicts, 0.4).order].count("small0") == 1
+    assert [e.model for e in at(found, 0.4).order].count("small0") == 1
     assert any(note.startswith("small0: not the network of a0") for note in notes)
     other = evaluation(tmp_path / "other", small, model="other", mac=0.4, device="a GPU")
-    found, _, notes, _ = comparison.compare([*directories, other])
+    found, notes = compared([*directories, other])
     assert next(e for e in found if e.model == "other").cost is None
     assert any("Its seconds are not compared" in note for note in notes)
 
@@ -180,14 +350,14 @@ def test_what_makes_a_model(tmp_path):
     a = replicas(tmp_path, n=2)
     b = evaluation(tmp_path / "b", model="b")
     again = evaluation(tmp_path / "again", POINTS[:1] + (("schedule", "schedule", 4, 20, 6.0, 27.0),))  # weights of a0
-    found, _, notes, _ = comparison.compare([*a, b, again])
+    found, notes = compared([*a, b, again])
     models = {e.model: len(e.quality) for e in found}
     assert models == {"a0": 2, "b": 1}
     assert any("not every run of a0 has them: schedule" in note for note in notes)
     stranger = evaluation(tmp_path / "stranger", weights="x")  # trained with a0's settings and seed, yet not a0
-    assert len({e.model for e in comparison.compare([a[0], stranger])[0]}) == 2
-    named = comparison.compare([a[0], b, stranger], ["one", "one", "two"])[0]
-    assert {e.model: len(e.quality) for e in named} == {"one": 2, "two": 1}
+    assert len({e.model for e in compared([a[0], stranger])[0]}) == 2
+    chosen = compared([a[0], b, stranger], ["one", "one", "two"])[0]
+    assert {e.model: len(e.quality) for e in chosen} == {"one": 2, "two": 1}
 
 
 def test_seconds_of_one_interleaved_run(tmp_path):
@@ -200,10 +370,10 @@ def test_seconds_of_one_interleaved_run(tmp_path):
     ]
     for name, timing in zip(("a", "small"), timings, strict=True):
         (tmp_path / name / "timing.json").write_text(json.dumps(timing))
-    found, _, notes, _ = comparison.compare(directories)
+    found, notes = compared(directories)
     assert found[-1].cost == pytest.approx(0.4) and any("2 evaluations" in note for note in notes)
     (tmp_path / "small" / "timing.json").write_text(json.dumps(timings[1] | {"run": "x"}))
-    found, _, notes, _ = comparison.compare(directories)
+    found, notes = compared(directories)
     assert found[-1].cost == pytest.approx(0.5) and not any("evaluations" in note for note in notes)
     assert found[1].cost == 1
 
@@ -219,7 +389,7 @@ def test_several_runs_timed_together(tmp_path):
         (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         timing = {"run": "x", "threads": 4, "device": "d", "seconds": {line["slug"]: [seconds] for line in lines}}
         (folder / "timing.json").write_text(json.dumps(timing))
-    found, _, notes, _ = comparison.compare(directories)
+    found, notes = compared(directories)
     assert [entry.cost for entry in found] == pytest.approx([1.0] * len(POINTS))
     assert not any("threads" in note for note in notes)
 
@@ -228,17 +398,17 @@ def test_models_of_the_same_training_seeds_are_paired(tmp_path):
     """Catches the difference between trainings, common to both models, that drowns that between the models."""
     directories = []
     for seed, common in enumerate((0.0, 5.0, 9.0)):
-        for model, gap in (("a", 0.0), ("b", 1.0)):
-            points = tuple((*point[:5], point[5] + common + gap) for point in POINTS)
+        for model, apart in (("a", 0.0), ("b", 1.0)):
+            points = tuple((*point[:5], point[5] + common + apart) for point in POINTS)
             directories.append(evaluation(tmp_path / f"{model}{seed}", points, seed=seed, model=model, noise=0.01))
-    found, *_ = comparison.compare(directories)
+    found, _ = compared(directories)
     one, two = (next(e for e in found if e.model == f"{model}0") for model in "ab")
-    gap = difference(two, one)
-    assert gap.clear and gap.mean == pytest.approx(1.0, abs=0.1) and gap.freedom == 2
+    found = gap(two, one)
+    assert found.excludes() and found.mean == pytest.approx(1.0, abs=0.1) and found.n == 3
     with_another = [*directories[:4], evaluation(tmp_path / "a9", seed=9), directories[5]]
-    found, *_ = comparison.compare(with_another, ["a", "b"] * 3)
+    found, _ = compared(with_another, ["a", "b"] * 3)
     one, two = (next(e for e in found if e.model == model) for model in "ab")
-    assert difference(two, one).margin > 5
+    assert gap(two, one).high - gap(two, one).mean > 5
 
 
 def test_timing_several_evaluations_together(tmp_path):
@@ -264,18 +434,34 @@ def test_timing_several_evaluations_together(tmp_path):
         time_together.time_together(directories, 1)
 
 
+# ---- files and commands --------------------------------------------------------------------------------------------
+
+
+def test_report_and_comparison_agree(tmp_path):
+    """Catches two pages that say different things about one directory."""
+    directory = evaluation(tmp_path / "a", n_seeds=2)
+    _, said = report.write([directory], tmp_path / "one.html")
+    compare.main([directory, f"--output={tmp_path / 'two.html'}"])
+    assert (tmp_path / "one.html").read_text() == (tmp_path / "two.html").read_text()
+    assert json.loads((tmp_path / "two.json").read_text())["claim"] == said[:2]
+
+
 def test_page_and_command(tmp_path, capsys):
     """Catches a page that is not well-formed, numbers that are missing, and a command that swallows its names."""
     a, b = replicas(tmp_path, n=2), evaluation(tmp_path / "b=c", model="b")
-    output = tmp_path / "out" / "all.html"
-    compare.main([f"mine={a[0]}", f"mine={a[1]}", b, f"--output={output}"])
-    ElementTree.fromstring(output.read_text())
-    numbers = json.loads(output.with_suffix(".json").read_text())
-    assert {point["model"] for point in numbers["points"]} == {"mine", "b=c"}
-    assert len(numbers["verdicts"]) == len(comparison.BUDGETS) and "95 %" in numbers["rule"]
+    output, numbers = tmp_path / "out" / "all.html", tmp_path / "numbers" / "all.json"
+    compare.main([f"mine={a[0]}", f"mine={a[1]}", b, f"--output={output}", f"--json={numbers}"])
+    ElementTree.fromstring(output.read_text().partition("\n")[2])
+    found = json.loads(numbers.read_text())
+    assert {point["model"] for point in found["points"]} == {"mine", "b=c"} and "95 %" in found["rule"]
     said = capsys.readouterr().out
-    assert all(v["text"] in said and v["text"] in output.read_text() for v in numbers["verdicts"])
-    assert "“threshold 0.98, residual, refresh 4 · mine”" in said
+    assert found["verdicts"] and all(v["text"] in said for v in found["verdicts"])
+    assert "threshold 0.98, residual, refresh 4 · mine" in said
+    row = next(
+        p for p in found["points"] if p["label"] == "threshold 0.98, residual, refresh 4" and p["model"] == "mine"
+    )
+    assert row["quality_interval"][0] < row["quality"] < row["quality_interval"][1] and row["trainings"] == [0, 1]
+    assert row["seconds_relative_to_best_plain"] == pytest.approx(0.4, rel=0.05) and row["best_plain"] == "full depth"
 
 
 @pytest.mark.parametrize(
@@ -289,33 +475,27 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_full_depth_is_needed(tmp_path):
-    """Catches shares of a reference that was never timed."""
-    with pytest.raises(ValueError, match="timed full-depth point"):
-        comparison.compare([evaluation(tmp_path / "a", POINTS[1:])])
-
-
-def test_the_price_of_a_quality(tmp_path):
-    """Catches settings chosen on the reported seeds, a slower one than needed, controls offered for use."""
-    control = ("matched_static", "matched_static path threshold-0.98", 2.7, 20, 3.0, 26.1)
-    points = changed({"fixed": 26.6}) + (control, ("steps", "full depth 14 steps", 7.0, 14, 5.0, 27.4))
-    text = fastest_within(comparison.compare(replicas(tmp_path, points=points))[0])
-    first, second = text.split("fastest of each method: ")[1].split("; ")
-    assert first.startswith("“threshold 0.98, residual, refresh 4” 2.50× (+") and "noise of 3 training seeds" in first
-    assert re.match(r"“fixed layer 3” 2\.50× \(\+[123]\.\d\u00a0%", second)
-    points = changed({"residual": 30.0})
-    assert fastest_within(comparison.compare([evaluation(tmp_path / "a", points)])[0]).endswith("method: none is.")
-
-
 @pytest.mark.parametrize("quality", [31.9, 30.1])
 def test_what_looking_is_worth(tmp_path, quality):
     """Catches a policy that is praised where its control is better, and another point's control."""
     control = ("matched_static", "matched_static path threshold-0.98", 2.7, 20, 4.0, quality)
     stray = ("matched_random", "matched_random path threshold-0.9", 2.7, 20, 4.0, quality)
     directories = replicas(tmp_path, points=POINTS + (control, stray), noise=0.01)
-    (text,) = worth_of_looking(comparison.compare(directories)[0])
-    side = "less" if quality > 31 else "more"
-    assert re.match(rf"“threshold 0.98” has 0\.[89]\d* {side} \(", text) and "outside the noise" in text
-    assert "“matched_static path threshold-0.98”" in text and "2.80 layers against 2.70" in text
-    comparison.write(directories, [None] * 3, tmp_path / "page.html")
-    assert text in json.loads((tmp_path / "page.json").read_text())["findings"]
+    (text,) = worth_of_looking(compared(directories)[0])
+    assert "threshold 0.98 · " not in text and text.startswith(
+        "threshold 0.98 against matched_static path threshold-0.98"
+    )
+    assert (": −2." in text) == (quality > 31) and (": +3." in text) == (quality < 31) and "outside the noise" in text
+    assert "2.80 layers against 2.70" in text
+
+
+def test_the_price_of_a_quality(tmp_path):
+    """Catches settings chosen on the reported seeds, a slower one than needed, controls offered for use."""
+    control = ("matched_static", "matched_static path threshold-0.98", 2.7, 20, 3.0, 26.1)
+    points = changed({"fixed": 26.6}) + (control, ("steps", "full depth 14 steps", 7.0, 14, 5.0, 27.4))
+    entries, _ = compared(replicas(tmp_path, points=points))
+    full = named(entries, "full depth")[0]
+    found = fastest_of_each(entries, 0.05)
+    assert {e.label for e in found} == {"threshold 0.98, residual, refresh 4", "fixed layer 3"}
+    assert all(speedup(e, full).mean == pytest.approx(2.5, rel=0.02) for e in found)
+    assert fastest_of_each(compared(evaluation(tmp_path / "a", changed({"residual": 30.0})))[0], 0.05) == []

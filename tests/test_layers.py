@@ -19,7 +19,7 @@ LAYERS = [
     ["libs.metrics"],
     ["libs.evaluation"],
     ["libs.trainer", "libs.report"],
-    ["libs.comparison", "libs.analysis"],
+    ["libs.analysis"],
     ["utils", "configs"],
     ["scripts"],
     ["benchmarks", "train", "eval", "train_ldm", "eval_ldm", "train_t2i_discrete", "eval_t2i_discrete"],

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from libs.report.plots import import_matplotlib
-
 ENDS = "t (0 = data, 1 = noise)"
 
 
 def draw(found: dict, folder: Path) -> list[str]:
     """Write the PNG files; returns their names."""
-    import_matplotlib()
     estimates = found["estimates"]
     pictures = {"exits.png": exits, "variance.png": variance} if found["exits"] else {}
     names = []

@@ -1,244 +1,300 @@
-"""The report's page: sections of HTML from evaluations; no script, nothing fetched, well-formed as XML too."""
+"""What the page shows, as plain values for the templates beside this module; one page for one or many evaluations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from libs.report import panels, plots
-from libs.report.pieces import data_uri, facts, figure, paragraph
-from libs.report.read import Evaluation, Point
-from libs.report.style import CSS
-from libs.report.table import cards, table
-from libs.report.text import MACS, point_name, quality_name, quality_word, series_name, sig
-from libs.report.verdict import Verdict, correlations, exit_sentence, full_depth, groups, recommend, verdicts
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from libs.report import figures
+from libs.report.entries import Entry, change, speedup
+from libs.report.read import Evaluation, Exits
+from libs.report.text import (
+    MACS,
+    NBSP,
+    decibels,
+    family_name,
+    percent,
+    quality_name,
+    quality_word,
+    sig,
+    signed,
+    time_unit,
+    times,
+)
+from libs.report.verdict import (
+    RULE,
+    claim,
+    fastest_of_each,
+    full_depth,
+    rival_of,
+    verdicts,
+    worth_of_looking,
+)
+
+SHOWN = 8  # images of a point
 
 
-def render(evaluations: Sequence[Evaluation]) -> str:
-    """The report as one HTML document."""
-    points = [point for evaluation in evaluations for point in evaluation.points]
-    full = full_depth(points)
-    chosen, _ = recommend(points, full)
-    floor = next((f for e in evaluations if (f := e.floor()) is not None), None)
-    sections = [
-        ("verdict", "Verdict", verdict_section(evaluations, points, full, floor)),
-        ("frontier", "Frontier", frontier_section(points, full, chosen, floor)),
-        ("points", "All points", table(points, full, chosen)),
-    ]
-    several = len(evaluations) > 1
-    for i, evaluation in enumerate(evaluations):
-        end = f" · {evaluation.name}" if several else ""
-        tag = f"-{i + 1}" if several else ""
-        sections += [
-            (f"exits{tag}", f"Where images leave{end}", exits_section(evaluation, full)),
-            (f"samples{tag}", f"Samples{end}", samples_section(evaluation, full)),
-            (f"uncertainty{tag}", f"Uncertainty{end}", uncertainty_section(evaluation)),
-            (f"training{tag}", f"Training{end}", training_section(evaluation)),
-            (f"provenance{tag}", f"Provenance{end}", provenance_section(evaluation)),
-        ]
-    title = "Early exit: " + ", ".join(e.name for e in evaluations)
-    targets = [(tag, name) for tag, name, _ in sections]
-    if several:  # one link per run instead of one per section
-        targets = targets[:3] + [(f"exits-{i + 1}", e.name) for i, e in enumerate(evaluations)]
-    links = "".join(f'<a href="#{tag}">{escape(name)}</a>\n' for tag, name in targets)
-    body = "".join(f'<section><h2 id="{tag}">{escape(name)}</h2>\n{html}</section>\n' for tag, name, html in sections)
+@cache
+def templates() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(sig=sig, percent=percent, signed=signed, times=times, family=family_name)
+    return found
+
+
+def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: Sequence[str], tolerance: float) -> str:
+    """The page as one HTML document that fetches nothing."""
+    said = claim(entries, tolerance)
+    several = len({entry.model for entry in entries}) > 1
+    full = full_depth(entries)
+    places = {evaluation.dir: evaluation for evaluation in evaluations}
+    shown = looks(entries, places, said.chosen, several)
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(title)}</h1>\n{paragraph(subtitle(points), 'sub')}<nav>{links}</nav></header>\n"
-        f"{body}</main>\n</body>\n</html>\n"
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            title=" · ".join(dict.fromkeys(entry.model for entry in entries)),
+            subtitle=subtitle(entries),
+            claim=said,
+            basis=basis(said.chosen or entries[0]),
+            full=next((look for look in shown if look.entry is full), None),
+            looks=[look for look in shown if look.entry is not full],
+            chart=figures.frontier(entries, said.chosen, tolerance),
+            tolerance=tolerance,
+            table=table(entries, said.chosen, several),
+            fastest=[(e, *against(e, entries)) for e in fastest_of_each(entries, tolerance)],
+            several=several,
+            verdicts=verdicts(entries),
+            controls=worth_of_looking(entries),
+            rule=RULE,
+            macs=MACS,
+            runs=[run(evaluation) for evaluation in evaluations],
+            notes=[*notes, *dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)],
+            ramp=figures.gradient(),
+            view=(figures.WIDTH, figures.HEIGHT, figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM),
+        )
     )
 
 
-def subtitle(points: Sequence[Point]) -> str:
-    record = points[0].record
-    sampler = record.get("sampler") or {}
-    parts = [f"{len(points)} points", f"a network of {points[0].depth} layers"]
+def subtitle(entries: Sequence[Entry]) -> str:
+    first = entries[0].first
+    sampler = first.record.get("sampler") or {}
+    parts = [f"{len(entries)} points", f"{first.depth} layers"]
     if sampler:
-        parts.append(f"{sampler.get('name', 'sampler not named')}, {sampler.get('steps', '?')} steps")
-    seeds = record.get("seeds") or []
-    if record.get("n_images"):
-        parts.append(
-            f"{record['n_images']} images" + (f" for each of {len(seeds)} noise seeds" if len(seeds) > 1 else "")
-        )
+        parts.append(f"{sampler.get('name', 'sampler not named')}, {first.nfe} calls")
+    if first.record.get("n_images"):
+        parts.append(f"{first.record['n_images']} images per noise seed")
     return " · ".join(parts)
 
 
-# ---- sections ------------------------------------------------------------------------------------------------------
+def basis(entry: Entry) -> str:
+    """What an interval of this entry is over."""
+    if len(entry.points) > 1:
+        return f"95 % intervals over {len(entry.points)} training seeds"
+    n = len(entry.quality[0])
+    if n == 1:
+        return "one noise seed, so the noise is unknown"
+    return f"95 % intervals over {n} noise seeds of one training"
 
 
-def verdict_section(
-    evaluations: Sequence[Evaluation], points: Sequence[Point], full: Point | None, floor: float | None
-) -> str:
-    chosen, why = recommend(points, full)
-    n_real = next((e.reference["n_real"] for e in evaluations if "n_real" in e.reference), None)
-    html = f'<div class="cards">{cards(points, full, chosen, floor, n_real)}</div>\n'
-    if chosen is None:
-        html += paragraph("No early-exit policy was evaluated, so there is no point to recommend.", "small")
-    else:
-        html += paragraph(f"Recommended: {point_name(chosen, len(evaluations) > 1)}, {why}.", "small")
-    html += f'<ul class="verdicts">{"".join(map(item, verdicts(points, floor)))}</ul>\n'
-    return html + paragraph(
-        "Points share their noise seeds, so a difference is called outside the noise when its mean over seeds exceeds "
-        "4.3 standard errors (95 % Student-t interval of three seeds). Training seeds are not part of it.",
-        "small after",
-    )
+def against(entry: Entry, entries: Sequence[Entry]) -> tuple:
+    """(speed-up over full depth, over the honest rival, the rival, change against full depth)"""
+    full, rival = full_depth(entries), rival_of(entry, entries)
+    over = None if rival is None else speedup(entry, rival)
+    return (None, over, rival, None) if full is None else (speedup(entry, full), over, rival, change(entry, full))
 
 
-def item(verdict: Verdict) -> str:
-    return f'<li class="{verdict.tone}"><b>{escape(verdict.lead)}</b> {escape(verdict.text)}</li>\n'
+# ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def frontier_section(points: Sequence[Point], full: Point | None, chosen: Point | None, floor: float | None) -> str:
-    name = quality_name(points[0].quality_key)
-    several = len({p.run for p in points}) > 1
-    names = ", ".join(dict.fromkeys(series_name(p, several) for p in points))
-    depth = "Depth counts layers per network call."
-    if any(p.family == "steps" for p in points):
-        depth += " Fewer steps keep every layer, so that family stands on a vertical line."
-    html = ""
-    for x, title, caption in (
-        ("seconds", "measured time", "Horizontal bars span the timing runs. Only this plot shows a speed-up."),
-        ("gmacs", "arithmetic", MACS),
-        ("mean_depth", "mean depth", depth),
-    ):
-        if not plots.has_axis(points, x):
-            html += paragraph(f"No point reports its {title}, so that plot is left out.", "small")
+@dataclass(frozen=True)
+class Look:
+    """A point as the slider shows it."""
+
+    entry: Entry
+    name: str
+    chosen: bool
+    images: list[str]  # data URIs
+    pixels: bool  # small images: shown larger than they are, with sharp pixels
+    depths: list[float] | None  # mean layers per call of each image
+    map: dict | None
+    exits: str
+    facts: list[tuple[str, str]]
+    cost: float
+
+
+def looks(entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None, several: bool) -> list[Look]:
+    """The points of the reference's model that have images or exits, cheap ones first."""
+    full = full_depth(entries)
+    model = entries[0].model if full is None else full.model
+    found = []
+    for entry in entries:
+        evaluation = places[entry.first.dir]
+        images = evaluation.images(entry.first, SHOWN)
+        exits = evaluation.exits(entry.first)
+        if entry.model != model or (images is None and exits is None):
             continue
-        if any(p.spread for p in points):
-            caption += " Vertical bars are ± one standard deviation over noise seeds."
-        if several:
-            caption += f" Solid lines, and names without a run, are of {points[0].run}."
-        drawn = plots.frontier(points, x, full, chosen, floor)
-        html += f"<h3>Quality against {title}</h3>\n" + figure(drawn, f"{name} against {title}: {names}", caption)
-    if floor is None:
-        html += paragraph("The real-halves floor was not measured (reference.json), so it is not drawn.", "small")
-    if {p.family for p in points} <= {"full"}:
-        html += paragraph("Only full depth was evaluated: there is no frontier yet.", "small")
-    return html
-
-
-def exits_section(evaluation: Evaluation, full: Point | None) -> str:
-    chosen, _ = recommend(evaluation.points, full)
-    if chosen is None:
-        return paragraph("No early-exit policy was evaluated, so there are no exits to show.")
-    exits = evaluation.exits(chosen)
-    if exits is None:
-        where = f"points/{chosen.slug}/trace.npz"
-        return paragraph(f"No trace was saved for {chosen.label} ({where}), so its exits cannot be shown.")
-    caption = (
-        f"{chosen.label}: the layer after which images leave, at every call of the network, in sampling order from "
-        f"noise (t = 1) to data. Layer {exits.depth} is the full network."
-    )
-    if exits.used.shape[1] == 2:
-        pair = (chosen.record.get("guidance") or {}).get("pair", "not recorded")
-        caption += f" Guidance runs two branches; pairing: {pair}."
-    depths = exits.used.mean(axis=(0, 1))  # (n,)
-    spread = (
-        f"{chosen.label}: mean depth of each of {len(depths)} images over its {len(exits.t)} calls, from "
-        f"{sig(depths.min())} to {sig(depths.max())} layers. A narrow peak means that all images cost the same."
-    )
-    return (
-        paragraph(exit_sentence(exits))
-        + figure(panels.heat_map(exits), f"Exit layer by sampling call for {chosen.label}", caption)
-        + figure(panels.histogram(exits), f"Mean depth per image for {chosen.label}", spread)
-    )
-
-
-def samples_section(evaluation: Evaluation, full: Point | None) -> str:
-    chosen, _ = recommend(evaluation.points, full)
-    shown, folded, missing = "", "", []
-    for group in groups(evaluation.points):
-        for p in sorted(group, key=lambda p: (p is not chosen, p.quality)):
-            data = evaluation.grid(p)
-            if data is None:
-                missing.append(p.label)
-            elif p.family in ("fixed", "steps"):
-                folded += grid(p, data)
-            else:
-                shown += grid(p, data, ", recommended" if p is chosen else "")
-    if not shown and not folded:
-        return paragraph("No sample grid was saved (points/<slug>/grid.png).")
-    html = paragraph("The same noise in the same place of every grid: what differs is the depth, or the steps.", "sub")
-    if shown:
-        html += f'<div class="grids">{shown}</div>\n'
-    if folded:
-        summary = "<summary>Baselines: fixed layers and fewer steps</summary>"
-        html += f'<details>{summary}<div class="grids">{folded}</div></details>\n'
-    return html + (paragraph(f"No grid was saved for {', '.join(missing)}.", "small") if missing else "")
-
-
-def grid(p: Point, data: bytes, note: str = "") -> str:
-    width = int.from_bytes(data[16:20], "big")  # in a PNG's first chunk
-    kind = "pixels" if width < 640 else "photo"  # small images are shown larger than they are: keep their pixels sharp
-    return (
-        f'<figure><img class="{kind}" src="{data_uri(data, "image/png")}" alt="Samples, {escape(p.label)}"/>'
-        f"<figcaption><b>{escape(p.label)}</b><br/>"
-        f"{escape(quality_word(p.quality_key))} {escape(sig(p.quality) + note)}</figcaption></figure>\n"
-    )
-
-
-def uncertainty_section(evaluation: Evaluation, most: int = 2) -> str:
-    maps = evaluation.uncertainty()
-    if maps is None:
-        return paragraph("No uncertainty maps were saved (umaps.npz).")
-    html = paragraph(
-        "The uncertainty u that an exit predicts for every pixel, above the true difference of its output to the last "
-        "layer's (mean over channels). Bright is large; one colour scale, shown below, holds for all times and layers."
-    )
-    every, within = correlations(maps)
-    if every is not None and within is not None:
-        judged = "well" if within >= 0.6 else "somewhat" if within >= 0.3 else "hardly at all"
-        html += paragraph(
-            f"Spearman correlation of u with the true difference: {every:.2f} over everything, and {within:.2f} "
-            f"(median) within one time and layer, where time and depth cannot help. There u ranks pixels {judged}."
+        depths = None
+        if images and len(images) > 1 and exits is not None and exits.used.shape[2] >= len(images):
+            depths = exits.used[:, :, : len(images)].mean(axis=(0, 1)).tolist()
+        found.append(
+            Look(
+                entry=entry,
+                name=entry.label,
+                chosen=entry is chosen,
+                images=[figures.data_uri(image) for image in images or ()],
+                pixels=bool(images) and max(images[0].size) < 64,
+                depths=depths,
+                map=None if exits is None else figures.depth_map(exits, map_label(entry, exits)),
+                exits="" if exits is None else exit_sentence(exits),
+                facts=look_facts(entry, entries, full),
+                cost=entry.cost if entry.cost is not None else entry.gmacs or 0.0,
+            )
         )
-    for image, number in enumerate(maps.ids[:most]):
-        drawn = panels.uncertainty_maps(maps, image)
-        html += figure(drawn, f"Uncertainty maps of image {number}", f"Image {number}.")
-    return html
+    return sorted(found, key=lambda look: -look.cost)
 
 
-def training_section(evaluation: Evaluation) -> str:
-    rows = evaluation.train
-    if not rows or not panels.training_panels(rows):
-        return paragraph("No training log lies beside the results (train.jsonl).")
-    caption = f"{rows[-1]['step']:,.0f} training steps"
-    if "seconds" in rows[-1]:
-        caption += f" in {rows[-1]['seconds'] / 60:,.1f} minutes"
-    return figure(panels.training(rows), "Training curves", f"{caption}. Layers are shaded from the first to the last.")
+def look_facts(entry: Entry, entries: Sequence[Entry], full: Entry | None) -> list[tuple[str, str]]:
+    word = quality_word(entry.first.quality_key)
+    facts = [(word, sig(entry.mean))]
+    if full is not None and entry is not full:
+        faster, over, _, changed = against(entry, entries)
+        facts += [("against full depth", signed(changed)), ("speed-up", times(faster))]
+        if not entry.plain:
+            facts.append(("over best plain", times(over)))
+        facts.append(("PSNR to full depth", decibels(mean_metric(entry, "psnr"))))
+    if entry.mean_depth is not None:
+        facts.append(("mean depth", f"{sig(entry.mean_depth)} of {entry.first.depth} layers"))
+    return [*facts, ("calls", str(entry.first.nfe))]
 
 
-RECORDED = (
-    "device", "threads", "batch_size", "n_images", "seeds", "sampler", "guidance", "commit", "config_hash",
-)  # fmt: skip
+def mean_metric(entry: Entry, key: str) -> float | None:
+    values = [p.metric(key) for p in entry.points]
+    return None if None in values else float(np.mean(values))
 
 
-def provenance_section(evaluation: Evaluation) -> str:
+def map_label(entry: Entry, exits: Exits) -> str:
+    pair = ""
+    if exits.used.shape[1] == 2:
+        pair = f" Guidance pairs: {(entry.first.record.get('guidance') or {}).get('pair', 'not recorded')}."
+    return f"{entry.label}: share of images that leave after each layer, at every call from noise to data.{pair}"
+
+
+def exit_sentence(exits: Exits) -> str:
+    """Whether exits follow time or the image: shares of the variance of the exit; of the conditional branch, if two."""
+    used = exits.used[:, 0].astype(np.float64)  # (calls, n)
+    branch = " of the conditional branch" if exits.used.shape[1] == 2 else ""
+    if used.var() == 0:
+        return f"Every image{branch} leaves after layer {used[0, 0]:.0f} at every call."
+    time, image = used.mean(1).var() / used.var(), used.mean(0).var() / used.var()
+    low, high = np.percentile(used.mean(0), (5, 95))
+    kind = (
+        "nearly a schedule over time" if time >= 0.9 else "mostly over time" if time >= 0.5 else "more than over time"
+    )
+    return (
+        f"Time alone explains {percent(time)} of the variance of the exit{branch}, the image alone {percent(image)} "
+        f"({kind}); nine in ten images have {sig(low)} to {sig(high)} layers per call."
+    )
+
+
+# ---- table ---------------------------------------------------------------------------------------------------------
+
+
+def table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict[str, Any]:
+    """Heads and rows; a cell is (text, number to sort by). The speed-up stands second."""
+    key = entries[0].first.quality_key
+    factor, unit = time_unit(max((e.seconds for e in entries if e.seconds is not None), default=1.0))
+    heads = ["point", "speed-up", "against full depth", quality_word(key), "over best plain", "depth", "GMACs", "calls"]
+    heads += [f"{unit} / image", "images / s", "PSNR, dB", "SSIM"]
+    rows = []
+    for e in sorted(entries, key=lambda e: (e.cost is None, e.cost if e.cost is not None else e.gmacs or 0)):
+        faster, over, _, changed = against(e, entries)
+        rate = None if not e.seconds else 1 / e.seconds
+        psnr, ssim = mean_metric(e, "psnr"), mean_metric(e, "ssim")
+        cells = [
+            (times(faster), faster and faster.mean),
+            (
+                signed(changed) if e.family != "full" or changed is None or changed.mean else "–",
+                changed and changed.mean,
+            ),
+            (sig(e.mean), e.mean),
+            (times(over), over and over.mean),
+            (sig(e.mean_depth), e.mean_depth),
+            (sig(e.gmacs), e.gmacs),
+            (str(e.first.nfe), e.first.nfe),
+            (sig(None if e.seconds is None else e.seconds * factor), e.seconds),
+            (sig(rate), rate),
+            (decibels(psnr).removesuffix(f"{NBSP}dB"), psnr),
+            (sig(ssim), ssim),
+        ]
+        rows.append(dict(name=e.name(several), family=family_name(e.family), cells=cells, chosen=e is chosen))
+    return dict(heads=heads, rows=rows, quality=quality_name(key))
+
+
+# ---- one evaluation ------------------------------------------------------------------------------------------------
+
+
+def run(evaluation: Evaluation) -> dict[str, Any]:
+    """The folded sections of one evaluation directory."""
+    maps, train, trained = evaluation.uncertainty(), evaluation.train, ""
+    if train:
+        minutes = f" in {train[-1]['seconds'] / 60:,.0f} minutes" if "seconds" in train[-1] else ""
+        trained = f"{train[-1]['step']:,.0f} steps{minutes}."
+    return dict(
+        name=evaluation.name,
+        maps=[] if maps is None else [figures.uncertainty(maps, i) for i in range(min(2, len(maps.ids)))],
+        trained=trained,
+        charts=figures.training(train) if train else [],
+        facts=provenance(evaluation),
+        config=evaluation.config and json.dumps(evaluation.config, indent=2, ensure_ascii=False),
+        real=real_halves(evaluation),
+    )
+
+
+RECORDED = ("device", "threads", "batch_size", "n_images", "seeds", "selection_seed", "sampler", "guidance", "commit")
+
+
+def provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
     records = [p.record for p in evaluation.points]
 
     def every(key: str) -> str:
-        values = dict.fromkeys(
-            json.dumps(r[key], ensure_ascii=False) if not isinstance(r[key], str) else r[key]
-            for r in records
-            if r.get(key) is not None
-        )
-        return "; ".join(values) or "not recorded"
+        found = [r[key] for r in records if r.get(key) is not None]
+        texts = dict.fromkeys(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in found)
+        return "; ".join(texts) or "not recorded"
 
-    found = [r["versions"] for r in records if isinstance(r.get("versions"), dict)]
-    versions = dict.fromkeys(f"{name} {version}" for each in found for name, version in each.items())
-    command = every("command")
-    if command == "not recorded" and evaluation.config:
-        command = str(evaluation.config.get("command", command))
-    times = sorted(str(r["time"]) for r in records if r.get("time"))
-    rows = [("directory", evaluation.name), ("command", command)]
-    rows += [(key.replace("_", " "), every(key)) for key in RECORDED]
-    rows += [("versions", ", ".join(versions) or "not recorded")]
-    rows += [("evaluated", " to ".join(dict.fromkeys([times[0], times[-1]])) if times else "not recorded")]
-    html = facts(rows) + "".join(paragraph(text, "small") for text in evaluation.notes)
-    if evaluation.config is None:
-        return html + paragraph("No config.json lies beside the results.", "small")
-    text = json.dumps(evaluation.config, indent=2, ensure_ascii=False)
-    return html + f"<details><summary>Configuration</summary><pre>{escape(text)}</pre></details>\n"
+    versions = [r["versions"] for r in records if isinstance(r.get("versions"), dict)]
+    names = dict.fromkeys(f"{name} {version}" for each in versions for name, version in each.items())
+    dates = sorted(str(r["time"]) for r in records if r.get("time"))
+    return [
+        ("directory", evaluation.name),
+        ("command", every("command")),
+        *((key.replace("_", " "), every(key)) for key in RECORDED),
+        ("versions", ", ".join(names) or "not recorded"),
+        ("evaluated", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "not recorded"),
+    ]
+
+
+def real_halves(evaluation: Evaluation) -> str | None:
+    """The distance between two halves of the real images, which is no floor: its numbers of images are others."""
+    point = evaluation.points[0]
+    value = evaluation.reference.get(f"{point.quality_key}_real_halves")
+    if value is None:
+        return None
+    n_real, n = evaluation.reference.get("n_real"), point.record.get("n_images")
+    halves = f"two halves of the real images ({n_real // 2} each)" if n_real else "two halves of the real images"
+    return (
+        f"{quality_word(point.quality_key)} between {halves}: {sig(value)}. A distance falls with the number of "
+        f"images, so this is no floor for the distances above{f', of {n} images' if n else ''}."
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-# The frontier, the 10 % bar and every sentence read quality as a distance: smaller is better.
+# Every figure and sentence reads quality as a distance: smaller is better.
 HIGHER_IS_BETTER = ("psnr", "ssim", "clip_score", "precision", "recall", "density", "coverage", "inception_score")
 UMAP_ARRAYS = ("t", "k", "u", "error", "x0", "ids")
 
@@ -25,7 +25,7 @@ class Point:
     run: str  # name of the evaluation directory, for display
     dir: Path
     slug: str
-    family: str  # "full", "fixed", "steps" or the name of an exit policy
+    family: str  # "full", "fixed", "steps" … (libs/evaluation/families.py) or the name of an exit policy
     label: str
     nfe: int
     depth: int  # K, layers of the full network
@@ -37,18 +37,8 @@ class Point:
     seconds: float | None  # per image, median over runs
     seconds_runs: tuple[float, ...]
     images_per_s: float | None
-    recommended: bool
+    timed_with: str  # points of one name were timed in turn, so that run i of both saw the same machine
     record: dict[str, Any] = field(repr=False)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the quality over noise seeds; None with fewer than two seeds."""
-        return statistics.stdev(self.quality_per_seed) if len(self.quality_per_seed) > 1 else None
-
-    @property
-    def series(self) -> tuple[str, str]:
-        """Points of one series are joined by a line."""
-        return self.run, self.family
 
     def metric(self, key: str) -> float | None:
         value = self.record["metrics"].get(key)
@@ -88,18 +78,24 @@ class Evaluation:
     train: tuple[dict[str, float], ...]
     notes: tuple[str, ...]  # what a reader must know about the files themselves
 
-    def floor(self) -> float | None:
-        """Quality of one half of the real images against the other: what no sampler can be asked to beat."""
-        return number(self.reference, f"{self.points[0].quality_key}_real_halves", self.dir / "reference.json")
+    @property
+    def tolerance(self) -> float | None:
+        """How much worse than full depth the recommended point may be: `eval.tolerance` of the evaluation."""
+        return number((self.config or {}).get("eval") or {}, "tolerance", self.dir / "config.json")
 
-    def grid(self, point: Point) -> bytes | None:
+    def images(self, point: Point, most: int) -> list[Image.Image] | None:
+        """The first images of the point's first reported seed, cut from its grid; None where none was saved."""
         path = self.dir / "points" / point.slug / "grid.png"
         if not path.is_file():
             return None
-        data = path.read_bytes()
-        if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
-            raise ValueError(f"{path}: not a PNG file. Evaluate the point {point.slug} again or remove the file.")
-        return data
+        try:
+            with Image.open(path, formats=("PNG",)) as file:
+                grid = file.convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{path}: not a readable PNG file. Evaluate the point {point.slug} again or remove the file."
+            ) from error
+        return tiles(grid, most)
 
     def exits(self, point: Point) -> Exits | None:
         path = self.dir / "points" / point.slug / "trace.npz"
@@ -132,6 +128,28 @@ class Evaluation:
                 f"{path}: `x0` has shape {maps.x0.shape}; expected (times, images, 1 or 3 channels, H, W)."
             )
         return maps
+
+
+def tiles(grid: Image.Image, most: int, columns: int = 8) -> list[Image.Image]:
+    """The first images of a grid as `libs.sampling.images.save_grid` lays it out, at their own size.
+
+    There images are enlarged `scale` times and stand in at most 8 columns with a white frame around each; they come
+    back enlarged. A grid of another layout comes back as the one image that it is.
+    """
+    found = []  # (columns, rows, tile, frame)
+    for size in range(1, max(grid.size) + 1):
+        scale = max(1, 48 // size)
+        frame, tile = max(1, scale // 2), size * scale
+        shape = [(side - frame) / (tile + frame) for side in grid.size]
+        if all(n == int(n) and n >= 1 for n in shape) and shape[0] <= columns:
+            found.append((int(shape[0]), int(shape[1]), tile, frame))
+    if not found:
+        return [grid]
+    wide, high, tile, frame = max(found)
+    if np.asarray(grid)[:frame].min() < 255:  # no frame: torchvision gives a single image none
+        return [grid]
+    places = [(frame + x * (tile + frame), frame + y * (tile + frame)) for y in range(high) for x in range(wide)]
+    return [grid.crop((x, y, x + tile, y + tile)) for x, y in places[:most]]
 
 
 def read(directories: Sequence[str | Path]) -> list[Evaluation]:
@@ -225,7 +243,7 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
         seconds=seconds,
         seconds_runs=numbers(metrics, "seconds_per_image_runs", where),
         images_per_s=images_per_s,
-        recommended=bool(record.get("recommended", False)),
+        timed_with=str(directory),
         record=record,
     )
 

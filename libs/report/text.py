@@ -1,14 +1,15 @@
-"""Numbers and names as a reader sees them."""
+"""Numbers and names as a reader sees them: every quantity prints in one way."""
 
 from __future__ import annotations
 
-from libs.report.read import Point
+from libs.report.statistics import Estimate
 
 FAMILY_NAMES = {
     "full": "full depth",
     "fixed": "fixed layer",
-    "steps": "fewer steps, full depth",
-    "sampler": "another sampler, full depth",
+    "steps": "full depth, fewer evenly spaced calls",
+    "plain": "full depth, calls placed better",
+    "sampler": "full depth, another sampler",
     "residual": "residual correction",
     "refresh": "refresh without correction",
     "reuse": "output reuse",
@@ -17,10 +18,11 @@ FAMILY_NAMES = {
     "matched_static": "matched static schedule",
 }
 MACS = (
-    "GMACs are 10⁹ multiply-accumulates (one multiplication with its addition counts once, not twice) over the whole "
-    "sampling of one image; attention products, output heads and the uncertainty estimators that ran are counted."
+    "GMACs are 10⁹ multiply-accumulates (one multiplication with its addition counts once) over the whole sampling of "
+    "one image, with attention products, output heads and the estimators that ran."
 )
 NBSP = "\u00a0"
+MINUS = "−"
 
 
 def sig(value: float | None, digits: int = 3) -> str:
@@ -30,14 +32,14 @@ def sig(value: float | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}e}".replace("-", "−")
+        return f"{value:.{digits - 1}e}".replace("-", MINUS)
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
     if whole >= digits:
-        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
+        return f"{value:,.0f}".replace(",", "\u202f").replace("-", MINUS)
     text = f"{value:#.{digits}g}"
     if "e" in text:  # Python switches to exponents at 1e-5 only after rounding
         text = f"{value:.{digits + 3}f}"
-    return text.rstrip(".").replace("-", "−")
+    return text.rstrip(".").replace("-", MINUS)
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
@@ -48,27 +50,35 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return 1e6, "µs"
 
 
-def duration(seconds: float | None) -> str:
-    if seconds is None:
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}{NBSP}%".replace("-", MINUS)
+
+
+def times(found: Estimate | None) -> str:
+    """A speed-up: `2.50× [2.31, 2.70]`."""
+    if found is None:
         return "–"
-    factor, unit = time_unit(seconds)
-    return f"{sig(seconds * factor)}{NBSP}{unit}"
+    return f"{sig(found.mean)}×" + ("" if found.low is None else f" [{sig(found.low)}, {sig(found.high)}]")
 
 
-def percent(share: float, signed: bool = False) -> str:
-    """Whole percents, with a decimal where a signed change is smaller than one."""
-    digits = 1 if signed and 0 < abs(share) < 0.0095 else 0
-    text = f"{100 * share:+.{digits}f}" if signed else f"{100 * share:.{digits}f}"
-    return f"{text.replace('-', '−')}{NBSP}%"
+def signed(found: Estimate | None) -> str:
+    """A relative change: `+4.1 % [−2.0, +10]`."""
+    if found is None:
+        return "–"
+    return f"{points(found.mean)}{NBSP}%" + (
+        "" if found.low is None else f" [{points(found.low)}, {points(found.high)}]"
+    )
 
 
-def plus_minus(value: float, spread: float | None) -> str:
-    """A value with as many decimals as its spread supports."""
-    if not spread:
-        return sig(value)
-    places = max(0, min(4, 1 - int(f"{spread:e}".split("e")[1])))
-    places = min(places, max(0, 3 - len(str(int(abs(value))))) + 1)
-    return f"{value:,.{places}f}{NBSP}±{NBSP}{spread:.{places}f}".replace(",", "\u202f").replace("-", "−")
+def points(share: float) -> str:
+    """A share in signed percents: a decimal below ten, none above, where nobody reads it."""
+    value = 100 * share
+    return f"{value:+,.{0 if abs(value) >= 9.95 else 1}f}".replace(",", "\u202f").replace("-", MINUS)
+
+
+def decibels(value: float | None) -> str:
+    """PSNR; identical images have no finite one, which files store as 100."""
+    return "–" if value is None else "identical" if value >= 99.95 else f"{value:.1f}{NBSP}dB"
 
 
 def quality_name(key: str) -> str:
@@ -86,11 +96,3 @@ def quality_word(key: str) -> str:
 
 def family_name(family: str) -> str:
     return FAMILY_NAMES.get(family, family.replace("_", " "))
-
-
-def series_name(point: Point, several_runs: bool) -> str:
-    return f"{family_name(point.family)} · {point.run}" if several_runs else family_name(point.family)
-
-
-def point_name(point: Point, several_runs: bool = False) -> str:
-    return f"{point.label} · {point.run}" if several_runs else point.label

@@ -1,361 +1,309 @@
-"""What the points say, in sentences computed from them, including when they speak against early exit."""
+"""What the entries say: the recommended point, its honest rival, who wins at equal seconds; also where it is bad news.
+
+The honest rival of a point is the best plain sampling at its quality: all layers, as few calls as do, on the best grid
+that was evaluated, chosen on the selection seed. A speed-up over evenly spaced calls is named as such.
+"""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from libs.evaluation.families import CONTROLS
+from libs.report.entries import Entry, change, gap, n_images, speedup
+from libs.report.statistics import Estimate
+from libs.report.text import percent, quality_word, sig, signed, times
 
-from libs.evaluation.families import BASELINES
-from libs.report.read import Exits, Point, Uncertainty
-from libs.report.text import duration, percent, point_name, quality_word, series_name, sig
+TOLERANCE = 0.05  # where the evaluation did not record its eval.tolerance
+EQUAL = 0.02  # qualities, and costs within a budget, that differ by this share count as equal
+BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # shares of the reference's full-depth seconds
+RULE = (
+    "Settings are chosen on the selection seed and reported on the other noise seeds. Intervals are 95 %, Student's t, "
+    "of paired differences: over training seeds where there are several, else over noise seeds of one training. A "
+    "difference counts if three values or more exclude zero; there is no correction for how many methods take part. A "
+    "plain sampling runs all layers at every call."
+)
 
-TOLERANCE = 0.10  # "as good as full depth" allows a distance this much larger
+
+# ---- who is held against whom --------------------------------------------------------------------------------------
+
+
+def full_depth(entries: Sequence[Entry]) -> Entry | None:
+    """The reference: full depth of the first model that has it."""
+    return next((entry for entry in entries if entry.family == "full"), None)
+
+
+def uniform(entries: Sequence[Entry]) -> Entry | None:
+    """Full depth on evenly spaced calls: the reference if it is, else of its solver the one with the most calls."""
+    full = full_depth(entries)
+    if full is None or full.evenly_spaced:
+        return full
+    even = [e for e in entries if e.plain and e.evenly_spaced and e.model == full.model and solver(e) == solver(full)]
+    return max(even, key=lambda e: e.first.nfe, default=None)
+
+
+def solver(entry: Entry) -> str:
+    return str((entry.first.record.get("sampler") or {}).get("name"))
+
+
+def best_plain(entries: Sequence[Entry], model: str, quality: float) -> Entry | None:
+    """The fastest plain sampling of `model` whose distance on the selection seed is at most `quality`; None if none is.
+
+    Without seconds, the one with the fewest GMACs.
+    """
+    good = [e for e in entries if e.plain and e.model == model and e.choosing <= quality]
+    return cheapest(good)
+
+
+def rival_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
+    """The honest rival of an entry: the best plain sampling at its quality, 2 % allowed, by its own network.
+
+    A model whose plain sampling was not evaluated is held against that of the reference.
+    """
+    full = full_depth(entries)
+    own = any(e.plain and e.model == entry.model for e in entries)
+    model = entry.model if own or full is None else full.model
+    alike = [e for e in entries if n_images(e) == n_images(entry)]
+    return best_plain(alike, model, (1 + EQUAL) * entry.choosing)
+
+
+def cheapest(entries: Sequence[Entry]) -> Entry | None:
+    timed = [e for e in entries if e.cost is not None]
+    counted = [e for e in entries if e.gmacs is not None]
+    if timed:
+        return min(timed, key=lambda e: e.cost)
+    return min(counted, key=lambda e: e.gmacs, default=None)
+
+
+def cheaper(a: Entry, b: Entry) -> bool:
+    """Whether a costs less than b: in seconds if both were timed, else in GMACs."""
+    if None not in (a.cost, b.cost):
+        return a.cost < b.cost
+    return None not in (a.gmacs, b.gmacs) and a.gmacs < b.gmacs
+
+
+def good_enough(entries: Sequence[Entry], tolerance: float) -> list[Entry]:
+    """At most `tolerance` worse than the reference's full depth on the selection seed, and cheaper than it."""
+    full = full_depth(entries)
+    if full is None:
+        return []
+    alike = [e for e in entries if n_images(e) == n_images(full) and e is not full]
+    return [e for e in alike if e.choosing <= (1 + tolerance) * full.choosing and cheaper(e, full)]
+
+
+def recommend(entries: Sequence[Entry], tolerance: float) -> Entry | None:
+    """The fastest early-exit entry that is good enough; never one that is slower than full depth."""
+    return cheapest([e for e in good_enough(entries, tolerance) if e.early])
+
+
+def fastest_of_each(entries: Sequence[Entry], tolerance: float) -> list[Entry]:
+    """For every method its fastest setting that is good enough, fastest first; controls are no methods."""
+    methods: dict[tuple[str, str], list[Entry]] = {}
+    for entry in good_enough(entries, tolerance):
+        if entry.family not in CONTROLS:
+            methods.setdefault(entry.method, []).append(entry)
+    best = [found for settings in methods.values() if (found := cheapest(settings))]
+    return sorted(best, key=lambda e: (e.cost is None, e.cost if e.cost is not None else e.gmacs))
+
+
+# ---- the claim -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a page says first. `tone` is seen from early exit: "good", "bad", "even" or "plain"."""
+
+    tone: str
+    sentences: tuple[str, ...]
+    chosen: Entry | None = None
+    rival: Entry | None = None
+
+
+def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
+    """Two sentences: the recommended point against evenly spaced full depth, and against its honest rival."""
+    full, even = full_depth(entries), uniform(entries)
+    several = len({entry.model for entry in entries}) > 1
+    if full is None:
+        return Claim("plain", ("No full-depth point was evaluated, so nothing can be compared with it.",))
+    if not any(entry.early for entry in entries):
+        return Claim("plain", ("No early-exit policy was evaluated.",))
+    chosen = recommend(entries, tolerance)
+    if chosen is None:
+        plain = cheapest([e for e in good_enough(entries, tolerance) if e.plain])
+        rest = f" {plain.name(several)} is." if plain else ""
+        text = f"No early exit is both faster than full depth and at most {percent(tolerance)} worse."
+        return Claim("bad", (text + rest,))
+    base = even or full
+    word = quality_word(chosen.first.quality_key)
+    name = chosen.name(several)
+    first = f"{name[0].upper()}{name[1:]} {costs(chosen, base)} {calls(base, several)}; its {word} changes by "
+    first += f"{signed(change(chosen, base))}."
+    rival = rival_of(chosen, entries)
+    tone, second = against_rival(chosen, rival, base, entries, several)
+    return Claim(tone, (first, second), chosen, rival)
+
+
+def costs(a: Entry, b: Entry) -> str:
+    """`is 2.50× [2.31, 2.70] as fast as`, or in GMACs, which are no speed-up."""
+    found = speedup(a, b)
+    if found is not None:
+        return f"is {times(found)} as fast as"
+    if None in (a.gmacs, b.gmacs):
+        return "was not timed against"
+    return f"needs {percent(a.gmacs / b.gmacs)} of the GMACs (not timed) of"
+
+
+def calls(base: Entry, several: bool) -> str:
+    """Full depth by what tells its samplings apart: the number of calls and where they lie."""
+    where = "evenly spaced calls" if base.evenly_spaced else "calls"
+    name = base.name(several)
+    return f"{name} ({base.first.nfe} {where})"
+
+
+def against_rival(
+    chosen: Entry, rival: Entry | None, base: Entry, entries: Sequence[Entry], several: bool
+) -> tuple[str, str]:
+    """Tone and second sentence. `base` is what the first sentence was about."""
+    if rival is None:
+        return "good", "No plain sampling that was evaluated is as good."
+    found = speedup(chosen, rival)
+    outside = None if found is None else found.excludes(1.0)
+    tone = "plain" if found is None else "even" if not outside else "good" if found.mean > 1 else "bad"
+    if all(e.evenly_spaced for e in entries if e.plain):
+        note = "Only evenly spaced calls were evaluated for plain sampling, so this is a speed-up over those"
+        if rival is base:
+            return tone, f"{note}."
+        note = f" {note}."
+    else:
+        note = ""
+    if rival is base:
+        return tone, f"No better placed or fewer calls at full depth are as good and faster.{note}"
+    noise = {True: "", False: ", inside the noise", None: ", with too few runs to tell"}[outside] if found else ""
+    text = f"The best plain sampling of that quality is {calls(rival, several)}: early exit {costs(chosen, rival)} it"
+    return tone, f"{text}{noise}.{note}"
+
+
+def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
+    """The claim as numbers, for files; None where no early exit is good enough.
+
+    `speedup_over_uniform` and `quality_change` (share of the distance) are against full depth on evenly spaced calls,
+    `speedup_over_best_plain` and `quality_change_over_best_plain` against the honest rival. A value is None where its
+    counterpart was not evaluated or not timed, an interval where there is one value only.
+    """
+    chosen, even = recommend(entries, tolerance), uniform(entries)
+    if chosen is None:
+        return None
+    rival = rival_of(chosen, entries)
+    found: dict[str, Estimate | None] = {
+        "speedup_over_uniform": even and speedup(chosen, even),
+        "speedup_over_best_plain": rival and speedup(chosen, rival),
+        "quality_change": even and change(chosen, even),
+        "quality_change_over_best_plain": rival and change(chosen, rival),
+    }
+    return {
+        **{key: value and value.mean for key, value in found.items()},
+        "intervals": {key: bounds(value) for key, value in found.items()},
+        "setting": setting(chosen),
+        "uniform": even and setting(even),
+        "best_plain": rival and setting(rival),
+        "tolerance": tolerance,
+        "training_runs": len(chosen.points),
+        "noise_seeds": min(len(seeds) for seeds in chosen.quality),
+    }
+
+
+def bounds(found: Estimate | None) -> list[float] | None:
+    return None if found is None or found.low is None else [found.low, found.high]
+
+
+def setting(entry: Entry) -> dict:
+    record = entry.first.record
+    known = {key: record[key] for key in ("exit", "sampler", "guidance", "grid", "plan") if record.get(key) is not None}
+    return {"model": entry.model, "family": entry.family, "label": entry.label, "nfe": entry.first.nfe} | known
+
+
+# ---- at equal seconds ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Verdict:
-    lead: str
+    """`order` has one entry per method within the budget, best first; `ties` are not clearly worse than the first."""
+
+    budget: float
+    order: tuple[Entry, ...]
+    ties: tuple[Entry, ...]
+    tone: str  # seen from early exit
     text: str
-    tone: str = "plain"  # "good" | "bad" | "even" | "plain", seen from early exit
 
 
-def full_depth(points: Sequence[Point]) -> Point | None:
-    return next((point for point in points if point.family == "full"), None)
+def verdicts(entries: Sequence[Entry]) -> list[Verdict]:
+    """Who is best within each budget of seconds, as far as somebody is; budgets with the same answer are said once."""
+    full = full_depth(entries)
+    if full is None or full.cost is None:
+        return []
+    several = len({entry.model for entry in entries}) > 1
+    alike = [e for e in entries if n_images(e) == n_images(full)]
+    found = [verdict(choose(alike, budget), budget, several) for budget in BUDGETS]
+    pairs = zip(found, [None, *found], strict=False)
+    return [v for v, before in pairs if before is None or (v.order[:1], v.ties) != (before.order[:1], before.ties)]
 
 
-def bar(full: Point) -> float:
-    return full.quality + TOLERANCE * abs(full.quality)
+def choose(entries: Sequence[Entry], budget: float) -> list[Entry]:
+    """For every method its best setting within the budget on the selection seed; best method on the others first."""
+    methods: dict[tuple, list[Entry]] = {}
+    for entry in entries:
+        if entry.family not in CONTROLS and entry.cost is not None and entry.cost <= budget * (1 + EQUAL):
+            method = (entry.model, "plain") if entry.plain else entry.method
+            methods.setdefault(method, []).append(entry)
+    chosen = [min(settings, key=lambda entry: entry.choosing) for settings in methods.values()]
+    return sorted(chosen, key=lambda entry: entry.mean)
 
 
-def within_tolerance(point: Point, full: Point) -> bool:
-    return point.quality <= bar(full)
-
-
-def indistinguishable(point: Point, full: Point) -> bool:
-    """Better than full depth, or worse by no more than the noise over seeds."""
-    return point.quality <= full.quality or outside_noise(point, full) is False
-
-
-# what counts as full-depth quality, and how a sentence says it
-BARS = {
-    f"within {percent(TOLERANCE)} of full-depth quality": within_tolerance,
-    "as good as full depth up to noise": indistinguishable,
-}
-
-
-def cost_of(full: Point) -> str | None:
-    """What "fast" means here: measured seconds if there are any, else GMACs, else nothing."""
-    return next((name for name in ("seconds", "gmacs") if getattr(full, name) is not None), None)
-
-
-def fastest(points: Sequence[Point], full: Point, good: Callable = within_tolerance) -> Point | None:
-    """Cheapest point that passes the bar `good(point, full)`."""
-    cost = cost_of(full)
-    good = [p for p in points if cost and getattr(p, cost) is not None and good(p, full)]
-    return min(good, key=lambda p: getattr(p, cost), default=None)
-
-
-def recommend(points: Sequence[Point], full: Point | None) -> tuple[Point | None, str]:
-    """The point to recommend, and why: the one the evaluation marked, else the fastest early exit within the bar."""
-    marked = next((point for point in points if point.recommended), None)
-    if marked is not None:
-        return marked, "marked by the evaluation"
-    policies = [point for point in points if point.family not in BASELINES]
-    if full is not None and (best := fastest(policies, full)) is not None:
-        return best, f"the fastest early-exit point within {percent(TOLERANCE)} of full-depth quality"
-    closest = min(policies, key=lambda p: p.quality, default=None)
-    return closest, "the early-exit point of best quality, as none is shown to be within the bar"
-
-
-def best_fixed(points: Sequence[Point], full: Point | None) -> Point | None:
-    """The fixed layer to hold against early exit: the fastest within the bar, else the best in quality."""
-    fixed = [point for point in points if point.family == "fixed"]
-    best = fastest(fixed, full) if full is not None else None
-    return best or min(fixed, key=lambda p: p.quality, default=None)
-
-
-def outside_noise(a: Point, b: Point) -> bool | None:
-    """Whether two qualities differ by more than the noise over seeds; None with fewer than two seeds.
-
-    With the same noise seeds, both points start from the same noise, and what counts is the spread of the differences:
-    the limit is 4.3 standard errors, the 95 % Student-t interval of three seeds. With other seeds, it is twice the two
-    points' combined standard deviation.
-    """
-    if a.spread is None or b.spread is None:
-        return None
-    if a.record.get("seeds") == b.record.get("seeds") and len(a.quality_per_seed) == len(b.quality_per_seed):
-        differences = [x - y for x, y in zip(a.quality_per_seed, b.quality_per_seed, strict=True)]
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
-        return abs(statistics.fmean(differences)) > 4.3 * error
-    return abs(a.quality - b.quality) > 2 * math.hypot(a.spread, b.spread)
-
-
-def timings_overlap(a: Point, b: Point) -> bool | None:
-    """Whether the timing runs leave open who is faster; None with fewer than two runs.
-
-    Points of one evaluation are timed in turn, so run i of both saw the same machine: one of them must win every run.
-    Otherwise the ranges must not overlap.
-    """
-    if len(a.seconds_runs) < 2 or len(b.seconds_runs) < 2:
-        return None
-    if a.dir == b.dir and len(a.seconds_runs) == len(b.seconds_runs):
-        return len({x < y for x, y in zip(a.seconds_runs, b.seconds_runs, strict=True)}) == 2
-    return max(min(a.seconds_runs), min(b.seconds_runs)) <= min(max(a.seconds_runs), max(b.seconds_runs))
-
-
-def saved(point: Point, full: Point | None, what: str) -> float | None:
-    """Share of full depth's `seconds` or `gmacs` that the point does not spend."""
-    if full is None or getattr(point, what) is None or not getattr(full, what):
-        return None
-    return 1 - getattr(point, what) / getattr(full, what)
-
-
-def saving_ratio(point: Point, full: Point | None) -> float | None:
-    """Time saved over GMACs saved: 1 = every saved operation saves its share of time. None below 1 % saved."""
-    time, macs = saved(point, full, "seconds"), saved(point, full, "gmacs")
-    return None if time is None or macs is None or macs < 0.01 else time / macs
-
-
-def noise_words(a: Point, b: Point) -> str:
-    outside = outside_noise(a, b)
-    if outside is None:
-        return "one noise seed, so the noise is unknown"
-    seeds = min(len(a.quality_per_seed), len(b.quality_per_seed))
-    return f"{'outside' if outside else 'inside'} the noise over {seeds} seeds"
-
-
-def change(point: Point, base: Point) -> float | None:
-    return (point.quality - base.quality) / abs(base.quality) if base.quality else None
-
-
-def against(point: Point, base: Point) -> str:
-    """`26.9 against 25.9 (+4 %, inside the noise over 3 seeds)`"""
-    share = change(point, base)
-    lead = f"{percent(share, signed=True)}, " if share is not None else ""
-    return f"{sig(point.quality)} against {sig(base.quality)} ({lead}{noise_words(point, base)})"
-
-
-def cost_words(point: Point, cost: str) -> str:
-    return f"{duration(point.seconds)} per image" if cost == "seconds" else f"{sig(point.gmacs)} GMACs per image"
-
-
-def relative_cost(point: Point, base: Point, cost: str) -> str:
-    if cost == "gmacs":
-        return f"{sig(point.gmacs / base.gmacs)}× the GMACs"
-    return f"{sig(base.seconds / point.seconds)}× the speed"
-
-
-def verdicts(points: Sequence[Point], floor: float | None = None) -> list[Verdict]:
-    """Sentences on the points of a report; the first full-depth point is the reference.
-
-    First who wins at full-depth quality, then the fastest good point of every family, what the baselines reach at the
-    recommended point's cost, how much saved arithmetic becomes saved time, and what makes the points incomparable.
-    """
-    several = len({point.run for point in points}) > 1
-    full = full_depth(points)
-    if full is None:
-        return [
-            Verdict("No reference.", "No full-depth point was evaluated, so nothing can be compared with it."),
-            *warnings(points),
-        ]
-    cost = cost_of(full)
-    if cost is None:
-        text = "Full depth has neither a time nor GMACs, so no point can be called faster than it."
-        return [Verdict("No cost.", text), *warnings(points)]
-    found = winners(points, full, cost, several)
-    found += [family_verdict(group, full, cost, several) for group in groups(points) if full not in group]
-    chosen, _ = recommend(points, full)
-    if chosen is not None:
-        found += equal_cost(points, chosen, cost, several)
-        ratio = saving_ratio(chosen, full)
-        if ratio is not None:
-            text = (
-                f"At {point_name(chosen, several)}, GMACs fall by {percent(saved(chosen, full, 'gmacs'))} and time by "
-                f"{percent(saved(chosen, full, 'seconds'))}, a ratio of {sig(ratio, 2)}."
-            )
-            found.append(Verdict("Arithmetic and time.", text))
-    if floor:
-        text = (
-            f"Two halves of the real images are {sig(floor)} apart and full depth is at {sig(full.quality)}, "
-            f"{sig(full.quality / floor, 2)} times that: savings are measured on a model that far from its data."
-        )
-        found.append(Verdict("The floor.", text))
-    return found + warnings(points)
-
-
-def groups(points: Sequence[Point]) -> list[list[Point]]:
-    """Points by series, in order: full depth, exit policies, fixed layers, fewer steps."""
-    rank = {"full": 0, "fixed": 2, "steps": 3}
-    series = sorted({p.series: rank.get(p.family, 1) for p in points}.items(), key=lambda item: item[1])
-    return [[p for p in points if p.series == key] for key, _ in series]
-
-
-def winners(points: Sequence[Point], full: Point, cost: str, several: bool) -> list[Verdict]:
-    """Early exit against everything else, at each of the BARS; the second needs noise to be known."""
-    if all(p.family in BASELINES for p in points):
-        return [Verdict("No early exit here.", "No early-exit policy was evaluated, so nothing can be said about one.")]
-    first, second = (winner(points, full, cost, several, words) for words in BARS)
-    if not any(p.family in ("fixed", "steps") for p in points):
-        text = "Neither fixed layers nor fewer steps were evaluated: without them this is no evidence for early exit."
-        first = Verdict(first.lead, f"{first.text} {text}", first.tone)
-    if full.spread is None:
-        return [first]
-    second = Verdict(f"At a stricter bar, {second.lead[0].lower()}{second.lead[1:]}", second.text, second.tone)
-    return [first, second]
-
-
-def winner(points: Sequence[Point], full: Point, cost: str, several: bool, words: str) -> Verdict:
-    policies = [p for p in points if p.family not in BASELINES]
-    baselines = [p for p in points if p.family in BASELINES]
-    early, base = fastest(policies, full, BARS[words]), fastest(baselines, full, BARS[words])  # full depth passes
-    base_name = point_name(base, several)
-    if early is None:
-        other = (
-            "and nothing else is faster than full depth"
-            if base is full
-            else f"while {base_name} is, at {relative_cost(base, full, cost)} of full depth"
-        )
-        return Verdict("Early exit loses.", f"None of its points is {words}, {other}.", "bad")
-    text = (
-        f"Among the points {words}, the fastest early exit is {point_name(early, several)} ({cost_words(early, cost)}) "
-        f"and the fastest without early exit is {base_name} ({cost_words(base, cost)}): early exit has "
-        f"{relative_cost(early, base, cost)}."
-    )
-    overlap = timings_overlap(early, base) if cost == "seconds" else False
-    if overlap:
-        lead, tone = "A tie.", "even"
-        text += " Their timing runs disagree, so neither is faster."
+def verdict(order: Sequence[Entry], budget: float, several: bool) -> Verdict:
+    lead = f"Within {percent(budget)} of full-depth seconds"
+    if not order:
+        return Verdict(budget, (), (), "plain", f"{lead}, no method is fast enough.")
+    best, *others = order
+    ties = tuple(other for other in others if not gap(other, best).excludes())
+    name = f"{best.name(several)} ({sig(best.mean)} at {percent(best.cost)})"
+    rival = next((e for e in others if e.early != best.early), None)
+    kind = "without early exit" if best.early else "early exit"
+    if not others:
+        text = f"{lead}, only {name} is fast enough."
+    elif ties:
+        tied = "; ".join(f"{other.name(several)} {more(other, best)}" for other in ties)
+        text = f"{lead}, nobody wins: {name} is not told from {tied}."
     else:
-        wins = getattr(early, cost) < getattr(base, cost)
-        lead, tone = ("Early exit wins.", "good") if wins else ("Early exit loses.", "bad")
-        if overlap is None:
-            text += " With fewer than two timing runs the noise of the clock is unknown."
-        elif cost == "seconds":
-            text += " All timing runs agree."
-    if cost == "gmacs":
-        text += " No times were measured, and GMACs are not a speed-up."
-    return Verdict(lead, f"{text} {quality_word(full.quality_key)} {against(early, base)}.", tone)
+        text = f"{lead}, {name} wins; next is {others[0].name(several)}, {more(others[0], best)}."
+    if rival is not None and rival not in ties and rival is not others[0]:
+        text += f" The best {kind}, {rival.name(several)}, has {more(rival, best)}."
+    if rival is None:
+        tone = "good" if best.early else "bad"
+        text += f" {'Nothing' if best.early else 'No'} {kind} is this fast." if others else ""
+    else:
+        tone = "even" if rival in ties else "good" if best.early else "bad"
+    return Verdict(budget, tuple(order), ties, tone, text)
 
 
-def family_verdict(group: Sequence[Point], full: Point, cost: str, several: bool) -> Verdict:
-    name = series_name(group[0], several)
-    lead = f"{name[0].upper()}{name[1:]}."
-    best = fastest(group, full)
-    if best is None:
-        closest = min(group, key=lambda p: p.quality)
-        text = (
-            f"No point within {percent(TOLERANCE)} of full-depth quality; the closest, {point_name(closest, several)}, "
-            f"is at {against(closest, full)}."
-        )
-        return Verdict(lead, text)
-    text = (
-        f"Fastest within {percent(TOLERANCE)} of full-depth quality: {point_name(best, several)}, "
-        f"{cost_words(best, cost)}, {relative_cost(best, full, cost)} of full depth, at {against(best, full)}."
-    )
-    return Verdict(lead, text)
+def more(other: Entry, best: Entry) -> str:
+    """`+12 % [+3.0, +21]`"""
+    return signed(change(other, best))
 
 
-def equal_cost(points: Sequence[Point], chosen: Point, cost: str, several: bool) -> list[Verdict]:
-    """The best quality every baseline reaches without spending more than the recommended point (2 % allowed)."""
-    limit = getattr(chosen, cost)
-    if limit is None:
-        return []
-    parts, better = [], False
-    for family in ("fixed", "steps"):
-        rivals = [p for p in points if p.family == family and p is not chosen and getattr(p, cost) is not None]
-        if not rivals:
-            continue
-        rival = min((p for p in rivals if getattr(p, cost) <= 1.02 * limit), key=lambda p: p.quality, default=None)
-        if rival is None:
-            parts.append(f"{series_name(rivals[0], False)} has no point this cheap")
-            continue
-        better |= rival.quality < chosen.quality
-        parts.append(f"{point_name(rival, several)} reaches {against(rival, chosen)}")
-    if not parts:
-        return []
-    text = f"For no more than {point_name(chosen, several)} costs ({cost_words(chosen, cost)}), {'; '.join(parts)}."
-    return [Verdict("At equal time." if cost == "seconds" else "At equal GMACs.", text, "bad" if better else "plain")]
-
-
-def warnings(points: Sequence[Point]) -> list[Verdict]:
-    """What makes two points of the report incomparable."""
-    found = []
-    for keys, what in (
-        (
-            ("n_images", "seeds"),
-            "Their qualities are not strictly comparable: a Fréchet distance depends on the number of images.",
-        ),
-        (("device", "threads", "batch_size"), "Their seconds are not comparable."),
-        (("commit",), "They were made by different code."),
-    ):
-        for key in keys:
-            values = sorted({str(p.record[key]) for p in points if key in p.record})
-            if len(values) > 1:
-                found.append(Verdict("Careful.", f"Points differ in {key} ({', '.join(values)}). {what}", "even"))
-    return found
-
-
-# ---- what the traces say -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Variance of the exit layer, split; the three shares add up to 1 unless the variance is 0 (all shares 0)."""
-
-    time: float  # between calls: a schedule over time would reproduce it
-    image: float  # between images: some images are deeper at every call
-    both: float  # the rest: which image is deep depends on the call
-    variance: float  # in layers squared
-
-
-def variance_shares(used: np.ndarray) -> Shares:
-    """Two-way decomposition of layers used (calls, n) into call, image and interaction."""
-    used = used.astype(np.float64)
-    total = used.var()
-    if total == 0:
-        return Shares(0.0, 0.0, 0.0, 0.0)
-    time, image = used.mean(axis=1).var() / total, used.mean(axis=0).var() / total
-    return Shares(time, image, max(0.0, 1 - time - image), total)
-
-
-def exit_sentence(exits: Exits) -> str:
-    """One sentence on whether exits follow time or the image; under guidance, of the conditional branch."""
-    shares = variance_shares(exits.used[:, 0])
-    branch = " of the conditional branch" if exits.used.shape[1] == 2 else ""
-    if shares.variance == 0:
-        layer = int(exits.used[0, 0, 0])
-        return f"Every image{branch} leaves after layer {layer} at every call: there is nothing to adapt."
-    lead = (
-        f"Time alone explains {percent(shares.time)} of the variance of the exit layer{branch}, the image alone "
-        f"{percent(shares.image)}, and the two together the other {percent(shares.both)}"
-    )
-    if shares.time >= 0.9:
-        return f"{lead}: a fixed schedule over time would leave at nearly the same layers."
-    if shares.time >= 0.5:
-        return f"{lead}: mostly a schedule over time, with some adaptation to the image."
-    return f"{lead}: the policy adapts to the image more than to time."
-
-
-def correlations(maps: Uncertainty) -> tuple[float | None, float | None]:
-    """How well u ranks the true error: Spearman over all pixels, and the median within one time and exit.
-
-    The first can be high merely because both fall with time and depth; the second cannot. None where a side is
-    constant, as the error of the last layer is.
-    """
-    cells = [spearman(u, e) for us, es in zip(maps.u, maps.error, strict=True) for u, e in zip(us, es, strict=True)]
-    known = [value for value in cells if value is not None]
-    return spearman(maps.u, maps.error), statistics.median(known) if known else None
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])  # ties share their mean rank
-    if min(rank.std() for rank in ranks) == 0:
-        return None
-    return float(np.corrcoef(*ranks)[0, 1])
+def worth_of_looking(entries: Sequence[Entry]) -> list[str]:
+    """A sentence per control that copies the depths of a policy without looking at the images."""
+    several = len({entry.model for entry in entries}) > 1
+    sentences = []
+    for control in entries:
+        source = re.search(r" path ([^\s,]+)", control.label) if control.family in CONTROLS else None
+        policy = next((e for e in entries if source and e.model == control.model and e.first.slug == source[1]), None)
+        found = policy and gap(policy, control)
+        if found:
+            outside = {True: "outside the noise", False: "inside the noise", None: "with too few seeds to tell"}
+            sentences.append(
+                f"{policy.name(several)} against {control.name(several)}, which copies its depths without looking at "
+                f"the images: {signed(change(policy, control))}, {outside[found.excludes()]} "
+                f"({sig(policy.mean_depth)} layers against {sig(control.mean_depth)})."
+            )
+    return sentences
