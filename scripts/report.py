@@ -36,7 +36,11 @@ def run(argv: list[str] | None, command: str) -> tuple[Path, list[str]]:
         parser.error(f"--output={output}: the page needs a name that ends in .html")
     numbers = args.json or (output.with_suffix(".json") if command == "compare" else None)
     try:
-        return report.write(directories, output, names, numbers)
+        found = report.load(directories, names)
+        found.write(output)
+        if numbers:
+            found.write_numbers(numbers)
+        return output, found.sentences()
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -210,8 +210,8 @@ def test_tolerance_is_the_evaluations(tmp_path):
     directory = evaluation(tmp_path / "a", points, noise=0.01)
     for tolerance, label in ((0.05, None), (0.1, "threshold 0.9")):
         (tmp_path / "a" / "config.json").write_text(json.dumps({"eval": {"tolerance": tolerance}}))
-        report.write([directory], tmp_path / "a.html", json_file=tmp_path / "a.json")
-        head = json.loads((tmp_path / "a.json").read_text())["headline"]
+        head = report.load([directory]).numbers()["headline"]
+        report.write([directory], tmp_path / "a.html")
         assert (head and head["setting"]["label"]) == label
         assert f"shaded to {100 * tolerance:.0f}\u00a0%" in (tmp_path / "a.html").read_text()
 
@@ -225,9 +225,11 @@ def test_without_times_nothing_is_called_fast(tmp_path):
         for key in ("seconds_per_image", "seconds_per_image_runs", "images_per_s"):
             del line["metrics"][key]
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, said = report.write([directory], tmp_path / "a.html", json_file=tmp_path / "a.json")
+    found = report.load([directory])
+    found.write(tmp_path / "a.html")
+    said = found.sentences()
     assert "of the GMACs (not timed)" in said[0] and not any("fast as" in text for text in said)
-    assert json.loads((tmp_path / "a.json").read_text())["headline"]["speedup_over_uniform"] is None
+    assert found.numbers()["headline"]["speedup_over_uniform"] is None
     assert "GMACs are not a speed-up" in (tmp_path / "a.html").read_text()
 
 
@@ -440,10 +442,10 @@ def test_timing_several_evaluations_together(tmp_path):
 def test_report_and_comparison_agree(tmp_path):
     """Catches two pages that say different things about one directory."""
     directory = evaluation(tmp_path / "a", n_seeds=2)
-    _, said = report.write([directory], tmp_path / "one.html")
+    report.write([directory], tmp_path / "one.html")
     compare.main([directory, f"--output={tmp_path / 'two.html'}"])
     assert (tmp_path / "one.html").read_text() == (tmp_path / "two.html").read_text()
-    assert json.loads((tmp_path / "two.json").read_text())["claim"] == said[:2]
+    assert json.loads((tmp_path / "two.json").read_text())["claim"] == report.load([directory]).sentences()[:2]
 
 
 def test_page_and_command(tmp_path, capsys):

@@ -137,8 +137,7 @@ def evaluation(directory: Path, branches: int = 1, size: int = 12) -> Path:
 
 
 def html_of(*directories, **options) -> str:
-    path, _ = report.write(directories, **options)
-    return path.read_text(encoding="utf-8")
+    return report.write(directories, **options).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ into marks, and `page` fills the templates.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,63 @@ from libs.report.verdict import (
     worth_of_looking,
 )
 
-__all__ = ["Entry", "Evaluation", "Point", "entries", "headline", "numbers", "read", "write"]
+__all__ = ["Entry", "Evaluation", "Point", "Report", "entries", "headline", "load", "read", "write"]
 
 
-def write(
-    directories: Sequence[str | Path],
-    output: str | Path | None = None,
-    names: Sequence[str | None] | None = None,
-    json_file: str | Path | None = None,
-) -> tuple[Path, list[str]]:
-    """Write the page on one or more evaluation directories; returns its path and its sentences, the notes last.
+@dataclass(frozen=True)
+class Report:
+    """One or many evaluations, read and made comparable."""
+
+    evaluations: Sequence[Evaluation]
+    entries: Sequence[Entry]
+    notes: Sequence[str]
+    tolerance: float  # how much worse than full depth the recommended point may be
+
+    def write(self, output: str | Path) -> Path:
+        """Write the page, complete or not at all."""
+        html = render(self.evaluations, self.entries, self.notes, self.tolerance)
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(output, "w") as file:
+            file.write(html)
+        return Path(output)
+
+    def write_numbers(self, output: str | Path) -> None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, self.numbers())
+
+    def sentences(self) -> list[str]:
+        """The claim, who wins at equal seconds, what looking at the images is worth, and the notes."""
+        said = claim(self.entries, self.tolerance).sentences
+        won = [verdict.text for verdict in verdicts(self.entries)]
+        return [*said, *won, *worth_of_looking(self.entries), *self.notes]
+
+    def numbers(self) -> dict[str, Any]:
+        """What the page says, for other programs; `points` has a row per setting."""
+        found = self.entries
+        several = len({entry.model for entry in found}) > 1
+        return {
+            "quality_key": found[0].first.quality_key,
+            "rule": RULE,
+            "headline": headline(found, self.tolerance),
+            "claim": list(claim(found, self.tolerance).sentences),
+            "fastest": [setting(entry) for entry in fastest_of_each(found, self.tolerance)],
+            "controls": worth_of_looking(found),
+            "notes": list(self.notes),
+            "verdicts": [
+                {"budget": v.budget, "tone": v.tone, "text": v.text}
+                | {key: [entry.name(several) for entry in getattr(v, key)] for key in ("order", "ties")}
+                for v in verdicts(found)
+            ],
+            "points": [row(entry, found) for entry in found],
+        }
+
+
+def load(directories: Sequence[str | Path], names: Sequence[str | None] | None = None) -> Report:
+    """Read evaluation directories; seconds are shares of what full depth of the first takes.
 
     Args:
-        directories: folders with results.jsonl; full depth of the first is what seconds are shares of.
-        output: where to write; default `<first>/report.html`.
+        directories: folders with results.jsonl.
         names: the model that each directory belongs to; None finds out (`libs.report.entries.group`).
-        json_file: where to write `numbers` as well.
 
     Raises:
         ValueError: a file is malformed (the message names file and line), or the directories cannot be compared.
@@ -52,42 +94,12 @@ def write(
     evaluations = read(directories)
     found, notes = entries(evaluations, names or [None] * len(evaluations))
     tolerance = evaluations[0].tolerance
-    tolerance = TOLERANCE if tolerance is None else tolerance
-    output = Path(output) if output is not None else Path(directories[0]) / "report.html"
-    html = render(evaluations, found, notes, tolerance)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output, "w") as file:
-        file.write(html)
-    if json_file is not None:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(json_file, numbers(found, notes, tolerance))
-    said = [*claim(found, tolerance).sentences, *(v.text for v in verdicts(found)), *worth_of_looking(found), *notes]
-    return output, said
+    return Report(evaluations, found, notes, TOLERANCE if tolerance is None else tolerance)
 
 
-def numbers(found: Sequence[Entry], notes: Sequence[str], tolerance: float) -> dict[str, Any]:
-    """Everything that the page says, for other programs; `points` has a row per setting."""
-    several = len({entry.model for entry in found}) > 1
-    return {
-        "quality_key": found[0].first.quality_key,
-        "rule": RULE,
-        "headline": headline(found, tolerance),
-        "claim": list(claim(found, tolerance).sentences),
-        "fastest": [setting(entry) for entry in fastest_of_each(found, tolerance)],
-        "controls": worth_of_looking(found),
-        "notes": list(notes),
-        "verdicts": [
-            {
-                "budget": v.budget,
-                "tone": v.tone,
-                "text": v.text,
-                "order": [entry.name(several) for entry in v.order],
-                "ties": [entry.name(several) for entry in v.ties],
-            }
-            for v in verdicts(found)
-        ],
-        "points": [row(entry, found) for entry in found],
-    }
+def write(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write the page on evaluation directories, by default to `<first>/report.html`; returns its path."""
+    return load(directories).write(output or Path(directories[0]) / "report.html")
 
 
 def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:
