@@ -289,9 +289,14 @@ def open_texts(config) -> RandomCaptions | Prompts:
     """The prompts of config.sample.prompts, or captions of the validation split."""
     if not config.sample.prompts:
         return RandomCaptions(open_captions(config, split="val"))
-    prompts = read_lines(config.sample.prompts, "sample.prompts")
-    if not prompts:
+    texts = read_lines(config.sample.prompts, "sample.prompts")
+    if not texts:
         raise ValueError(f"sample.prompts is {config.sample.prompts!r}, which has no prompts; one per line is needed")
+    return prompts(config, texts)
+
+
+def prompts(config, texts: Sequence[str]) -> Prompts:
+    """The texts, encoded as the network was trained with."""
     clip = ClipText(**config.clip, device="cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
     found, wanted = (clip.length, clip.width), (config.nnet.num_clip_token, config.nnet.clip_dim)
     if found != wanted:
@@ -299,4 +304,4 @@ def open_texts(config) -> RandomCaptions | Prompts:
             f"clip.path {config.clip.path!r} gives contexts of shape {found}, but nnet.num_clip_token and "
             f"nnet.clip_dim ask for {wanted}"
         )
-    return Prompts(prompts, clip)
+    return Prompts(texts, clip)

@@ -180,6 +180,41 @@ class Run:
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
+    def autocast(self):
+        """The context in which networks run in the chosen precision."""
+        return self.accelerator.autocast()
+
+    @property
+    def precision(self) -> str:
+        """ "no" (float32), "bf16" or "fp16"."""
+        return self.accelerator.mixed_precision
+
+
+class Alone(Run):
+    """One process that writes nothing: no directory, no log, no other processes.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one.
+        precision: "no" (float32), "bf16" or "fp16".
+    """
+
+    rank, world, is_main, dir, accelerator, precision = 0, 1, True, None, None, "no"
+
+    def __init__(self, device: str | torch.device | None = None, precision: str = "no"):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"precision is {precision!r}; it must be no, bf16 or fp16")
+        if precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("precision is fp16, which runs on GPUs only; use bf16 or no on a CPU")
+        self.precision, self.stopping, self.started = precision, Stopping(), time.perf_counter()
+
+    def barrier(self) -> None:
+        pass
+
+    def autocast(self):
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "no")
+
 
 def make_writable(directory: Path) -> None:
     """Create `directory`, or say why nothing can be written there."""

@@ -14,6 +14,7 @@ from libs.sampling.denoiser import PAIRS, Guidance
 from libs.sampling.generate import generate
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import ddim, dpm_solver_pp_2m, euler_maruyama_sde
+from libs.sampling.sampler import Sampler
 from sde import VPLinear
 
 PLANS = {
@@ -125,5 +126,6 @@ def test_few_images(run):
     settings |= dict(ids=IDS[:2], batch_size=64)
     (batch,) = generate(model, regime, run=run, inflight=True, **settings)
     assert batch.ids.tolist() == IDS[:2].tolist() and batch.trace.used.shape == (6, 1, 2)
-    flight = InFlight(model, regime, run=run, **settings)
+    pred, guidance = settings.pop("pred"), settings.pop("guidance")
+    flight = InFlight(Sampler(model, regime, run, pred=pred, guidance=guidance), **settings)
     assert flight.places == 2

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from libs.exits import Trace
+from libs.files import atomic_write
 
 
 @dataclass
 class Images:
     pixels: Tensor  # (n, C, H, W) uint8 on the CPU, C in {1, 3}
     ids: np.ndarray  # (n,) image i depends on (seed, i) only
-    labels: np.ndarray | None  # (n,)
+    labels: np.ndarray | None  # (n,) classes; None where the network knows none, or texts
     trace: Trace
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def depth(self) -> np.ndarray:
+        """(calls, n): layers that each image used at each network call; under guidance, the mean of its two rows."""
+        used = self.trace.used  # (calls, branches, n)
+        return used[:, 0] if used.shape[1] == 1 else used.mean(1)
+
+    def save(self, path: str | Path, columns: int = 8) -> None:
+        """One PNG with all images, `columns` in a row; small ones enlarged to about 48 pixels."""
+        save_grid(path, self.pixels, columns)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Images]) -> Images:
+        """Images of one plan and policy, as one set."""
+        labels = None if parts[0].labels is None else np.concatenate([part.labels for part in parts])
+        ids, pixels = np.concatenate([part.ids for part in parts]), torch.cat([part.pixels for part in parts])
+        return cls(pixels, ids, labels, Trace.concatenate(part.trace for part in parts))
 
 
 def save_grid(path: str | Path, pixels: Tensor, columns: int = 8, scale: int = 0) -> None:
@@ -33,6 +55,5 @@ def save_grid(path: str | Path, pixels: Tensor, columns: int = 8, scale: int = 0
 def save_png(path: str | Path, pixels: Tensor) -> None:
     """One image (C, H, W) uint8, written atomically."""
     array = pixels.permute(1, 2, 0).numpy()
-    part = f"{path}.part"
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
-    os.replace(part, path)
+    with atomic_write(path) as file:
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")

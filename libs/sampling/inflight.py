@@ -69,11 +69,12 @@ class InFlight:
     rows there: row `place` is conditional and row `places + place` is not.
     """
 
-    def __init__(self, model, regime, *, pred, plan, policy, guidance, seed, ids, batch_size, run):
+    def __init__(self, sampler, *, plan, policy, seed, ids, batch_size):
+        model, regime, run, guidance = sampler.model, sampler.regime, sampler.run, sampler.guidance
         self.model, self.regime, self.plan, self.policy, self.guidance = model, regime, plan, policy, guidance
         self.seed, self.ids, self.run = seed, ids, run
         cond, null = regime.conditions.for_ids(seed, ids[:1]), regime.conditions.null(1)
-        self.denoiser = Denoiser(model, regime.process, pred, policy, cond=cond, null=null, guidance=guidance)
+        self.denoiser = Denoiser(model, regime.process, sampler.pred, policy, cond=cond, null=null, guidance=guidance)
         self.asked = frozenset(policy.asked(model.points))
         self.branches = 2 if self.denoiser.guided else 1
         self.batch_rows = self.branches * batch_size
@@ -102,7 +103,7 @@ class InFlight:
     def images(self, start: int, stop: int) -> Images:
         """The images ids[start:stop], once they are finished."""
         wanted, ids = range(start, stop), self.ids[start:stop]
-        with self.run.accelerator.autocast():
+        with self.run.autocast():
             while not all(i in self.finished for i in wanted):
                 self.go_on()
             x = torch.stack([self.finished.pop(i) for i in wanted])

@@ -1,0 +1,249 @@
+"""The one object that turns image ids into images: a network with everything that sampling from it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from libs import regimes, rng
+from libs.build import chosen, lookup, settings
+from libs.checkpoints import weights
+from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
+from libs.exits.policy import check_certainty
+from libs.files import read_json
+from libs.models import EarlyExitModel, Missing
+from libs.models.build import build_model
+from libs.regimes import Labels, Regime
+from libs.run import Alone, Run
+from libs.sampling.denoiser import Denoiser, Guidance
+from libs.sampling.generate import make_plan
+from libs.sampling.images import Images
+from libs.sampling.inflight import InFlight, suits
+from libs.sampling.plans import Plan, sample
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """A network with its process, codec, conditions and guidance.
+
+        sampler = Sampler.load("demo/last.ckpt")
+        images = sampler(16, seed=0, labels=[3] * 16, exit_threshold=0.98, steps=8)
+        images.save("three.png")
+        images.depth  # (calls, 16): layers used
+
+    Image i of a noise seed depends on (seed, i) and on nothing else: not on its batch, nor on the number of processes.
+
+    Args:
+        model: the network, on the run's device, ready to sample.
+        regime: forward process, codec and conditions.
+        run: the processes that share the work, the device and the precision.
+        pred: what the network predicts: "noise", "x0" or "v".
+        guidance: classifier-free guidance; the default is none.
+        config: the experiment, from which `plan` and `policy` take their defaults.
+    """
+
+    model: EarlyExitModel
+    regime: Regime
+    run: Run
+    _: KW_ONLY
+    pred: str
+    guidance: Guidance = Guidance()
+    config: ConfigDict | None = None
+
+    @classmethod
+    def of(cls, config, model: EarlyExitModel, regime: Regime, run: Run) -> Sampler:
+        """The sampler that `config` describes, with its guidance."""
+        guidance = Guidance(config.sample.scale, config.sample.pair)
+        return cls(model, regime, run, pred=config.pred, guidance=guidance, config=config)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | None = None, precision: str | None = None) -> Sampler:
+        """From a checkpoint of this code alone, which knows its experiment; nothing is written.
+
+        Args:
+            path: a <step>.ckpt folder, a link to one, or the weight file in it.
+            device: "cpu", "cuda" or "cuda:1"; the default is a GPU where there is one.
+            precision: "no" (float32), "bf16" or "fp16" (GPUs only); the default is the experiment's.
+
+        Raises:
+            ValueError: no weights there, or none that know their experiment, or they do not fit it.
+        """
+        file = weights.file_of(path)
+        meta = file.with_name("meta.json")
+        if not meta.is_file():
+            raise ValueError(
+                f"{file} does not say which experiment it belongs to: meta.json is missing beside it. Give a "
+                "<step>.ckpt folder of a training, or use python -m scripts.sample with --config"
+            )
+        config = ConfigDict(read_json(meta, "the checkpoint's meta.json")["config"])
+        run = Alone(device, precision or config.mixed_precision or "no")
+        model = build_model(config)
+        weights.load(model, file, full_depth=True)
+        return cls.of(config, model.to(run.device).eval().requires_grad_(False), regimes.of(config), run)
+
+    # ---- what to sample with -----------------------------------------------------------------------------------------
+
+    def plan(self, steps: int | None = None, algorithm: str | None = None) -> Plan:
+        """The solver as a table: the experiment's, with another number of network evaluations or another solver."""
+        return make_plan(self.regime.process, self.config.sample, steps, algorithm)
+
+    def policy(self, exit_threshold: float | None = None) -> ExitPolicy:
+        """The experiment's exit policy, at the certainty `exit_threshold` in (0, 1] where it is given; 1 never exits.
+
+        Weights without uncertainty estimators run at full depth.
+        """
+        name, options = exit_settings(self.config.exit, exit_threshold)
+        if isinstance(self.model.uem, Missing) and "u" in EXIT_POLICIES[name].reads:
+            if exit_threshold not in (None, 1):
+                raise ValueError(
+                    f"exit_threshold is {exit_threshold}, but these weights have no estimators: leave it out"
+                )
+            name, options = "full", {}
+        policy = EXIT_POLICIES[name](**options)
+        return looking_back(policy, residual=self.config.sample.residual, refresh=self.config.sample.refresh)
+
+    def told(self, labels: Sequence[int] = (), prompts: Sequence[str] = ()) -> Sampler:
+        """This sampler with the classes or the prompts of images 0, 1, ..., taken in turn."""
+        conditions = self.regime.conditions
+        if len(labels):
+            conditions = replace(conditions, chosen=tuple(map(int, labels))) if isinstance(conditions, Labels) else None
+            if conditions is None or not set(conditions.chosen) <= set(range(conditions.n_classes)):
+                n = conditions.n_classes if conditions else 0
+                allowed = f"they must lie in 0..{n - 1}" if n else "this network has no classes"
+                raise ValueError(f"labels are {list(labels)[:8]}; {allowed}")
+        if len(prompts):
+            if isinstance(conditions, Labels):
+                raise ValueError(f"prompts are {list(prompts)[:2]}; this network takes no texts")
+            source = regimes.prompts(self.config, list(prompts))
+            conditions = replace(conditions, source=lambda: source)
+        return replace(self, regime=replace(self.regime, conditions=conditions))
+
+    # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] = (),
+        prompts: Sequence[str] = (),
+        exit_threshold: float | None = None,
+        steps: int | None = None,
+        plan: Plan | None = None,
+        policy: ExitPolicy | None = None,
+        batch_size: int | None = None,
+    ) -> Images:
+        """Images 0 to n - 1 of a noise seed.
+
+        Args:
+            n: how many.
+            seed: of the noise, of classes and captions where they are drawn.
+            labels, prompts: classes or texts of the images, taken in turn; the default draws classes.
+            exit_threshold: certainty in (0, 1] above which an image leaves; the default is the experiment's.
+            steps: network evaluations per image; the default is the experiment's.
+            plan, policy: a solver and an exit policy of your own, instead of `steps` and `exit_threshold`.
+            batch_size: images per network call; the default is the experiment's.
+
+        Raises:
+            ValueError: a value that the network or the sampler does not allow.
+        """
+        if not n >= 1:
+            raise ValueError(f"n is {n}; at least 1 image can be made")
+        if plan is not None and steps is not None or policy is not None and exit_threshold is not None:
+            raise ValueError("give either plan or steps, and either policy or exit_threshold")
+        batches = self.told(labels, prompts).images(
+            np.arange(n),
+            seed=seed,
+            plan=plan or self.plan(steps),
+            policy=policy or self.policy(exit_threshold),
+            batch_size=min(n, batch_size or self.config.sample.mini_batch_size),
+        )
+        return Images.concatenate(list(batches))
+
+    def images(
+        self, ids: np.ndarray, *, seed: int = 0, plan: Plan, policy: ExitPolicy, batch_size: int, inflight: bool = False
+    ) -> Iterator[Images]:
+        """This process's share of the images `ids` (n,), batch by batch.
+
+        Whole batches are dealt to the processes in turn, so a batch holds the same images for any number of processes,
+        and the images are the same to the last bit. `inflight`: where the policy allows it, images do not wait for
+        their batch (libs/sampling/inflight.py); they are the same up to rounding, in the same batches.
+        """
+        batches = split(ids, batch_size)[self.run.rank :: self.run.world]
+        if inflight and batches and suits(self.model, policy, self.guidance):
+            flight = InFlight(
+                self, ids=np.concatenate(batches), seed=seed, plan=plan, policy=policy, batch_size=batch_size
+            )
+            ends = np.cumsum([0, *map(len, batches)]).tolist()
+            yield from (flight.images(start, stop) for start, stop in pairwise(ends))
+            return
+        for batch in batches:
+            yield self.batch(batch, seed=seed, plan=plan, policy=policy)
+
+    @torch.inference_mode()
+    def batch(
+        self,
+        ids: np.ndarray,
+        *,
+        seed: int = 0,
+        plan: Plan,
+        policy: ExitPolicy,
+        make_denoiser: Callable[..., Denoiser] = Denoiser,
+    ) -> Images:
+        """The images `ids` (n,) as one batch, in this process."""
+        device, conditions = self.run.device, self.regime.conditions
+        noise = rng.SeededNoise(seed, ids, self.regime.shape)
+        cond, null = conditions.for_ids(seed, ids), conditions.null(len(ids))
+        denoiser = make_denoiser(
+            self.model,
+            self.regime.process,
+            self.pred,
+            policy.bind(seed, ids),
+            cond=None if cond is None else cond.to(device),
+            null=None if null is None else null.to(device),
+            guidance=self.guidance,
+            n_calls=plan.nfe,
+        )
+        with self.run.autocast():
+            x = sample(plan, noise.draw().to(device), denoiser, noise if plan.stochastic else None)
+            pixels = self.regime.codec.to(device).decode(x).cpu()
+        return Images(pixels, ids, labels_of(cond), denoiser.trace)
+
+
+def labels_of(cond: torch.Tensor | None) -> np.ndarray | None:
+    """Conditions (n,) are classes; texts (n, tokens, width) are none."""
+    return None if cond is None or cond.dim() > 1 else cond.cpu().numpy()
+
+
+def split(ids: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Consecutive batches, the last of which may be smaller."""
+    if batch_size < 1:
+        raise ValueError(f"sample.mini_batch_size is {batch_size}; it must be at least 1")
+    return [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+
+
+def exit_settings(exit: ConfigDict, certainty: float | None = None) -> tuple[str, dict]:
+    """The name and the settings of the configured exit policy, at another `certainty` where one is given.
+
+    Raises:
+        ValueError: a certainty for a policy that decides by something else.
+    """
+    name = exit.name
+    lookup(EXIT_POLICIES, name, "exit.name")
+    if certainty is None:
+        return name, chosen(exit)
+    check_certainty(certainty)
+    if name == "full":  # no rule of its own
+        name = "threshold"
+    if "certainty" not in settings(EXIT_POLICIES[name]):
+        raise ValueError(
+            f"exit_threshold is {certainty:g}, but the exit policy is {name!r}, which has no certainty: leave it out, "
+            "or set exit.name to a policy that has one, such as threshold"
+        )
+    return name, chosen({"name": name, name: exit.get(name)}) | {"certainty": float(certainty)}

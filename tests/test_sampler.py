@@ -1,0 +1,113 @@
+"""The Sampler: images from a checkpoint alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_configs import load
+
+from libs import Sampler, regimes
+from libs.checkpoints import weights
+from libs.models.build import build_model
+from libs.sampling.sampler import exit_settings
+
+
+def checkpoint(folder, **changes):
+    """A <step>.ckpt folder of an untrained network with 3 classes, as a training writes it, with its meta.json."""
+    config = load("digits_uvit_tiny", "quick")
+    config.nnet.num_classes = 3
+    config.update_from_flattened_dict(changes)
+    torch.manual_seed(0)
+    state = build_model(config).state_dict()
+    for key in [key for key in state if key.startswith("uem.") and key.endswith("weight")]:
+        state[key] = 3 * torch.randn_like(state[key])  # uncertainties that differ, so that images leave at many exits
+    folder.mkdir()
+    weights.write(state, folder / "nnet_ema.pth")
+    (folder / "meta.json").write_text(json.dumps({"config": config.to_dict()}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("sampler") / "2.ckpt")
+
+
+def test_six_lines(path, tmp_path, monkeypatch):
+    """Catches a Python face that needs a config, a run directory, or loses labels or depths."""
+    monkeypatch.chdir(tmp_path)
+    sampler = Sampler.load(path, device="cpu")
+    images = sampler(16, seed=0, labels=[2] * 16, exit_threshold=0.5, steps=3)
+    images.save("three.png")
+    assert os.listdir(tmp_path) == ["three.png"], "sampling writes nothing else"
+    assert images.depth.shape == (3, 16) and images.labels.tolist() == [2] * 16 and len(images) == 16
+    assert len(set(images.depth.ravel().tolist())) > 1, "this threshold must decide something"
+    assert Image.open("three.png").size[0] > 8 * 48
+    assert sampler(2, exit_threshold=1, steps=3).depth.min() == sampler.model.depth
+
+
+def test_an_image_depends_on_seed_and_number_only(path):
+    """Catches images that change with their batch, or with how many are made."""
+    sampler = Sampler.load(path, device="cpu")
+    options = dict(seed=7, exit_threshold=0.5, steps=3)
+    many, few = sampler(7, batch_size=3, **options), sampler(2, **options)
+    np.testing.assert_array_equal(many.depth[:, :2], few.depth)
+    assert (many.pixels[:2].int() - few.pixels.int()).abs().max() <= 1
+    assert not torch.equal(sampler(2, **options | {"seed": 8}).pixels, few.pixels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(n=0), "n is 0"),
+        (dict(n=2, labels=[3]), "labels are .*0..2"),
+        (dict(n=2, prompts=["a cat"]), "takes no texts"),
+        (dict(n=2, exit_threshold=1.5), "exit_threshold is 1.5"),
+        (dict(n=2, steps=0), "steps is 0"),
+        (dict(n=2, batch_size=-1), "mini_batch_size is -1"),
+    ],
+)
+def test_mistakes(path, options, message):
+    """Catches values that are ignored or end in an error of a library."""
+    with pytest.raises(ValueError, match=message):
+        Sampler.load(path, device="cpu")(**options)
+
+
+def test_a_checkpoint_without_its_experiment(path, tmp_path):
+    """Catches a guess where the file does not say what the network is."""
+    other = tmp_path / "weights.pth"
+    other.write_bytes((path / "nnet_ema.pth").read_bytes())
+    with pytest.raises(ValueError, match=r"weights.pth.*meta.json"):
+        Sampler.load(other)
+
+
+def test_a_threshold_never_replaces_the_policy():
+    """Catches exit_threshold turning a policy without a certainty into another one without a word."""
+    config = load("digits_uvit_tiny", "quick")
+    config.exit.name = "full"
+    assert exit_settings(config.exit, 0.9)[0] == "threshold"
+    config.exit.name = "patience"
+    assert exit_settings(config.exit, 0.9) == ("patience", dict(config.exit.patience) | {"certainty": 0.9})
+    config.exit.name = "power"
+    with pytest.raises(ValueError, match="'power', which has no certainty"):
+        exit_settings(config.exit, 0.9)
+
+
+def test_import_is_cheap():
+    """Catches `import libs` that loads torch: commands that only read files would wait for it."""
+    code = "import sys, libs; assert 'torch' not in sys.modules; libs.Sampler; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_regimes_stay_as_they_are(path):
+    """Catches labels of one call that stick to the next."""
+    sampler = Sampler.load(path, device="cpu")
+    before = sampler.regime
+    sampler(1, labels=[1], steps=1)
+    assert sampler.regime is before and isinstance(before.conditions, regimes.Labels) and not before.conditions.chosen
