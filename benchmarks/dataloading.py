@@ -27,8 +27,9 @@ import torch
 
 from benchmarks.common import save
 from libs.data import Dataset, batches
-from libs.data.features import LatentShards, Sharded, make_index
+from libs.data.features import LatentShards
 from libs.data.features_npy import BATCH, LatentFiles, Npy
+from libs.data.shards import Sharded, make_index
 
 SHAPE, N_CLASSES = (8, 32, 32), 1000
 

@@ -25,11 +25,13 @@ from PIL import Image
 
 from libs.codecs import KL, ClipText
 from libs.data import batches, features
+from libs.data import extract as extraction
 from libs.data.coco import CocoImages
-from libs.data.features import CaptionShards, LatentShards, Sharded
-from libs.data.features_npy import CaptionFiles, LatentFiles, Npy, count_files, run_vis
+from libs.data.features import CaptionShards, LatentShards
+from libs.data.features_npy import CaptionFiles, LatentFiles, Npy, count_files
 from libs.data.images import Images
-from libs.data.object_arrays import object_array, read_objects
+from libs.data.npy import object_array, read_objects
+from libs.data.shards import Sharded, make_index
 from libs.run import Run
 from scripts import extract_features
 from tests.test_codecs import SMALL, small_clip
@@ -68,11 +70,11 @@ def coco_folder(folder: Path, n: int) -> tuple[str, str]:
 def extract(data, out: Path, layout, run=None, text=None, **options) -> dict:
     settings = {"flips": text is None, "batch_size": 2, "shard_size": 4, "workers": 0} | options
     codec = KL(path="random", **SMALL)
-    return extract_features.extract(data, codec, text, out, run or Run.single(out), layout=layout, **settings)
+    return extraction.extract(data, codec, text, out, run or Run.single(out), layout=layout, **settings)
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -230,7 +232,7 @@ def test_reading_keeps_nothing(tmp_path):
     for number in range(3):
         (content,) = Sharded().files(moments, None, None, None)
         (tmp_path / f"{number:05d}.safetensors").write_bytes(content)
-    index = features.make_index(
+    index = make_index(
         n=n,
         n_classes=1,
         shape=(8, 32, 32),
@@ -446,21 +448,23 @@ def in_child(data, out: Path, layout, environment: dict | None = None, dies_at: 
     """
     written = []
 
-    def write_or_die(path: Path, content: bytes, write=extract_features.write) -> None:
+    def replace_or_die(part: str, path: Path, replace=os.replace) -> None:
         if len(written) == dies_at:
-            path.with_name(f"{path.name}.part").write_bytes(content[: len(content) // 2])
+            os.truncate(part, os.path.getsize(part) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(path)
-        write(path, content)
+        replace(part, path)
 
     def work():
-        extract_features.write = write_or_die
+        os.replace = replace_or_die
         torch.set_num_threads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         # accelerate gives each of several processes its share of the cores, and the last bit depends on the threads
         os.environ.update({"OMP_NUM_THREADS": "1"} | (environment or {}))
         AcceleratorState._reset_state(reset_partial_state=True)
-        extract(data, out, layout, run=Run(out, Accelerator(cpu=True)), shard_size=2)
+        run = Run(out, Accelerator(cpu=True))
+        with run.stopping:
+            extract(data, out, layout, run=run, shard_size=2)
         PartialState().destroy_process_group()
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -599,6 +603,22 @@ def test_command_on_class_folders(tmp_path, pictures, monkeypatch, capsys):
     assert summary["sha256"] == again["sha256"] and summary["images"] == 10
 
 
+def test_told_to_stop_it_ends_after_the_batch(tmp_path, many):
+    """Catches a SIGTERM that tears the work, is answered with a traceback, or exits with 0 as if all was done."""
+    process = in_child(many, tmp_path / "out", Sharded())
+    while process.is_alive() and not list(tmp_path.glob("out/.extract/0*.json")):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 143
+    assert 1 <= len(list(tmp_path.glob("out/.extract/0*.json"))) < 12 and not list(tmp_path.rglob("*.part"))
+    for out in ("out", "whole"):
+        process = in_child(many, tmp_path / out, Sharded())
+        process.join()
+        assert process.exitcode == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("layout", ["sharded", "npy"])
 def test_command_for_text(tmp_path, coco, text, monkeypatch, capsys, layout):
     """Catches a text-to-image folder that lacks something training needs: contexts, the empty context, the prompts."""
@@ -613,19 +633,17 @@ def test_command_for_text(tmp_path, coco, text, monkeypatch, capsys, layout):
     extract_features.main(f"empty {common}".split())
     (tmp_path / "prompts.txt").write_text("a red cat\n\n two dogs \n")
     extract_features.main(f"prompts --prompts {tmp_path / 'prompts.txt'} {common}".split())
-    data, read = (CaptionShards, features.prompts) if layout == "sharded" else (CaptionFiles, run_vis)
+    data = CaptionShards if layout == "sharded" else CaptionFiles
     for split in ("train", "val"):
         assert len(data(path=str(tmp_path), split=split)) == 7
     torch.testing.assert_close(features.empty_context(str(tmp_path)), text.encode([""])[0], rtol=0, atol=1e-6)
-    texts, contexts = read(str(tmp_path))
-    assert texts == ["a red cat", "two dogs"]
-    torch.testing.assert_close(contexts, text.encode(texts), rtol=0, atol=1e-6)
-    if layout == "npy":
-        prompt, _ = np.load(tmp_path / "run_vis" / "1.npy", allow_pickle=True)
-        assert prompt == "two dogs"
-        (tmp_path / "prompts.txt").write_text("only one")
-        with pytest.raises(ValueError, match="files of more prompts than these 1"):
-            extract_features.main(f"prompts --prompts {tmp_path / 'prompts.txt'} {common}".split())
+    for i, expected in enumerate(["a red cat", "two dogs"]):  # as public code reads them
+        prompt, context = np.load(tmp_path / "run_vis" / f"{i}.npy", allow_pickle=True)
+        assert prompt == expected
+        torch.testing.assert_close(torch.from_numpy(context), text.encode([expected])[0], rtol=0, atol=1e-6)
+    (tmp_path / "prompts.txt").write_text("only one")
+    with pytest.raises(ValueError, match="files of more prompts than these 1"):
+        extract_features.main(f"prompts --prompts {tmp_path / 'prompts.txt'} {common}".split())
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from libs import regimes, report, rng, trainer
 from libs.checkpoints import weights
 from libs.codecs import KL, ClipText
 from libs.data.coco import CocoImages
-from libs.data.features import CaptionShards, Sharded
+from libs.data.features import CaptionShards
 from libs.data.images import Images
+from libs.data.shards import Sharded
 from libs.evaluation import evaluate as evaluator
 from libs.metrics import extractors
 from libs.run import Run

@@ -4,19 +4,19 @@
                                their mirror images. U-ViT expects 2 x 1,281,167 files
     {i}.npy, {i}_{k}.npy       of COCO, in train/ and val/: moments float32, and context float32 (77, 768) of caption k;
                                plain arrays. U-ViT expects 82,783 and 40,504 images
-    run_vis/{i}.npy            object array (prompt, context)
+    run_vis/{i}.npy            object array (prompt, context), which only that code reads
     empty_context.npy          plain float32 (77, 768), as in the sharded layout
 
 U-ViT's code unpacks what `np.load(file, allow_pickle=True)` returns into two values of different shape, so the object
-arrays, which are pickles, cannot be avoided; `libs.data.object_arrays` reads them without running code. Reading a file
+arrays, which are pickles, cannot be avoided; `libs.data.npy` reads them without running code. Reading a file
 per image is slow (`benchmarks/dataloading.py`); `libs.data.features` has the layout to train from.
 """
 
+import operator
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from libs.data.dataset import Dataset
 from libs.data.features import empty_context, no_pixels, picked
-from libs.data.object_arrays import object_array, read_objects
+from libs.data.npy import object_array, plain_array, read_array, read_objects
 
 BATCH = 256  # images between the mirror images of one batch and the next, in U-ViT's script
 
@@ -42,7 +42,7 @@ class LatentFiles(Dataset):
             (see `read_objects`), but it should be known that pickles are opened.
     """
 
-    name = "latents_npy"
+    name, shape = "latents_npy", ()
 
     def __init__(
         self,
@@ -57,6 +57,9 @@ class LatentFiles(Dataset):
                 "The files of dataset latents_npy are pickled object arrays: set dataset.latents_npy.read_pickles=True "
                 "to have them read (without running code), or extract again with --layout sharded."
             )
+        for key, value in (("n_classes", n_classes), ("batch", batch)):
+            if value < 1:
+                raise ValueError(f"dataset.latents_npy.{key} is {value}; it must be at least 1.")
         files = count_files(path)
         if files == 0 or files % 2:
             raise ValueError(
@@ -72,9 +75,16 @@ class LatentFiles(Dataset):
     def _read(self, number: int) -> tuple[np.ndarray, int]:
         file = os.path.join(self.path, f"{number}.npy")
         values = read_objects(file)
-        if len(values) != 2 or np.ndim(values[0]) != 3 or not 0 <= int(values[1]) < self.n_classes:
-            raise ValueError(f"{file} must hold moments (8, h, w) and a label from 0 to {self.n_classes - 1}.")
-        return values[0], int(values[1])
+        try:
+            moments, label = values[0], operator.index(values[1])
+            fits = len(values) == 2 and is_moments(moments, self.shape) and 0 <= label < self.n_classes
+        except (IndexError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{file} must hold moments {self.shape or '(8, h, w)'} and a label from 0 to {self.n_classes - 1}."
+            )
+        return moments, label
 
     def gather(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
         """As `LatentShards.gather`, float32."""
@@ -121,21 +131,30 @@ class CaptionFiles(Dataset):
                 f"{len(images)} images and contexts for {len(contexts)}" + (f", look at {odd[0]}." if odd else ".")
             )
         self.n_captions = np.array([contexts[i] for i in range(len(images))])
-        self.shape, self.context_shape = self._load("0").shape, self._load("0_0").shape
+        self.shape, self.context_shape = (read_array(os.path.join(self.path, f)).shape for f in ("0.npy", "0_0.npy"))
+        if len(self.shape) != 3 or len(self.context_shape) != 2:
+            raise ValueError(
+                f"{self.path} must hold moments (8, h, w) in 0.npy and a context (tokens, width) in 0_0.npy; they have "
+                f"the shapes {self.shape} and {self.context_shape}."
+            )
 
     def __len__(self) -> int:
         return len(self.n_captions)
 
-    def _load(self, name: str) -> np.ndarray:
-        return np.load(os.path.join(self.path, f"{name}.npy"), allow_pickle=False)
+    def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        file = os.path.join(self.path, f"{name}.npy")
+        array = read_array(file)
+        if array.shape != shape:
+            raise ValueError(f"{file} has the shape {array.shape}; the first of its kind has {shape}.")
+        return array
 
     def gather(self, indices: Tensor, flips: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """As `CaptionShards.gather`, float32."""
         if flips.any():
             raise ValueError(f"The layout of {self.path} has no mirror images: set dataset.random_flip=False.")
         pairs = [(i, picked(u, self.n_captions[i])) for i, u in zip(indices.tolist(), draws.tolist(), strict=True)]
-        moments = np.stack([self._load(f"{i}") for i, _ in pairs])
-        contexts = np.stack([self._load(f"{i}_{k}") for i, k in pairs])
+        moments = np.stack([self._load(f"{i}", self.shape) for i, _ in pairs])
+        contexts = np.stack([self._load(f"{i}_{k}", self.context_shape) for i, k in pairs])
         return torch.from_numpy(moments.astype(np.float32)), torch.from_numpy(contexts.astype(np.float32))
 
     def get(self, index: int, flip: bool, draw: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -154,6 +173,11 @@ class CaptionFiles(Dataset):
         raise no_pixels(self.path)
 
 
+def is_moments(value, shape: tuple[int, ...]) -> bool:
+    """Whether a value of an object array holds real numbers, of `shape`; () allows any three axes."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 3 and shape in ((), value.shape)
+
+
 def count_files(path: str) -> int:
     """How many of 0.npy, 1.npy, ... exist, assuming no gaps: about 40 looks, where listing millions takes minutes."""
 
@@ -169,18 +193,6 @@ def count_files(path: str) -> int:
         middle = (last + missing) // 2
         last, missing = (middle, missing) if exists(middle) else (last, middle)
     return missing
-
-
-def run_vis(path: str) -> tuple[list[str], Tensor]:
-    """Prompts for sample grids and their contexts (n, tokens, width) float32, from `path`/run_vis."""
-    folder = os.path.join(path, "run_vis")
-    if not os.path.isdir(folder):
-        raise ValueError(
-            f"There is no {folder}; `python -m scripts.extract_features prompts --layout npy --out {path}` makes it."
-        )
-    names = sorted((name for name in os.listdir(folder) if name.endswith(".npy")), key=lambda name: int(name[:-4]))
-    texts, contexts = zip(*(read_objects(os.path.join(folder, name)) for name in names), strict=True)
-    return [str(text) for text in texts], torch.from_numpy(np.stack(contexts).astype(np.float32))
 
 
 class Npy:
@@ -215,10 +227,3 @@ class Npy:
             yield plain_array(row)
             for _ in texts:
                 yield plain_array(next(rows))
-
-
-def plain_array(array: np.ndarray) -> bytes:
-    """A `.npy` file."""
-    file = BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()

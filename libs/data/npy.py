@@ -1,15 +1,52 @@
-"""`.npy` files of objects, as U-ViT's feature files are, without the danger of unpickling.
+"""`.npy` files: arrays of numbers, and object arrays, as U-ViT's feature files are, without the danger of unpickling.
 
-Such a file holds a pickle, and a pickle may name any function to call. numpy's own pickles of arrays name only four
-things; `read_objects` has its own stand-ins for these and refuses every other name, so that no file runs code.
+An object array is stored as a pickle, and a pickle may name any function to call. numpy's own pickles of arrays name
+only four things; `read_objects` has its own stand-ins for these and refuses every other name, so no file runs code.
 """
 
+import math
+import os
 import pickle
 import re
 from collections.abc import Sequence
 from io import BytesIO
+from typing import IO
 
 import numpy as np
+
+from libs.files import open_regular
+
+
+def read_array(path: str, kinds: str = "f") -> np.ndarray:
+    """The array of a plain `.npy` file, which is read whole; never unpickles.
+
+    Args:
+        kinds: numpy's letters of the types that are allowed, such as "f" for floating point and "iu" for integers.
+
+    Raises:
+        ValueError: the file is absent, damaged, or holds something else; the message names it.
+    """
+    try:
+        with open_regular(path) as file:
+            shape, fortran, dtype = read_header(file)
+            if dtype.hasobject or dtype.kind not in kinds:
+                raise ValueError(f"its numbers are of type {dtype}")
+            size = math.prod(shape) * dtype.itemsize
+            if size != os.fstat(file.fileno()).st_size - file.tell():  # before memory is asked for
+                raise ValueError(f"its header promises {size} bytes of numbers, and it has more or fewer")
+            data = np.frombuffer(file.read(size), dtype)
+        return data.reshape(shape, order="F" if fortran else "C")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist.") from error
+    except Exception as error:  # damaged headers fail in any way
+        raise ValueError(f"{path} cannot be read as an array of numbers ({error}).") from error
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the order is Fortran's, and type of what follows in a `.npy` file."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
 
 
 def read_objects(path: str) -> list:
@@ -19,12 +56,8 @@ def read_objects(path: str) -> list:
         ValueError: the file is no such array.
     """
     try:
-        with open(path, "rb") as file:
-            if np.lib.format.read_magic(file) == (1, 0):
-                header = np.lib.format.read_array_header_1_0(file)
-            else:
-                header = np.lib.format.read_array_header_2_0(file)
-            if not header[2].hasobject:
+        with open_regular(path) as file:
+            if not read_header(file)[2].hasobject:
                 raise ValueError("it is an array of numbers")
             value = ArrayReader(file).load()
             if not (isinstance(value, Placeholder) and isinstance(value.value, list)):
@@ -36,6 +69,13 @@ def read_objects(path: str) -> list:
         raise ValueError(
             f"{path} is refused: it must be an object array of arrays, numbers and texts ({error})."
         ) from error
+
+
+def plain_array(array: np.ndarray) -> bytes:
+    """A `.npy` file of numbers."""
+    file = BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def object_array(values: Sequence) -> bytes:
@@ -86,8 +126,11 @@ class Scalar(Placeholder):
         return np.frombuffer(data, dtype.numpy())[0]
 
 
-class ArrayReader(pickle.Unpickler):
-    """Knows the names that numpy writes for arrays and numbers, and no other."""
+class ArrayReader(pickle._Unpickler):
+    """Knows the names that numpy writes for arrays and numbers, and no other.
+
+    Python's own unpickler, not the one in C: a damaged number makes that one clear gigabytes for its table of objects.
+    """
 
     KNOWN = {
         ("multiarray", "_reconstruct"): Placeholder,
