@@ -1,43 +1,49 @@
-"""Run the commands of docs/questions.md and keep what they print.
+"""Run the commands behind docs/questions.md, and write the page from what they left.
 
-    python -m scripts.questions Q2 Q33          # those two; without arguments, all of them
-    python -m scripts.questions --list
+    python -m scripts.questions Q2 Q33          # run those two; without arguments, all of them
+    python -m scripts.questions --list Q2       # print questions and commands, run nothing
+    python -m scripts.questions --write         # read the values again where their files are, and write the page
 
-Commands start in the current folder, in the document's order, the model that all of them share first; one that several
-questions share runs once. Output goes to runs/questions/<question>.log with the seconds that each command took; a
-command that fails ends its question, and the exit status tells.
+Questions, commands and answers are docs/questions/questions.toml. Commands start in the current folder, the model that
+all share first; one that several questions share runs once. Output goes to runs/questions/<question>.log with the
+seconds of each command; a command that fails ends its question, and the exit status tells. --write keeps every value
+with its date and commit in docs/questions/record.json, and names the questions that were run after their words were
+recorded: read those again.
 """
 
 import argparse
+import datetime
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "questions.md"
+from libs.files import atomic_write, read_json, write_json
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "questions.md"
+DATA = PAGE.with_suffix("") / "questions.toml"
+EVEN = "calls are evenly spaced: no speed-up here is over the best plain sampling"
 
 
-def sections(text: str) -> dict[str, str]:
-    """Name -> text, "" for what stands before the first question."""
-    head, *rest = re.split(r"^## (Q\d+)\. ", text, flags=re.M)
-    return {"": head} | dict(zip(rest[::2], rest[1::2], strict=True))
-
-
-def commands(text: str) -> dict[str, list[list[str]]]:
-    """Question -> its commands as arguments, with the variables of the document's head filled in."""
-    variables = dict(re.findall(r"^(\w)=(.*)$", text, re.M))
-
-    def lines(section: str) -> list[str]:
-        blocks = re.findall(r"```bash\n(.*?)```", section, re.S)
-        return [line for block in blocks for line in block.splitlines() if not re.match(r"\w=", line)]
+def load(path: Path) -> dict[str, dict]:
+    """Question -> its entry, with the variables filled into the commands; "model" is what all questions share."""
+    with open(path, "rb") as file:
+        found = tomllib.load(file)
+    variables = found.pop("variables")
 
     def filled(line: str) -> list[str]:
         return shlex.split(re.sub(r"\$(?:(\w)\b|\{(\w)\})", lambda m: variables[m[1] or m[2]], line))
 
-    return {name: [filled(line) for line in lines(section)] for name, section in sections(text).items()}
+    return {name: entry | {"commands": [filled(line) for line in entry["commands"]]} for name, entry in found.items()}
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
 
 
 def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) -> bool:
@@ -64,25 +70,145 @@ def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) 
     return True
 
 
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def measure(spec: dict) -> float:
+    """The number that `spec` names: `file` (JSON, or results.jsonl by slug), `key`, and what it is relative to.
+
+    `over`: another key of the file to divide by; `less`: one minus that; `scale`: a factor, 100 for percents.
+    """
+    if spec["file"].endswith(".jsonl"):
+        records = [json.loads(line) for line in Path(spec["file"]).read_text().splitlines()]
+        found = {record["slug"]: record["metrics"] for record in records}
+    else:
+        found = read_json(spec["file"], "file")
+
+    def at(keys: list[str]) -> float:
+        value = found
+        for key in keys:
+            if key not in value:
+                raise ValueError(f"{spec['file']} has no {key!r} of {keys}; it has {', '.join(value)}")
+            value = value[key]
+        return float(value)
+
+    value = at(spec["key"]) / (at(spec["over"]) if "over" in spec else 1)
+    return (1 - value if spec.get("less") else value) * spec.get("scale", 1)
+
+
+def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, now: dict[str, str]) -> dict[str, dict]:
+    """The record with values and pictures read again where all files of a question are there."""
+    fresh = {}
+    for name, entry in questions.items():
+        old, specs = record.get(name, {}), entry.get("values", {})
+        fresh[name] = dict(old)
+        if specs and all(Path(spec["file"]).is_file() for spec in specs.values()):
+            values = {key: float(f"{measure(spec):.4g}") for key, spec in specs.items()}
+            if values != old.get("values"):
+                fresh[name] |= now | {"values": values}
+        picture = entry.get("picture")
+        if picture and Path(picture["file"]).is_file():
+            target = folder / Path(picture["file"]).name
+            if not target.is_file() or target.read_bytes() != Path(picture["file"]).read_bytes():
+                shutil.copyfile(picture["file"], target)
+                fresh[name]["picture"] = now
+    return fresh
+
+
+def page(questions: dict[str, dict], record: dict[str, dict]) -> str:
+    """The document: an index (question, answer, number), then every question with its answer first."""
+    names = [name for name in questions if name != "model"]
+    texts = {name: filled(questions[name], record[name]) for name in names}
+    rows = [
+        f"| [{name}](#{anchor(name, questions[name]['ask'])}) | {questions[name]['ask']} | {texts[name]['short']} | "
+        f"{texts[name]['number']} |"
+        for name in names
+    ]
+    parts = [INTRODUCTION, "| | Question | Answer | Number |\n|---|---|---|---|\n" + "\n".join(rows)]
+    for name in names:
+        entry, text, kept = questions[name], texts[name], record[name]
+        parts += [f"## {name}. {entry['ask']}", f"{text['short']}. {text['answer']}"]
+        if picture := entry.get("picture"):
+            drawn = kept.get("picture", kept)
+            parts.append(f"![{picture['alt']}](questions/{Path(picture['file']).name})")
+            parts.append(f"*{picture['alt']}. Drawn {drawn['date']} at {drawn['commit']}.*")
+        even = f"; {EVEN}" if entry["even"] else ""
+        parts.append(f"Where: {entry['where']} Recorded {kept['date']} at {kept['commit']}{even}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def filled(entry: dict, kept: dict) -> dict[str, str]:
+    return {key: entry[key].format(**kept.get("values", {})) for key in ("short", "number", "answer")}
+
+
+def anchor(name: str, ask: str) -> str:
+    """GitHub's anchor of the heading."""
+    return re.sub(r"[^\w\- ]", "", f"{name}. {ask}".lower()).replace(" ", "-")
+
+
+INTRODUCTION = """# Questions about early exit
+
+What reviewers and users of early-exit diffusion have asked, answered on the embedded digits.
+
+`python -m scripts.questions Q6` runs the commands of a question, `--list Q6` shows them, and `--write` makes this page
+from `docs/questions/questions.toml` and the files that the commands left. Unless an answer says otherwise it is one
+training (seed 1234), three noise seeds and 2,048 images, on a CPU. Full depth is not one number here: images (5.31 with
+512, 3.41 with 2,048), training steps (7.31 after 1,000), threads (3.41 with one, 3.59 with two) and the training seed
+(3.75 is a mean over three) change it, so numbers of different questions are not compared.
+
+Where an answer says so, calls are evenly spaced. Fewer, better placed calls at full depth are a stronger rival; the
+report and the [leaderboard](leaderboard.md) quote speed-ups against it."""
+
+
+def commit() -> str:
+    words = ["git", "rev-parse", "--short=7", "HEAD"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=PAGE.parent)
+    return done.stdout.strip() or "unknown"
+
+
+def write(logs: Path) -> list[str]:
+    """Refresh the record, write the page; returns the questions whose words are older than their last run."""
+    questions = load(DATA)
+    path = DATA.with_name("record.json")
+    now = {"date": datetime.date.today().isoformat(), "commit": commit()}
+    record = refresh({k: v for k, v in questions.items() if k != "model"}, read_json(path, "record"), DATA.parent, now)
+    write_json(path, record)
+    with atomic_write(PAGE, "w") as file:
+        file.write(page(questions, record))
+
+    def last_run(name: str) -> str:
+        log = logs / f"{name}.log"
+        return datetime.date.fromtimestamp(log.stat().st_mtime).isoformat() if log.is_file() else ""
+
+    return [name for name in record if last_run(name) > record[name]["date"]]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.questions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("questions", nargs="*", metavar="Q", help="default: all")
-    parser.add_argument("--list", action="store_true", help="print the questions and run nothing")
+    parser.add_argument("--list", action="store_true", help="print questions and commands, run nothing")
+    parser.add_argument("--write", action="store_true", help="write docs/questions.md, run nothing")
     parser.add_argument("--logs", type=Path, default=Path("runs/questions"), metavar="DIR", help="default: %(default)s")
     args = parser.parse_args(argv)
-    text = DOCUMENT.read_text()
-    known = commands(text)
-    if unknown := [name for name in args.questions if name not in known or not name]:
-        parser.error(f"{', '.join(unknown)}: there are {', '.join(filter(None, known))}")
-    if args.list:
-        print("\n".join(f"{name}  {section.splitlines()[0]}" for name, section in sections(text).items() if name))
+    known = load(DATA)
+    model = known.pop("model")["commands"]
+    if unknown := [name for name in args.questions if name not in known]:
+        parser.error(f"{', '.join(unknown)}: there are {', '.join(known)}")
+    wanted = {name: known[name] for name in args.questions or known}
+    if args.write:
+        for name in write(args.logs):
+            print(f"{name}: was run after its words were recorded; read them again")
+        print(PAGE)
         return
-    wanted = args.questions or [name for name in known if name]
-    lines, finished = {"model": known[""]} | {name: known[name] for name in wanted}, {}
-    results = [run(name, lines[name], args.logs / f"{name}.log", finished) for name in lines]
-    sys.exit(not all(results))
+    if args.list:
+        for name, entry in wanted.items():
+            lines = [shlex.join(words) for words in model + entry["commands"]] if args.questions else []
+            print("\n    ".join([f"{name}  {entry['ask']}", *lines]))
+        return
+    lines, finished = {"model": model} | {name: entry["commands"] for name, entry in wanted.items()}, {}
+    sys.exit(not all([run(name, lines[name], args.logs / f"{name}.log", finished) for name in lines]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from libs.evaluation.families import BASELINES
 from libs.report import statistics
 from libs.report.entries import change, gap, speedup
 from libs.report.verdict import best_plain, claim, fastest_of_each, recommend, rival_of, verdicts, worth_of_looking
-from scripts import compare, time_together
+from scripts import compare, leaderboard, time_together
 
 # family, label, mean depth, steps, milliseconds, quality
 POINTS = (
@@ -475,6 +475,32 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([text.format(a=directory) for text in arguments])
     assert message in capsys.readouterr().err
+
+
+def test_leaderboard_holds_records_only(tmp_path, capsys):
+    """Catches a row that is no record, speed-ups over evenly spaced calls among them, and a file that is lost."""
+    entries = placed(tmp_path)
+    numbers = {"headline": report.headline(entries, 0.05), "dataset": "digits", "commit": "0123456789"}
+    board, file = tmp_path / "board.md", tmp_path / "numbers.json"
+    text = leaderboard.BOARD.read_text()
+    before = text[: text.index("|\n", text.index("|---")) + 2]  # without rows
+    board.write_text(before)
+
+    def appended(numbers):
+        file.write_text(json.dumps(numbers))
+        leaderboard.main([str(file), f"--board={board}"])
+        return board.read_text().removeprefix(before.rstrip()).strip().splitlines()
+
+    (line,) = appended(numbers)
+    assert "| 0123456 | digits | threshold 0.98, power 2, 8 steps | 0.55" in line and "| 0.200 |" in line
+    assert line.count("|") == before.splitlines()[-1].count("|")
+    assert len(appended(numbers)) == 1 and "no record on digits" in capsys.readouterr().out
+    faster = numbers["headline"] | {"speedup_over_best_plain": 2.0}
+    assert len(appended(numbers | {"headline": faster})) == 2
+    for wrong in (None, faster | {"other_grids": False}, faster | {"training_runs": 1, "timing_runs": 1}):
+        with pytest.raises(SystemExit):
+            appended(numbers | {"headline": wrong})
+    assert "headline" in capsys.readouterr().err and len(board.read_text().splitlines()) == len(before.splitlines()) + 2
 
 
 @pytest.mark.parametrize("quality", [31.9, 30.1])

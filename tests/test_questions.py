@@ -1,9 +1,10 @@
-"""docs/questions.md: every question has a command, and every command would start."""
+"""docs/questions.md: every question has a command that would start, and the page is what its data say."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -13,25 +14,44 @@ from libs.evaluation.sweep import parse
 from scripts import questions
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = questions.DOCUMENT.read_text()
-SECTIONS = questions.sections(TEXT)
-COMMANDS = questions.commands(TEXT)
+QUESTIONS = questions.load(questions.DATA)
+RECORD = json.loads(questions.DATA.with_name("record.json").read_text())
+NAMES = [f"Q{n}" for n in range(1, 35)]
 
 
 def test_every_question_is_there():
-    """Catches a question that was dropped, or that has no command, place or answer."""
-    head, *names = SECTIONS
-    assert head == "" and names == [f"Q{n}" for n in range(1, 35)]
-    for name in names:
-        section = SECTIONS[name]
-        assert COMMANDS[name], name
-        assert "\nPrinted: " in section and "\nOn the digits: " in section, name
+    """Catches a question that was dropped, or that has no command, place, answer or date."""
+    assert list(QUESTIONS) == ["model", *NAMES] and list(RECORD) == NAMES
+    for name in NAMES:
+        entry, kept = QUESTIONS[name], RECORD[name]
+        assert entry["commands"] and entry["where"] and entry["answer"] and entry["short"].startswith("**"), name
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", kept["date"]) and kept["commit"], name
+        assert set(kept["values"]) == set(entry.get("values", {})), name
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_is_what_the_data_say():
+    """Catches a page that was edited by hand, or that is older than the numbers it quotes."""
+    assert questions.PAGE.read_text() == questions.page(QUESTIONS, RECORD), "run python -m scripts.questions --write"
+
+
+def test_the_page_answers_first():
+    """Catches answers after commands, pictures that are not there, links of the index that lead nowhere."""
+    text = questions.PAGE.read_text()
+    index, *sections = re.split(r"^## ", text, flags=re.M)
+    assert len(sections) == len(NAMES) and "```" not in text and "python eval.py" not in text
+    for name, section in zip(NAMES, sections, strict=True):
+        heading, answer = section.split("\n\n")[:2]
+        assert heading.startswith(f"{name}. ") and answer.startswith("**"), name
+        assert f"](#{questions.anchor(name, QUESTIONS[name]['ask'])})" in index, name
+    for picture in re.findall(r"!\[.+\]\((.+)\)", text):
+        assert (questions.PAGE.parent / picture).is_file(), picture
+    assert text.count(questions.EVEN) == sum(QUESTIONS[name]["even"] for name in NAMES)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_commands_would_start(name):
     """Catches commands with files, settings, flags or sweep entries that do not exist."""
-    for words in COMMANDS[name]:
+    for words in QUESTIONS[name]["commands"]:
         if words[0] == "/usr/bin/time":
             words = words[2:]
         assert words[0] == "python"
@@ -63,18 +83,59 @@ def flags_of(module: str) -> list[str]:
     return re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(sources))
 
 
-def test_runner(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def document(tmp_path, monkeypatch):
+    """Folder with an own questions.toml, and nothing of the real one."""
+    data = tmp_path / "docs" / "questions" / "questions.toml"
+    data.parent.mkdir(parents=True)
+    monkeypatch.setattr(questions, "DATA", data)
+    monkeypatch.setattr(questions, "PAGE", tmp_path / "docs" / "questions.md")
+    monkeypatch.chdir(tmp_path)
+    return data
+
+
+def test_values_are_read_from_the_files(document, capsys):
+    """Catches numbers that stay as they were after their files were written anew, or dates that do not change."""
+    spec = '{ file = "results.jsonl", key = ["fast", "seconds"], over = ["slow", "seconds"], less = true, scale = 100 }'
+    document.write_text(
+        '[variables]\nC = "x"\n[model]\ncommands = []\n[Q1]\nask = "Is it fast?"\nshort = "**Yes**"\neven = true\n'
+        'number = "{less:.0f} %"\ncommands = ["a"]\nwhere = "There."\nanswer = "It saves {less:.0f} %."\n'
+        f'values.less = {spec}\npicture = {{ file = "runs/p.png", alt = "A picture" }}\n'
+    )
+    record = {"date": "2020-01-01", "commit": "abc", "values": {"less": 10.0}}
+    document.with_name("record.json").write_text(json.dumps({"Q1": record}))
+    questions.main(["--write"])
+    assert "It saves 10 %." in questions.PAGE.read_text() and "2020-01-01 at abc" in questions.PAGE.read_text()
+
+    lines = [{"slug": slug, "metrics": {"seconds": s}} for slug, s in (("fast", 1.0), ("slow", 4.0))]
+    Path("results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path("runs/questions").mkdir(parents=True)
+    Path("runs/p.png").write_bytes(b"picture")
+    questions.main(["--write"])
+    text = questions.PAGE.read_text()
+    assert "| 75 % |" in text and "It saves 75 %." in text and "2020-01-01" not in text
+    assert document.with_name("p.png").read_bytes() == b"picture" and "![A picture](questions/p.png)" in text
+    with pytest.raises(ValueError, match="has no 'slower'"):
+        questions.measure({"file": "results.jsonl", "key": ["slower", "seconds"]})
+
+    document.with_name("record.json").write_text(json.dumps({"Q1": record | {"values": {"less": 75.0}}}))
+    Path("runs/questions/Q1.log").write_text("ran")
+    capsys.readouterr()
+    questions.main(["--write"])
+    assert "Q1: was run after its words were recorded" in capsys.readouterr().out
+
+
+def test_runner(document, capsys):
     """Catches a failure that goes unnoticed, what runs after one or twice, and variables that are not filled in."""
-    document = tmp_path / "questions.md"
-    one = "python -c 'print(\"${C}:small $C\")'"
-    lines = ["C=x.py", "python -c 'print(1)'"], [one], [one, "python -c 1/0", "python -c 3"]
-    blocks = ["```bash\n" + "\n".join(block) + "\n```\n" for block in lines]
-    document.write_text(f"# Title\n{blocks[0]}\n## Q1. One\n{blocks[1]}\n## Q2. Two\n{blocks[2]}\n")
-    monkeypatch.setattr(questions, "DOCUMENT", document)
+    one = "'''python -c 'print(\"${C}:small $C\")''''"
+    document.write_text(
+        f'[variables]\nC = "x.py"\n[model]\ncommands = ["python -c \'print(1)\'"]\n[Q1]\ncommands = [{one}]\n'
+        f'[Q2]\ncommands = [{one}, "python -c 1/0", "python -c 3"]\n'
+    )
     with pytest.raises(SystemExit) as exit:
-        questions.main(["--logs", str(tmp_path / "logs")])
+        questions.main([])
     assert exit.value.code == 1
-    logs = {path.stem: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    logs = {path.stem: path.read_text() for path in Path("runs/questions").iterdir()}
     assert "\nx.py:small x.py\n" in logs["Q1"] and "exit status 0" in logs["Q1"]
     assert "# see Q1" in logs["Q2"] and "ZeroDivisionError" in logs["Q2"] and "-c 3" not in logs["Q2"]
     with pytest.raises(SystemExit):

@@ -65,6 +65,8 @@ class Report:
         found = self.entries
         several = len({entry.model for entry in found}) > 1
         return {
+            "dataset": ((self.evaluations[0].config or {}).get("dataset") or {}).get("name"),
+            "commit": found[0].first.record.get("commit"),
             "quality_key": found[0].first.quality_key,
             "rule": RULE,
             "headline": headline(found, self.tolerance),

@@ -230,7 +230,7 @@ def table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict
                 changed and changed.mean,
             ),
             (sig(e.mean), e.mean),
-            (times(over), over and over.mean),
+            (times(None if e.plain else over), None if e.plain or not over else over.mean),
             (sig(e.mean_depth), e.mean_depth),
             (sig(e.gmacs), e.gmacs),
             (str(e.first.nfe), e.first.nfe),

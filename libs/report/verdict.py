@@ -43,6 +43,11 @@ def uniform(entries: Sequence[Entry]) -> Entry | None:
     return max(even, key=lambda e: e.first.nfe, default=None)
 
 
+def only_even(entries: Sequence[Entry]) -> bool:
+    """Whether no plain sampling was evaluated on another grid than the evenly spaced one."""
+    return all(e.evenly_spaced for e in entries if e.plain)
+
+
 def solver(entry: Entry) -> str:
     return str((entry.first.record.get("sampler") or {}).get("name"))
 
@@ -170,7 +175,7 @@ def against_rival(
     found = speedup(chosen, rival)
     outside = None if found is None else found.excludes(1.0)
     tone = "plain" if found is None else "even" if not outside else "good" if found.mean > 1 else "bad"
-    if all(e.evenly_spaced for e in entries if e.plain):
+    if only_even(entries):
         note = "Only evenly spaced calls were evaluated for plain sampling, so this is a speed-up over those"
         if rival is base:
             return tone, f"{note}."
@@ -207,9 +212,11 @@ def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
         "setting": setting(chosen),
         "uniform": even and setting(even),
         "best_plain": rival and setting(rival),
+        "other_grids": not only_even(entries),
         "tolerance": tolerance,
         "training_runs": len(chosen.points),
         "noise_seeds": min(len(seeds) for seeds in chosen.quality),
+        "timing_runs": min(len(p.seconds_runs) for p in chosen.points),
     }
 
 
@@ -245,8 +252,8 @@ def verdicts(entries: Sequence[Entry]) -> list[Verdict]:
     several = len({entry.model for entry in entries}) > 1
     alike = [e for e in entries if n_images(e) == n_images(full)]
     found = [verdict(choose(alike, budget), budget, several) for budget in BUDGETS]
-    pairs = zip(found, [None, *found], strict=False)
-    return [v for v, before in pairs if before is None or (v.order[:1], v.ties) != (before.order[:1], before.ties)]
+    answers = [v.text.partition(", ")[2] for v in found]  # without the budget
+    return [v for i, v in enumerate(found) if i == 0 or answers[i] != answers[i - 1]]
 
 
 def choose(entries: Sequence[Entry], budget: float) -> list[Entry]:
@@ -272,7 +279,7 @@ def verdict(order: Sequence[Entry], budget: float, several: bool) -> Verdict:
     if not others:
         text = f"{lead}, only {name} is fast enough."
     elif ties:
-        tied = "; ".join(f"{other.name(several)} {more(other, best)}" for other in ties)
+        tied = "; ".join(f"{other.name(several)} ({more(other, best)})" for other in ties)
         text = f"{lead}, nobody wins: {name} is not told from {tied}."
     else:
         text = f"{lead}, {name} wins; next is {others[0].name(several)}, {more(others[0], best)}."
