@@ -12,7 +12,7 @@ from absl import app, flags
 from accelerate import Accelerator
 from ml_collections import config_flags
 
-from libs.checkpoints.weights import file_of
+from libs.checkpoints import file_of
 from libs.exits.policy import check_certainty
 from libs.run import PATIENCE, Run
 

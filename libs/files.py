@@ -18,7 +18,7 @@ def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Itera
     """Open a temporary file beside `path`; when the block ends well it replaces `path`, otherwise nothing is left.
 
     The bytes are on the disk (fsync) before the name is, unless `sync` is False: for many files at once, followed by
-    one `os.sync()`. `mode` is "w" (UTF-8 text) or "wb". A process that is killed leaves the temporary file, see
+    one `os.sync()`. `mode` is "w" (UTF-8 text), "wb" or "w+b". A process that is killed leaves the temporary file, see
     `remove_parts`.
 
     Raises:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from libs import rng
+from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
-from libs.checkpoints import weights
 from libs.checkpoints.training_state import State
 from libs.data import batches
 from libs.evaluation.evaluate import monitor, save_samples
@@ -36,7 +36,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     torch.manual_seed(config.seed)
     model = build_model(config)
     if config.pretrained_weight:
-        run.say(weights.load(model, config.pretrained_weight, start=True))
+        run.say(load_weights(model, config.pretrained_weight, start=True))
     if train.freeze_backbone:
         model.freeze_backbone()
     model.to(run.device)

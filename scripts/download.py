@@ -28,38 +28,17 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+
+from libs.checkpoints.assets import ASSETS, Asset
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The table
 
 
-@dataclass(frozen=True)
-class Asset:
-    """One file to have.
-
-    Addresses are tried in order, then mirrors: copies by other people, which nobody compared with the original.
-    An address is a URL, `gdrive:ID`, `gdrive-folder:ID/path/of/file` or `hub:OWNER/MODEL`.
-    """
-
-    kind: str
-    dest: str  # below the assets folder; a folder for what can be fetched only by hand
-    about: str
-    addresses: Sequence[str] = ()
-    mirrors: Sequence[str] = ()
-    digest: str | None = None  # published hash, "sha256:HEX" or "md5:HEX"
-    size: int | None = None  # bytes, where published
-    page: str = ""  # where its authors publish it, for people
-
-
-# The sizes in its "about" texts are derived from parameter counts (4 bytes each), not measured.
-ASSETS = {
-    name: Asset(**row) for name, row in json.loads(Path(__file__).with_name("assets.json").read_text("utf-8")).items()
-}
 KINDS = sorted({asset.kind for asset in ASSETS.values()})
 
 DRIVE_FILE = "https://drive.usercontent.google.com/download"

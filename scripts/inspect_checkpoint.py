@@ -14,7 +14,7 @@ import torch
 from ml_collections import ConfigDict
 
 from configs import base
-from libs.checkpoints import weights
+from libs import checkpoints
 from libs.metrics.cost import CONVENTION
 from libs.models.build import build_model
 
@@ -33,22 +33,25 @@ def main(argv: list[str] | None = None) -> None:
 
 def describe(path: Path) -> list[str]:
     """The lines to print."""
-    state = weights.read(path)
+    state = checkpoints.read(path)
     try:
-        kind, settings = weights.kind(state), weights.infer(state)
+        kind, settings = checkpoints.kind(state), checkpoints.infer(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config = base.config(settings["nnet.name"])
+    written = {key: value for key, value in checkpoints.known(path).items() if key in config_keys(config)}
+    settings |= {key: value for key, value in written.items() if key in settings or leaf(config, key) != value}
     config.update_from_flattened_dict(settings)
     with torch.device("meta"):
         model = build_model(config)
     exits = "uem.name" in settings
     if not exits:
         model.drop_exits(heads=False)
-    ours = weights.to_ours(state)
-    weights.check_fit(path, kind, ours, model.state_dict(), network="the network that its tensors describe")
+    ours = checkpoints.to_ours(state)
+    checkpoints.check_fit(path, kind, ours, model.state_dict(), network="the network that its tensors describe")
 
-    assumed = weights.ASSUMED[settings["nnet.name"]]
+    guesses = checkpoints.ASSUMED[settings["nnet.name"]]
+    assumed = {key: how for key, how in guesses.items() if key not in written}
     types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     count = sum(value.numel() for value in state.values())
     lines = [f"{path}: {kind} weights, {len(state)} tensors, {count:,} parameters, {', '.join(types)}", "config"]
@@ -57,8 +60,10 @@ def describe(path: Path) -> list[str]:
         lines.append(f"  {key} = {value}{note}")
     default = base.config(settings["nnet.name"])
     differ = {key: value for key, value in settings.items() if leaf(default, key) != value}
-    lines.append(f"as flags: {weights.flags(differ)}")
+    lines.append(f"as flags: {checkpoints.flags(differ)}")
     lines.append(f"fits: {', '.join(fitting(settings)) or 'no file of configs/'}")
+    if checkpoints.about(path).get("config"):
+        lines.append("its config was written with it: --nnet_path alone is enough")
     if exits:
         lines.append("missing: nothing, every exit has its estimator")
     else:
@@ -75,7 +80,7 @@ def describe(path: Path) -> list[str]:
 
 def fitting(settings: dict[str, object]) -> list[str]:
     """The experiment files whose networks have these settings, guesses apart."""
-    known = {key: value for key, value in settings.items() if key not in weights.ASSUMED[settings["nnet.name"]]}
+    known = {key: value for key, value in settings.items() if key not in checkpoints.ASSUMED[settings["nnet.name"]]}
     found = []
     for path in sorted(CONFIGS.glob("*_*.py")):
         if path.stem != "__init__":
@@ -84,6 +89,11 @@ def fitting(settings: dict[str, object]) -> list[str]:
             if same and all(leaf(config, key) == value for key, value in known.items()):
                 found.append(f"configs/{path.name}")
     return found
+
+
+def config_keys(config: ConfigDict) -> set[str]:
+    """The dotted names of all settings."""
+    return set(checkpoints.flat(config.to_dict()))
 
 
 def leaf(config: ConfigDict, key: str) -> object:

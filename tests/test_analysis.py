@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from configs import digits_uvit_tiny
+from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import explain as analysis
-from libs.checkpoints import weights
 from libs.losses import LAYER_WEIGHTS
 from libs.models import ESTIMATORS
 from libs.models.build import build_model

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from configs import digits_uvit_tiny
+from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import calibration
 from libs.analysis.calibration import ALWAYS, Bins, Evidence
 from libs.analysis.dense import sample_dense
-from libs.checkpoints import weights
 from libs.exits import EXIT_POLICIES, oracle
 from libs.models.build import build_model
 from libs.sampling.denoiser import Guidance

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_training import CONFIG, SMALL, finish, start
 
-from libs.checkpoints import weights
+from libs import checkpoints as weights
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = ["--config.nnet.embed_dim=32", "--config.nnet.depth=4", "--config.mixed_precision=no"]

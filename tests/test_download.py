@@ -476,7 +476,7 @@ def test_mistakes_on_the_command_line(arguments, message, capsys):
 
 def test_the_table_is_well_formed():
     """Would catch: two assets with one destination, a path that leaves the folder, a malformed hash or address."""
-    rows = json.loads((REPOSITORY / "scripts/assets.json").read_text("utf-8"))
+    rows = json.loads((REPOSITORY / "libs/checkpoints/assets.json").read_text("utf-8"))
     assert len({row["dest"] for row in rows.values()}) == len(rows)
     for name, asset in download.ASSETS.items():
         assert asset.page.startswith("https://"), name

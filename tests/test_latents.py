@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from test_configs import load
 
+from libs import checkpoints as weights
 from libs import regimes, report, rng, trainer
-from libs.checkpoints import weights
 from libs.codecs import KL, ClipText
 from libs.data.coco import CocoImages
 from libs.data.features import CaptionShards

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from libs.checkpoints import weights
+from libs import checkpoints as weights
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.losses import Objective
 from libs.models import ESTIMATORS, AllExits, EarlyExitModel, UViT

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from pathlib import Path
 
 import pytest
 from test_configs import load
+
+from libs.checkpoints.assets import ASSETS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "reproduction.md").read_text()
@@ -39,7 +40,6 @@ def test_command(command):
         else:
             assert name in ("nnet_path", "pretrained_weight", "workdir", "output_path", "exit_threshold")
         if name == "nnet_path" and "/uvit/" in value:
-            offered = {asset["dest"] for asset in json.loads((ROOT / "scripts" / "assets.json").read_text()).values()}
-            assert value.removeprefix("assets/") in offered
+            assert value.removeprefix("assets/") in {asset.dest for asset in ASSETS.values()}
         if name == "exit_threshold":
             assert 0 < float(value) < 1

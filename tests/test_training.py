@@ -16,9 +16,9 @@ import pytest
 import torch
 from test_configs import load
 
+from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.checkpoints import training_state as checkpoints
-from libs.checkpoints import weights
 from libs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ from test_cost import count_macs
 from test_exits import check_batch_equals_singles
 
 from configs import base, digits_unet_tiny
+from libs import checkpoints as weights
 from libs import regimes
-from libs.checkpoints import weights
 from libs.evaluation.sweep import points
 from libs.exits import EXIT_POLICIES, looking_back, run_dense, run_with_exits
 from libs.exits.calls import start_calls

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ import pytest
 import torch
 from conftest import inputs, tiny
 from test_configs import load as load_config
+from test_cost import count_macs
 from test_training import finish, start
 
+from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.build import build
-from libs.checkpoints import weights
 from libs.evaluation import evaluate as evaluator
 from libs.exits import EXIT_POLICIES
 from libs.models import ESTIMATORS, EarlyExitModel, Missing, UViT
+from libs.models.build import build_model
 from libs.run import Run
 from libs.sampling.denoiser import Guidance
 from libs.sampling.generate import generate_batch, make_plan
@@ -28,6 +31,7 @@ from tests.golden.recipe import golden_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 NET = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=4, num_heads=4)
+FORMATS = (".pth", ".safetensors")
 PROBED = dict(points=range(5), heads="own")  # the replication's form
 
 
@@ -318,7 +322,11 @@ def refused(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     saved("hidden.pth", {"model_state_dict": tensors, "args": Malicious(tmp_path / "ran")}, "could run code")
     saved("list.pth", [torch.ones(2)], "holds a list")
     saved("optimizer.pth", {"state": {}, "param_groups": []}, "state, param_groups")
-    saved("lightning.ckpt", {"epoch": 3, "state_dict": tensors}, "epoch, state_dict")
+    saved("lightning.ckpt", {"epoch": 3, "weights": tensors}, "epoch, weights")
+    saved("complex.pth", tensors | {"norm.bias": tensors["norm.bias"].to(torch.complex64)}, "norm.bias has .*complex")
+    saved("meta.pth", tensors | {"norm.bias": tensors["norm.bias"].to("meta")}, "norm.bias has no values")
+    saved("long.pth", {"k" * 1_000_000: 1}, r"holds k{117}\.\.\.,")
+    saved("numbers.pth", {3: torch.ones(2)}, "holds 3,")
     saved("none.pth", {}, "nothing")
     saved("other.ckpt", {"encoder.conv_in.weight": torch.ones(2)}, "unknown weights.*encoder.conv_in.weight")
     return cases
@@ -333,6 +341,152 @@ def test_bad_files_are_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "code.pth", weights_only=False)
     assert (tmp_path / "ran").exists(), "the test's file must be able to run code, or it shows nothing"
+
+
+@pytest.mark.parametrize("wrapper", ["ema", "state_dict", "model", "nested"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_training_states_of_others_load(wrapper, prefix, tmp_path):
+    """Catches a file refused, or read without its averaged weights, for what other trainers put around them."""
+    tensors = weights.read(file_of("uvit", tmp_path / "plain.pth"))
+    named = {prefix + key: value for key, value in tensors.items()}
+    other = {prefix + key: value + 1 for key, value in tensors.items()}
+    states = {
+        "ema": {"model": other, "ema": named, "opt": {}},
+        "state_dict": {"epoch": 3, "state_dict": named},
+        "model": {"model": named},
+        "nested": {"model": {"state_dict": named}, "step": 1},
+    }
+    torch.save(states[wrapper], tmp_path / "wrapped.pth")
+    assert same(weights.read(tmp_path / "wrapped.pth"), tensors)
+
+
+def test_a_missing_release_names_its_command(tmp_path, monkeypatch):
+    """Catches a path that scripts.download knows and an error that does not say so."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="python -m scripts.download cifar10_uvit_small"):
+        weights.read("assets/uvit/cifar10_uvit_small.pth")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_config_travels_with_the_weights(suffix, tmp_path):
+    """Catches 2 heads on weights trained with 4, or eps read from a network trained for v, sampled without a word."""
+    config = load_config("digits_uvit_tiny", "quick")
+    path = tmp_path / f"w{suffix}"
+    known = {"config": config.to_dict(), "class_names": ["zero", "one"]}
+    weights.write(build_model(config).state_dict(), path, known)
+    found = weights.about(path)
+    assert found["class_names"] == ["zero", "one"] and found["config"]["nnet"]["num_heads"] == 4
+    weights.check_config(path, config)
+    for key, value, both in (
+        ("nnet.num_heads", 2, "nnet.num_heads: 4 in the file, 2 in the config"),
+        ("pred", "noise", "pred: 'v' in the file, 'noise' in the config"),
+        ("process", "ddpm", "process: 'vp_linear' in the file, 'ddpm' in the config"),
+    ):
+        other = load_config("digits_uvit_tiny", "quick")
+        other.update_from_flattened_dict({key: value, "nnet_path": str(path)})
+        with pytest.raises(ValueError, match=both):
+            evaluator.load_model(other, Run.single(tmp_path / "run"))
+    config.nnet.attention = "sdpa"  # computed otherwise, the same function
+    weights.check_config(path, config)
+    weights.write(weights.read(path), path)
+    assert weights.about(path) == {} and weights.known(path) == {}
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**62, 2**40, 20])
+def test_a_header_that_lies_about_its_length(length, tmp_path):
+    """Catches gigabytes asked for because eight bytes say so."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b'{"a":1}')
+    for read in (weights.read, weights.about):
+        with pytest.raises(ValueError, match="x.safetensors"):
+            read(path)
+
+
+def test_a_foreign_file_beside_a_meta_json(tmp_path):
+    """Catches another program's meta.json taken for the config of a weight file, and a best.pth without its run's."""
+    path = file_of("uvit", tmp_path / "uvit.pth")
+    (tmp_path / "meta.json").write_text(json.dumps({"config": {"pred": "v"}}))
+    assert weights.about(path) == {}
+    folder = tmp_path / "last.ckpt"
+    folder.mkdir()
+    (folder / "meta.json").write_text(json.dumps({"config": {"pred": "x0"}, "command": "train.py"}))
+    torch.save(weights.read(path), tmp_path / "best.pth")
+    assert weights.about(tmp_path / "best.pth") == {"config": {"pred": "x0"}}
+
+
+def test_inspect_reads_what_lies_beside(tmp_path, capsys):
+    """Catches flags with a guessed number of heads for a checkpoint whose own meta.json has the right one."""
+    config = load_config("digits_uvit_tiny")
+    folder = tmp_path / "5.ckpt"
+    folder.mkdir()
+    torch.save(build_model(config).state_dict(), folder / "nnet_ema.pth")
+    (folder / "meta.json").write_text(json.dumps({"config": config.to_dict(), "command": "x"}))
+    inspect_checkpoint.main([str(folder)])
+    text = capsys.readouterr().out
+    assert "--config.nnet.num_heads=4" in text and "nnet.num_heads = 4\n" in text and "--config.pred=v" in text
+
+
+def test_the_replications_arguments_are_read(tmp_path):
+    """Catches 1/1000 for a replication trained with plain times."""
+    path = file_of("uva", tmp_path / "u.pth")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path)
+    content["args"] = argparse.Namespace(normalize_timesteps=False, num_heads=2, name="x")
+    torch.save(content, path)
+    assert weights.known(path) == {"nnet.time_scale": 1.0, "nnet.num_heads": 2}
+
+
+def test_adadiff_of_odd_depth_and_networks_without_skips(tmp_path):
+    """Catches the head that the public code makes and never runs, and a network whose halves are not joined."""
+    path = file_of("adadiff", tmp_path / "odd.pth")
+    state = weights.read(path)
+    unused = {f"lte_classifer.5.lte.{name}": state[f"lte_classifer.4.lte.{name}"] for name in ("weight", "bias")}
+    torch.save(state | unused, path)
+    network = model("adadiff")
+    weights.load(network, path)
+    path = file_of("adadiff", tmp_path / "straight.pth", skip=False)
+    assert weights.infer(weights.read(path))["nnet.skip"] is False
+    straight = model("adadiff", seed=3, skip=False)
+    weights.load(straight, path)
+    with pytest.raises(ValueError, match="nnet.skip: False in the file, True in the config"):
+        weights.load(network, path)
+    x, t, time, cond = inputs(1, model=straight)
+    assert count_macs(lambda: straight.backbone(x, time, cond)) == straight.macs().at(straight.depth)
+
+
+def test_mutated_files_are_refused_by_name(tmp_path):
+    """Catches a traceback of torch, safetensors or json, or an error that does not say which of many files is meant.
+
+    MUTATIONS=500 tries as many.
+    """
+    rng = np.random.default_rng(0)
+    originals = [file_of(kind, tmp_path / f"{kind}{suffix}") for kind in ("uvit", "uva") for suffix in FORMATS]
+    known = {"config": {"nnet": {"num_heads": 4}}}
+    for suffix in FORMATS:
+        weights.write(weights.read(originals[0]), tmp_path / f"known{suffix}", known)
+    originals += [tmp_path / name for name in ("known.safetensors", "known.pth")]
+    for number in range(int(os.environ.get("MUTATIONS", 60))):
+        original = originals[number % len(originals)]
+        content = bytearray(original.read_bytes())
+        at = int(rng.integers(min(len(content), 4000)))  # the structure stands at both ends
+        at = at if rng.integers(2) else len(content) - at
+        match int(rng.integers(4)):
+            case 0:
+                content = content[:at]
+            case 1:
+                content[at : at + 8] = rng.bytes(8)
+            case 2:
+                content[at:at] = b"[" * 5000
+            case 3:
+                del content[at : at + 40]
+        path = tmp_path / f"mutated{number}" / original.name
+        path.parent.mkdir()
+        path.write_bytes(content)
+        for read in (weights.read, weights.about, weights.known, lambda p: weights.load(model("uvit"), p, start=True)):
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(path) in str(error) and len(str(error)) < 3000, f"{original.name}: {error}"
 
 
 def test_a_missing_file_is_named(tmp_path):

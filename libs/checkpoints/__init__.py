@@ -1,1 +1,28 @@
 """Weight files of all known kinds, and the training state that a resumed run needs."""
+
+from __future__ import annotations
+
+from libs.checkpoints.files import about, file_of, read, write
+from libs.checkpoints.infer import ASSUMED, infer, settings_of
+from libs.checkpoints.layouts import LAYOUTS, export, kind, to_ours
+from libs.checkpoints.load import check_config, check_fit, flags, flat, known, load
+
+__all__ = [
+    "ASSUMED",
+    "LAYOUTS",
+    "about",
+    "check_config",
+    "check_fit",
+    "export",
+    "file_of",
+    "flags",
+    "flat",
+    "infer",
+    "kind",
+    "known",
+    "load",
+    "read",
+    "settings_of",
+    "to_ours",
+    "write",
+]

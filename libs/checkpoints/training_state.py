@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from libs.checkpoints import weights
+from libs.checkpoints import files
 
 
 @dataclass
@@ -55,7 +55,7 @@ def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
 
 def keep_best(directory: Path, checkpoint: Path) -> None:
     """Copy the EMA weights of `checkpoint` to <workdir>/best.pth."""
-    weights.write(weights.read(checkpoint / "nnet_ema.pth"), directory / "best.pth")
+    files.write(files.read(checkpoint / "nnet_ema.pth"), directory / "best.pth", files.about(checkpoint))
 
 
 def found(directory: Path) -> list[Path]:

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs import rng
-from libs.checkpoints import weights
+from libs import checkpoints, rng
 from libs.evaluation.families import BASELINES
 from libs.evaluation.reference import more_metrics, real_images
 from libs.evaluation.sweep import Point, points
@@ -44,8 +43,9 @@ def load_model(config, run: Run) -> EarlyExitModel:
     """
     if not config.nnet_path:
         raise ValueError("nnet_path is not set: give the weights to evaluate with --nnet_path=FILE")
+    checkpoints.check_config(config.nnet_path, config)
     model = build_model(config)
-    run.say(weights.load(model, config.nnet_path, full_depth=not config.eval.thresholds))
+    run.say(checkpoints.load(model, config.nnet_path, full_depth=not config.eval.thresholds))
     return model.to(run.device).eval().requires_grad_(False)
 
 
@@ -392,12 +392,12 @@ def config_hash(config) -> str:
 
 def weights_hash(config) -> str:
     """Identifies a training run's result, wherever its file lies."""
-    return hashlib.sha256(weights.file_of(config.nnet_path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(checkpoints.file_of(config.nnet_path).read_bytes()).hexdigest()[:16]
 
 
 def save_training_config(config, run: Run) -> None:
     """training.json and train.jsonl: config and log of the run that made the weights, where they lie in its workdir."""
-    weights_file = weights.file_of(config.nnet_path).resolve()  # <workdir>/ckpts/<step>.ckpt/nnet_ema.pth
+    weights_file = checkpoints.file_of(config.nnet_path).resolve()  # <workdir>/ckpts/<step>.ckpt/nnet_ema.pth
     meta, log = weights_file.with_name("meta.json"), weights_file.parents[2] / "train.jsonl"
     if meta.is_file() and run.is_main:
         run.write_json("training.json", json.loads(meta.read_text())["config"])

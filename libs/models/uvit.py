@@ -130,7 +130,8 @@ class UViT(Backbone):
 
     `num_classes` > 0 adds a label token (the last class may be the null class of guidance); `clip_dim` > 0 adds
     `num_clip_token` text tokens. `init` is "released" (normal, std 0.02) or "xavier" (which trains small models in far
-    fewer steps). `time_scale` multiplies the network time before its sinusoid: the replication's 1/1000.
+    fewer steps). `time_scale` multiplies the network time before its sinusoid: the replication's 1/1000. Without `skip`
+    the second half of the layers reads nothing of the first.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class UViT(Backbone):
         clip_dim: int = 0,
         num_clip_token: int = 77,
         conv: bool = True,
+        skip: bool = True,
         use_checkpoint: bool = False,
         attention: str = "sdpa",
         init: str = "released",
@@ -169,7 +171,7 @@ class UViT(Backbone):
         self.depth = depth + 1
         self.channels, self.embed_dim, self.patch_size = in_chans, embed_dim, patch_size
         self.img_size, self.num_classes, self.use_checkpoint = img_size, max(num_classes, 0), use_checkpoint
-        self.time_scale = time_scale
+        self.time_scale, self.skip = time_scale, skip
         self.n_patches = (img_size // patch_size) ** 2
         self.extras = 1 + (num_classes > 0) + (num_clip_token if clip_dim else 0)
         self.context_shape = (num_clip_token, clip_dim) if clip_dim else None
@@ -191,7 +193,7 @@ class UViT(Backbone):
 
         self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
         self.mid_block = block()
-        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+        self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
         self.blocks = [*self.in_blocks, self.mid_block, *self.out_blocks]  # a plain list: registered above
         # The head's parts are top-level names in the released files, so they are registered here, not as one module.
         head = Head(embed_dim, patch_size, in_chans, conv)
@@ -229,7 +231,7 @@ class UViT(Backbone):
     def layer(self, i: int, carry: Carry) -> Carry:
         half = self.depth // 2
         skip = None
-        if i > half:
+        if self.skip and i > half:
             skip, carry = carry.pop()
         block = self.blocks[i]
         if self.use_checkpoint and torch.is_grad_enabled():
@@ -237,7 +239,7 @@ class UViT(Backbone):
         else:
             h = block(carry.h, skip)
         carry = replace(carry, h=h)
-        return carry.push() if i < half else carry
+        return carry.push() if self.skip and i < half else carry
 
     def patches(self, carry: Carry) -> Tensor:
         return carry.h[:, self.extras :]
@@ -269,5 +271,5 @@ class UViT(Backbone):
         if isinstance(self.final_layer, nn.Conv2d):
             head += self.img_size**2 * self.final_layer.weight.numel()
         half = self.depth // 2
-        layers = [block] * (half + 1) + [block + length * 2 * d * d] * half
+        layers = [block] * (half + 1) + [block + self.skip * length * 2 * d * d] * half
         return Macs(embed=embed, layers=tuple(layers), head=(head,) * (self.depth + 1))

@@ -1,0 +1,126 @@
+"""The layouts of weight files, told apart by their keys and renamed into this code base's own.
+
+With k the layers used before an exit, K of them in all:
+
+    ours      backbone.<U-ViT key> or backbone.net.<diffusers' key>, uem.*, heads.{k}.*
+    uvit      U-ViT's keys: no exits
+    adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
+    uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.* (MLP probes), k = 0..K - 1, and a head for each of these exits
+    ddpm      the keys of diffusers' UNet2DModel (google/ddpm-cifar10-32): no exits; read, not written
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from libs.checkpoints.files import shorten
+
+LAYOUTS = ("uvit", "adadiff", "uva")
+ESTIMATOR, HEADS, NET = "uem.", "heads.", "backbone.net."
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' first names
+
+
+def kind(state: Mapping[str, Tensor]) -> str:
+    """ "ours", "ddpm" or one of LAYOUTS, by what the keys say."""
+    if any(key.startswith("backbone.") for key in state):
+        return "ours"
+    if any(key.startswith("lte_classifer.") for key in state):
+        return "adadiff"
+    if "uvit.mid_block.attn.qkv.weight" in state:
+        return "uva"
+    if "mid_block.attn.qkv.weight" in state:
+        return "uvit"
+    if "down_blocks.0.resnets.0.conv1.weight" in state:
+        return "ddpm"
+    raise ValueError(
+        "unknown weights: the keys are none of this code base's, U-ViT's, AdaDiff's, the replication's or DDPM's "
+        f"({shorten(list(state), 3)})"
+    )
+
+
+def names(layout: str, half: int) -> list[tuple[str, str]]:
+    """(their prefix, our prefix) of a network with `half` in-blocks; the first pair that fits a key applies."""
+    exits = range(2 * half + 1)
+    if layout == "uvit":
+        return [("", "backbone.")]
+    if layout == "adadiff":
+        return [*((f"lte_classifer.{k}.lte.", f"uem.maps.{k + 1}.") for k in exits), ("", "backbone.")]
+    heads = [f"in_blocks_heads.{i}." for i in range(half)] + ["mid_block_head."]
+    heads += [f"out_blocks_heads.{i}." for i in range(half)]
+    pairs = [("uvit.", "backbone.")]
+    for k, head in enumerate(heads):
+        pairs += [(f"matrix.{k}.classifier.0.", f"uem.maps.{k}."), (head, f"heads.{k}.")]
+    return pairs
+
+
+def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: str | None) -> dict[str, Tensor]:
+    """Rename prefixes; the values under the old prefix `negated` change sign. Nothing is rounded."""
+    renamed = {}
+    for key, value in state.items():
+        old, new = next(((old, new) for old, new in pairs if key.startswith(old)), (None, None))
+        if old is None:
+            raise ValueError(
+                f"the key {shorten([key])} has no place in this layout (of the replication's, MLP probes are read)"
+            )
+        renamed[new + key.removeprefix(old)] = -value if negated and key.startswith(negated) else value
+    return renamed
+
+
+def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of any kind under this code base's names.
+
+    AdaDiff's heads predict certainty 1 - u through a sigmoid. As 1 - sigmoid(z) = sigmoid(-z), their weights are
+    negated here and in `export`, and the code knows one convention only.
+    """
+    layout = kind(state)
+    if layout == "ours":
+        return dict(state)
+    if layout == "ddpm":
+        old = re.compile(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.")
+        return {NET + old.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): state[key] for key in state}
+    half = count(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
+    if layout == "adadiff":  # with an odd depth the public code makes one head more than it runs
+        unused = re.compile(rf"lte_classifer\.{2 * half + 1}\.")
+        state = {key: value for key, value in state.items() if not unused.match(key)}
+    return convert(state, names(layout, half), negated="lte_classifer.")
+
+
+def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """This code base's state dict in a released layout; "uvit" drops estimators and own heads, all else must fit."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    half = count(state, "backbone.in_blocks.")
+    if not half:
+        raise ValueError(f"layout {layout} holds a U-ViT; these weights are another network's")
+    if layout == "uvit":
+        state = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    if layout == "adadiff":
+        check_adadiff(state, 2 * half + 1)
+    if layout == "uva" and {key.split(".")[2] for key in state if key.startswith("uem.maps.")} != {
+        str(k) for k in range(2 * half + 1)
+    }:
+        raise ValueError("the replication's files hold uem.name=probe at exits 0..K - 1; this model has others")
+    pairs = [(ours, theirs) for theirs, ours in names(layout, half)]
+    return convert(state, pairs, negated=ESTIMATOR if layout == "adadiff" else None)
+
+
+def check_adadiff(state: Mapping[str, Tensor], depth: int) -> None:
+    """AdaDiff's files hold a shared head and one plain linear map after every layer."""
+    wanted = {f"uem.maps.{k}.{name}" for k in range(1, depth + 1) for name in ("weight", "bias")}
+    found = {key for key in state if key.startswith((ESTIMATOR, HEADS))}
+    if found != wanted:
+        raise ValueError(
+            "AdaDiff's files hold a shared head and one linear map after every layer; this model differs in "
+            f"{shorten(sorted(found ^ wanted))} (nnet.heads=shared, nnet.points=(), uem.name=linear and "
+            "uem.linear.norm=False would fit)"
+        )
+    if len(state["uem.maps.1.bias"]) != len(state["backbone.decoder_pred.bias"]):
+        raise ValueError("AdaDiff's maps estimate every pixel; this model has uem.linear.output=scalar")
+
+
+def count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow `prefix` among the keys."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
