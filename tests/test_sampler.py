@@ -14,7 +14,7 @@ from PIL import Image
 from test_configs import load
 
 from libs import Sampler, regimes
-from libs.checkpoints import weights
+from libs import checkpoints as weights
 from libs.models.build import build_model
 from libs.sampling.sampler import exit_settings
 

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from libs import regimes, rng
+from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
-from libs.checkpoints import weights
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.exits.policy import check_certainty
-from libs.files import read_json
 from libs.models import EarlyExitModel, Missing
 from libs.models.build import build_model
 from libs.regimes import Labels, Regime
@@ -67,24 +65,23 @@ class Sampler:
         """From a checkpoint of this code alone, which knows its experiment; nothing is written.
 
         Args:
-            path: a <step>.ckpt folder, a link to one, or the weight file in it.
+            path: a run's directory, a <step>.ckpt folder or a weight file.
             device: "cpu", "cuda" or "cuda:1"; the default is a GPU where there is one.
             precision: "no" (float32), "bf16" or "fp16" (GPUs only); the default is the experiment's.
 
         Raises:
             ValueError: no weights there, or none that know their experiment, or they do not fit it.
         """
-        file = weights.file_of(path)
-        meta = file.with_name("meta.json")
-        if not meta.is_file():
+        known = checkpoints.about(path).get("config")
+        if not known:
             raise ValueError(
-                f"{file} does not say which experiment it belongs to: meta.json is missing beside it. Give a "
-                "<step>.ckpt folder of a training, or use python -m scripts.sample with --config"
+                f"{checkpoints.file_of(path)} does not say which experiment it belongs to. Give a <step>.ckpt folder of "
+                "a training or a file of scripts.export_checkpoint, or use python -m scripts.sample with --config"
             )
-        config = ConfigDict(read_json(meta, "the checkpoint's meta.json")["config"])
+        config = ConfigDict(known)
         run = Alone(device, precision or config.mixed_precision or "no")
         model = build_model(config)
-        weights.load(model, file, full_depth=True)
+        checkpoints.load(model, path, full_depth=True)
         return cls.of(config, model.to(run.device).eval().requires_grad_(False), regimes.of(config), run)
 
     # ---- what to sample with -----------------------------------------------------------------------------------------
