@@ -83,7 +83,7 @@ def test_a_checkpoint_without_its_experiment(path, tmp_path):
     """Catches a guess where the file does not say what the network is."""
     other = tmp_path / "weights.pth"
     other.write_bytes((path / "nnet_ema.pth").read_bytes())
-    with pytest.raises(ValueError, match=r"weights.pth.*meta.json"):
+    with pytest.raises(ValueError, match=r"weights.pth does not say which experiment"):
         Sampler.load(other)
 
 

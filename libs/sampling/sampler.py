@@ -75,8 +75,8 @@ class Sampler:
         known = checkpoints.about(path).get("config")
         if not known:
             raise ValueError(
-                f"{checkpoints.file_of(path)} does not say which experiment it belongs to. Give a <step>.ckpt folder of "
-                "a training or a file of scripts.export_checkpoint, or use python -m scripts.sample with --config"
+                f"{checkpoints.file_of(path)} does not say which experiment it belongs to. Give a <step>.ckpt folder "
+                "of a training or a file of scripts.export_checkpoint, or use python -m scripts.sample with --config"
             )
         config = ConfigDict(known)
         run = Alone(device, precision or config.mixed_precision or "no")
