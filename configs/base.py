@@ -6,7 +6,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from libs.build import menu, settings
+from libs.build import MAY_CHANGE, Number, group, menu, settings
 from libs.codecs import KL, ClipText
 from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
@@ -14,39 +14,59 @@ from libs.losses import Objective
 from libs.models import BACKBONES, ESTIMATORS, SIZES
 from libs.sampling.plans import SAMPLERS
 
+# What a resumed run may change: it takes effect and is recorded with the step it began at. A change of anything else
+# is another experiment, which needs another workdir. A dot at the end stands for the whole group; the data below
+# dataset.path are compared by content.
+MAY_CHANGE.update(
+    """
+    cpu tracker nnet_path dataset.path dataset.workers nnet.use_checkpoint
+    train.n_steps train.accumulate train.grad_clip train.keep
+    train.log_interval train.sample_interval train.save_interval train.eval_interval
+    optimizer.lr optimizer.muon_lr optimizer.weight_decay optimizer.betas
+    eval. exit. sample.
+    """.split()
+)
+
 
 def config(backbone: str = "uvit") -> ConfigDict:
-    c = ConfigDict()
-    c.regime = "pixels"  # pixels | latents | text: which of train.py, train_ldm.py, train_t2i_discrete.py this is for
-    c.seed = 1234
-    c.process = "vp_linear"  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas) | ddpm
-    c.pred = "noise"  # what the network regresses: noise | x0 | v
-    c.pretrained_weight = ""  # start from this U-ViT, AdaDiff, DDPM or own file
-    c.nnet_path = ""  # evaluate this one
-    c.cpu = False  # run on the CPU although there is a GPU
-    c.mixed_precision = ""  # no | fp16 | bf16; "" = what the launcher says
-    c.tracker = "none"  # none | tensorboard | wandb (offline unless WANDB_MODE says otherwise); JSONL is always written
-
-    c.train = ConfigDict(
-        dict(
-            n_steps=500_000,
-            batch_size=128,  # of all processes together
-            accumulate=1,  # micro-batches per step
-            grad_clip=0.0,  # global norm; 0 = off
-            ema_rate=0.9999,
-            stratified=False,  # spread a batch's times evenly over [0, 1) instead of drawing them independently
-            freeze_backbone=False,  # train the estimator and own heads only
-            log_interval=10,
-            sample_interval=5_000,  # grids; 0 = never
-            save_interval=50_000,
-            eval_interval=0,  # monitor quality, keep the best weights as best.pth; 0 = never
-            monitor_samples=2_048,
-            monitor_steps=50,
-            keep=2,  # newest checkpoints kept
-        )
+    c = group(
+        "",
+        regime="pixels",  # pixels | latents | text: which of train.py, train_ldm.py, train_t2i_discrete.py this is for
+        seed=Number(1234, 0, below=2**63),
+        process="vp_linear",  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas) | ddpm
+        pred="noise",  # what the network regresses: noise | x0 | v
+        pretrained_weight="",  # start from this U-ViT, AdaDiff, DDPM or own file
+        nnet_path="",  # evaluate this one
+        cpu=False,  # run on the CPU although there is a GPU
+        mixed_precision="",  # no | fp16 | bf16; "" = what the launcher says
+        tracker="none",  # none | tensorboard | wandb (offline unless WANDB_MODE says otherwise); JSONL always
     )
-    c.optimizer = ConfigDict(dict(name="adamw", lr=2e-4, weight_decay=0.03, betas=(0.99, 0.999), muon_lr=0.02))
-    c.lr_scheduler = ConfigDict(dict(name="customized", warmup_steps=2_500))
+    c.train = group(
+        "train.",
+        n_steps=Number(500_000, 1),
+        batch_size=Number(128, 1),  # of all processes together
+        accumulate=Number(1, 1),  # micro-batches per step
+        grad_clip=Number(0.0, 0),  # global norm; 0 = off
+        ema_rate=Number(0.9999, 0, below=1),
+        stratified=False,  # spread a batch's times evenly over [0, 1) instead of drawing them independently
+        freeze_backbone=False,  # train the estimator and own heads only
+        log_interval=Number(10, 0),
+        sample_interval=Number(5_000, 0),  # grids; 0 = never
+        save_interval=Number(50_000, 0),
+        eval_interval=Number(0, 0),  # monitor quality, keep the best weights as best.pth; 0 = never
+        monitor_samples=Number(2_048, 1),
+        monitor_steps=Number(50, 1),
+        keep=Number(2, 1),  # newest checkpoints kept
+    )
+    c.optimizer = group(
+        "optimizer.",
+        name="adamw",
+        lr=Number(2e-4, 0),
+        weight_decay=Number(0.03, 0),
+        betas=Number((0.99, 0.999), 0, below=1),
+        muon_lr=Number(0.02, 0),
+    )
+    c.lr_scheduler = group("lr_scheduler.", name="customized", warmup_steps=Number(2_500, 0))
 
     c.nnet = settings(BACKBONES[backbone])
     c.nnet.name = backbone
@@ -57,10 +77,15 @@ def config(backbone: str = "uvit") -> ConfigDict:
     c.exit = menu(EXIT_POLICIES, "threshold")
 
     c.dataset = menu(DATASETS, "digits")
-    c.dataset.path = ""  # where the data are; "" = the data set's own default
-    c.dataset.random_flip = False  # mirror half of the training images
-    c.dataset.p_uncond = 0.0  # share of labels replaced by the null class (classifier-free guidance)
-    c.dataset.workers = 4  # decoding processes; threads where there is nothing to decode (extracted features)
+    c.dataset.update(
+        group(
+            "dataset.",
+            path="",  # where the data are; "" = the data set's own default
+            random_flip=False,  # mirror half of the training images
+            p_uncond=Number(0.0, 0, below=1),  # share of labels replaced by the null class (classifier-free guidance)
+            workers=Number(4, 0),  # decoding processes; threads where there is nothing to decode (extracted features)
+        )
+    )
 
     c.autoencoder = settings(KL, omit=("device",))  # latent models only
     c.clip = settings(ClipText, omit=("device",))  # text-to-image only
@@ -68,37 +93,41 @@ def config(backbone: str = "uvit") -> ConfigDict:
     c.sample = menu(SAMPLERS, "euler_maruyama_sde", omit=("steps", "grid"))
     c.sample.algorithm = c.sample.name  # U-ViT's key
     del c.sample.name
-    c.sample.sample_steps = 1_000  # network evaluations
-    c.sample.grid = ""  # time_uniform | logsnr | power:2 | karras:7 | times or a file of them; "" = as published
-    c.sample.n_samples = 50_000  # images per seed in an evaluation
-    c.sample.mini_batch_size = 500
-    c.sample.scale = 0.0  # guidance: eps = cond + scale (cond - null)
-    c.sample.pair = "free"  # free | tied | cond: guidance rows leave alone, where both would, where the cond row would
-    c.sample.labels = ()  # classes of images 0, 1, ... in turn; () draws them
-    c.sample.prompts = ""  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
-    c.sample.inflight = False  # images do not wait for their batch (threshold and calibrated policies): same images
-    c.sample.refresh = 0  # every n-th network call runs full depth whatever the policy says; 0 = none is made to
-    c.sample.residual = False  # add to an early output what the layers left out contributed at the last full-depth call
-
-    c.eval = ConfigDict(
-        dict(
-            extractor="inception",
-            reference="",  # npz with mu and sigma; "" = statistics of the training data
-            seeds=(0,),  # reported noise seeds
-            selection_seed=99,  # chooses the recommended point; takes no part in what is reported
-            tolerance=0.05,  # recommended: the fastest point at most this much worse than full depth
-            thresholds=(),  # certainties of the exit policy; () = the one in `exit`
-            pairs=(),  # under guidance, measure the thresholds with these pairs; () = sample.pair
-            fixed=(),  # also leave every image at these layers
-            fewer_steps=(),  # also full depth with these step counts
-            sweep=(),  # more points: "threshold.certainty=0.98,residual=True,refresh=4", "reuse.every=2", "steps=10"
-            paired=2_048,  # images compared with full depth (PSNR, SSIM)
-            metrics=(),  # more: kid, precision_recall (in the extractor's features), cmmd, clip_score
-            real="",  # folder or zip of the real images that these compare with; "" = the training data
-            clip="openai/clip-vit-large-patch14",  # model of clip_score: folder, or name in huggingface_hub's cache
-            timing_runs=5,
-            timing_batch=64,
+    c.sample.update(
+        group(
+            "sample.",
+            sample_steps=Number(1_000, 1),  # network evaluations
+            grid="",  # time_uniform | logsnr | power:2 | karras:7 | times or a file of them; "" = as published
+            n_samples=Number(50_000, 1),  # images per seed in an evaluation
+            mini_batch_size=Number(500, 1),
+            scale=Number(0.0),  # guidance: eps = cond + scale (cond - null)
+            pair="free",  # free | tied | cond: guidance rows leave alone, where both would, where the cond row would
+            labels=(),  # classes of images 0, 1, ... in turn; () draws them
+            prompts="",  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
+            inflight=False,  # images do not wait for their batch (threshold and calibrated policies): same images
+            refresh=Number(0, 0),  # every n-th call runs full depth whatever the policy says; 0 = none is made to
+            residual=False,  # add to an early output what the layers left out contributed at the last full-depth call
         )
+    )
+
+    c.eval = group(
+        "eval.",
+        extractor="inception",
+        reference="",  # npz with mu and sigma; "" = statistics of the training data
+        seeds=Number((0,), 0, below=2**63),  # reported noise seeds
+        selection_seed=Number(99, 0, below=2**63),  # chooses the recommended point; not among what is reported
+        tolerance=Number(0.05, 0),  # recommended: the fastest point at most this much worse than full depth
+        thresholds=(),  # certainties of the exit policy; () = the one in `exit`
+        pairs=(),  # under guidance, measure the thresholds with these pairs; () = sample.pair
+        fixed=(),  # also leave every image at these layers
+        fewer_steps=Number((), 1),  # also full depth with these step counts
+        sweep=(),  # more points: "threshold.certainty=0.98,residual=True,refresh=4", "reuse.every=2", "steps=10"
+        paired=Number(2_048, 0),  # images compared with full depth (PSNR, SSIM)
+        metrics=(),  # more: kid, precision_recall (in the extractor's features), cmmd, clip_score
+        real="",  # folder or zip of the real images that these compare with; "" = the training data
+        clip="openai/clip-vit-large-patch14",  # model of clip_score: folder, or name in huggingface_hub's cache
+        timing_runs=Number(5, 1),
+        timing_batch=Number(64, 1),
     )
     return c
 

@@ -2,14 +2,79 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict  # imported where a tree is made: benchmarks run without it
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple": tuple}
+
+
+# ---- numbers and their ranges --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """The default of a setting that is a number, or several, and what it may be: `least` to `most`, or `below`."""
+
+    default: float | tuple
+    least: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def __str__(self) -> str:
+        bounds = [
+            ("at least", self.least, -math.inf),
+            ("at most", self.most, math.inf),
+            ("below", self.below, math.inf),
+        ]
+        kind = "numbers" if isinstance(self.default, tuple) else "a number"
+        return " and ".join([f"must be {kind}", *(f"{word} {end}" for word, end, open_ in bounds if end != open_)])
+
+    def allows(self, value) -> bool:
+        if isinstance(self.default, tuple):
+            return isinstance(value, tuple | list) and all(self.inside(one) for one in value)
+        return self.inside(value)
+
+    def inside(self, value) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and self.least <= value <= self.most and value < self.below
+
+
+RANGES: dict[str, Number] = {}  # by the setting's full name; `group` fills it
+MAY_CHANGE: set[str] = set()  # what a resumed run may change; configs/base.py says it
+
+
+def group(prefix: str, **values) -> ConfigDict:
+    """A group of settings, `prefix` in front of their names; a `Number` brings its range along."""
+    for name, value in values.items():
+        if isinstance(value, Number):
+            RANGES[f"{prefix}{name}"] = value
+    from ml_collections import ConfigDict
+
+    return ConfigDict({name: value.default if isinstance(value, Number) else value for name, value in values.items()})
+
+
+def check_ranges(config) -> None:
+    """ValueError for the first number of `config` that lies outside of its declared range, and for unfit seeds."""
+    values = flat(config.to_dict())
+    for name, number in RANGES.items():
+        if name in values and not number.allows(values[name]):
+            raise ValueError(f"{name} is {values[name]}; it {number}")
+    seeds, selection = tuple(config.eval.seeds), config.eval.selection_seed
+    if not seeds or len(set(seeds)) < len(seeds) or selection in seeds:
+        raise ValueError(
+            f"eval.seeds is {seeds}; it must hold at least one seed, none twice, and not eval.selection_seed, "
+            f"{selection}, which chooses and is not reported"
+        )
+
+
+# ---- trees of settings ---------------------------------------------------------------------------------------------
 
 
 def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
@@ -44,7 +109,8 @@ def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()
 
 def lookup(registry: Mapping[str, Callable], name: str, setting: str) -> Callable:
     if name not in registry:
-        raise ValueError(f"{setting} is {name!r}; it must be one of {', '.join(sorted(registry))}")
+        near = nearest(name, registry)
+        raise ValueError(f"{setting} is {name!r}; it must be one of {', '.join(sorted(registry))}{near}")
     return registry[name]
 
 
@@ -67,3 +133,38 @@ def chosen(group: Mapping) -> dict:
     """The chosen variant's settings as a plain dict."""
     options = group.get(group["name"]) or {}
     return {key: value for key, value in options.items() if value is not None}
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict:
+    """Nested settings as one level, full name -> value."""
+    out: dict = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def in_use(tree: Mapping) -> dict:
+    """Nested settings without the menus' variants that are not chosen."""
+    chosen_name = tree.get("name", tree.get("algorithm"))
+    return {
+        key: in_use(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if not (isinstance(value, Mapping) and chosen_name is not None and key != chosen_name)
+    }
+
+
+def differences(old: Mapping, new: Mapping) -> dict[str, tuple]:
+    """Settings in use that both trees have with other values: full name -> (old, new). Tuples equal lists (JSON)."""
+    a, b = flat(in_use(old)), flat(in_use(new))
+    plain = {key: (listed(a[key]), listed(b[key])) for key in b if key in a}
+    return {key: pair for key, pair in plain.items() if pair[0] != pair[1]}
+
+
+def listed(value):
+    return [listed(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean X?" for a misspelt name, "" if nothing is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from libs.checkpoints import files
+from libs import files
+from libs.build import MAY_CHANGE, differences
+from libs.checkpoints.files import ABOUT
+from libs.checkpoints.files import write as write_weights
 
 
 @dataclass
@@ -21,29 +25,43 @@ class State:
     model: nn.Module
     ema: nn.Module
     optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler | None  # fp16 only
     step: int = 0
     best: float = float("inf")  # lowest monitored distance so far
+    looked: bool = True  # whether the samples and the monitoring due at `step` are done
 
 
 def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
-    """Write <step>.ckpt completely or not at all, point last.ckpt at it, then drop all but the newest `keep`."""
+    """Write <step>.ckpt completely or not at all, point last.ckpt at it, then drop all but the newest `keep`.
+
+    Raises:
+        OSError: nothing of it could be written, as on a full disk; it names the file, and nothing half-written stays.
+    """
     folder = directory / "ckpts"
     folder.mkdir(exist_ok=True)
     part, final = folder / f"{state.step}.part", folder / f"{state.step}.ckpt"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    torch.save(state.model.state_dict(), part / "nnet.pth")
-    torch.save(state.ema.state_dict(), part / "nnet_ema.pth")
-    torch.save(state.optimizer.state_dict(), part / "optimizer.pth")
-    torch.save(state.lr_scheduler.state_dict(), part / "lr_scheduler.pth")
-    torch.save({"step": state.step, "best": state.best}, part / "step.pth")
+    parts = {
+        "nnet": state.model.state_dict(),
+        "nnet_ema": state.ema.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "lr_scheduler": state.lr_scheduler.state_dict(),
+        "step": {"step": state.step, "best": state.best, "looked": state.looked},
+    }
     if state.scaler is not None:
-        torch.save(state.scaler.state_dict(), part / "scaler.pth")
-    (part / "meta.json").write_text(json.dumps(meta, indent=1))
+        parts["scaler"] = state.scaler.state_dict()
+    try:
+        for name, value in parts.items():
+            write(value, part / f"{name}.pth")
+        files.write_json(part / "meta.json", meta)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
+    sync(folder)
     link = directory / "last.part"
     link.unlink(missing_ok=True)
     link.symlink_to(final.relative_to(directory))
@@ -53,9 +71,33 @@ def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
     return final
 
 
-def keep_best(directory: Path, checkpoint: Path) -> None:
-    """Copy the EMA weights of `checkpoint` to <workdir>/best.pth."""
-    files.write(files.read(checkpoint / "nnet_ema.pth"), directory / "best.pth", files.about(checkpoint))
+def write(value, path: Path) -> None:
+    """torch.save, atomically. A failed write inside torch's zip writer surfaces as RuntimeError: it is the disk's."""
+    try:
+        with files.atomic_write(path) as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        cause = error.__context__ or error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        raise OSError(number, f"it could not be written completely ({cause or error})", str(path)) from error
+
+
+def sync(folder: Path) -> None:
+    """Make the names in `folder` outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_best(directory: Path, ema: nn.Module, meta: dict) -> None:
+    """Write the EMA weights, with what meta.json knows about them, to <workdir>/best.pth.
+
+    To be called before `save`: a run that is killed between the two comes by here again, as its checkpoint is older.
+    """
+    known = {key: meta[key] for key in ABOUT if key in meta}
+    write_weights({key: value.cpu() for key, value in ema.state_dict().items()}, directory / "best.pth", known)
 
 
 def found(directory: Path) -> list[Path]:
@@ -68,8 +110,56 @@ def found(directory: Path) -> list[Path]:
     return [path for _, path in sorted(steps)]
 
 
+def remove_parts(directory: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for part in directory.glob("ckpts/*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_meta(directory: Path) -> dict:
+    """meta.json of the newest checkpoint; {} where there is none."""
+    checkpoints = found(directory)
+    path = checkpoints[-1] / "meta.json" if checkpoints else None
+    return files.read_json(path, "--workdir's newest checkpoint") if path and path.is_file() else {}
+
+
+def changes_since(meta: Mapping, now: Mapping, directory: Path, step: int) -> list[dict]:
+    """What differs between the run of `meta` and the one that goes on with it, both as in meta.json.
+
+    Returns:
+        the list `changes` for the next meta.json: {"step", "set": {name: [old, new]}} for every change so far.
+
+    Raises:
+        ValueError: a difference that changes the result (see MAY_CHANGE in configs/base.py), with both values.
+    """
+    changes = differences(meta.get("config", {}), now["config"])
+    free = {key: pair for key, pair in changes.items() if allowed(key, now["config"])}
+    refused = {key: pair for key, pair in changes.items() if key not in free}
+    if "data" in meta and meta["data"] != now["data"]:
+        old = meta["config"]["dataset"]["path"]
+        refused["dataset.path"] = (f"{old} with other data", now["config"]["dataset"]["path"])
+    if refused:
+        lines = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in refused.items())
+        raise ValueError(
+            f"{directory} holds another experiment: {lines}. Give this one another --workdir, or set back what differs"
+        )
+    recorded = {key: list(pair) for key, pair in free.items() if key.split(".")[0] not in ("eval", "exit", "sample")}
+    return [*meta.get("changes", []), *([{"step": step, "set": recorded}] if recorded else [])]
+
+
+# what the monitor's numbers depend on besides the weights: only equal ones can be compared
+MONITORED = ("eval.extractor", "eval.reference", "eval.real", "eval.selection_seed", "sample.algorithm")
+
+
+def allowed(key: str, config: Mapping) -> bool:
+    """Whether a resumed run may change the setting `key`."""
+    if config["train"]["eval_interval"] and key.startswith(MONITORED):
+        return False
+    return any(key == name or name.endswith(".") and key.startswith(name) for name in MAY_CHANGE)
+
+
 def resume(state: State, directory: Path) -> str:
-    """Continue from the newest checkpoint of `directory`, if there is one."""
+    """Continue from the newest checkpoint of `directory`, if there is one, with the optimiser's settings of now."""
     checkpoints = found(directory)
     if not checkpoints:
         return "starting at step 0"
@@ -88,10 +178,36 @@ def resume(state: State, directory: Path) -> str:
         state.ema.load_state_dict(read("nnet_ema.pth"))
     except RuntimeError as error:
         raise ValueError(f"{newest} holds another network than the config: use another workdir ({error})") from error
-    state.optimizer.load_state_dict(read("optimizer.pth"))
-    state.lr_scheduler.load_state_dict(read("lr_scheduler.pth"))
+    settings = [
+        {key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups
+    ]
+    try:
+        state.optimizer.load_state_dict(one_optimizer(read("optimizer.pth")))
+    except (ValueError, KeyError, TypeError) as error:
+        if str(newest) in str(error):
+            raise
+        raise ValueError(f"{newest / 'optimizer.pth'} does not fit optimizer.name and the network ({error})") from error
+    for group, options in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(options)
     if state.scaler is not None:
         state.scaler.load_state_dict(read("scaler.pth"))
     progress = read("step.pth")
-    state.step, state.best = progress["step"], progress["best"]
+    state.step, state.best, state.looked = progress["step"], progress["best"], progress.get("looked", True)
+    schedule = state.lr_scheduler
+    schedule.last_epoch = state.step
+    for group, base, factor in zip(state.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(state.step)
     return f"resumed {newest}"
+
+
+def one_optimizer(saved: dict) -> dict:
+    """The state of timm's Muon; older checkpoints hold torch's Muon and AdamW as two `parts`."""
+    if "parts" not in saved:
+        return saved
+    states: dict[int, dict] = {}
+    groups = []
+    for part, use_muon in zip(saved["parts"], (True, False), strict=True):
+        first = len(states)
+        states |= {first + i: part["state"][i] | {"use_muon": use_muon} for i in sorted(part["state"])}
+        groups.append({**part["param_groups"][0], "params": list(range(first, len(states)))})
+    return {"state": states, "param_groups": groups}
