@@ -93,12 +93,20 @@ class Objective:
             if exits.u.dim() == 2:
                 gap = gap.flatten(2).mean(2)  # a scalar estimator is fitted to the image's mean
         fit = (exits.u - gap).square()
-        fit = (fit.flatten(2).mean(2) if fit.dim() > 2 else fit).mean(0)  # (B,)
+        fit = fit.flatten(2).mean(2) if fit.dim() > 2 else fit  # (E, B)
         k = torch.tensor(exits.points, device=err.device, dtype=err.dtype)
         layers = (self.weights(exits.mean_u, k) * err).sum(0)
         simple = err[-1]
-        loss = simple + self.lambda_u * fit + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
-        parts = {"simple": simple, "uem": fit, "layers": layers}
+        loss = simple + self.lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
+        asked = fit[:-1] if len(fit) > 1 else fit  # nobody asks at the last exit
+        parts = {"simple": simple, "uem": asked.mean(0), "layers": layers}
         parts |= {f"err_{point}": e for point, e in zip(exits.points, err, strict=True)}
         parts |= {f"u_{point}": u for point, u in zip(exits.points, exits.mean_u, strict=True)}
         return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def depth_at(exits: AllExits, certainty: float) -> Tensor:
+    """(B,): the layers that a row uses when it leaves at the first exit whose certainty 1 - u exceeds `certainty`."""
+    leaves = exits.mean_u.detach() < 1 - certainty  # (E, B)
+    leaves[-1] = True
+    return torch.tensor(exits.points, device=leaves.device)[leaves.int().argmax(0)].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import signal
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor
+from tqdm import tqdm
 
 from libs import files
 
@@ -91,6 +93,21 @@ class Stopping:
         if self.signal and not self._held:
             raise Stopped(self.signal)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred`: a signal in this block, or one that came before it, takes effect in it."""
+        held, self._held = self._held, 0
+        try:
+            if self.signal:
+                raise Stopped(self.signal)
+            yield
+        except Exception as error:
+            if self.signal:  # such as a collective that another process, told before, has left
+                raise Stopped(self.signal) from error
+            raise
+        finally:
+            self._held = held
+
     def between(self, items: Iterable) -> Iterator:
         """The items; a signal takes effect when the body of the loop is done with one."""
         for item in items:
@@ -147,19 +164,20 @@ class Run:
     def say(self, text: str) -> None:
         """For people: the main process, on stderr."""
         if self.is_main:
-            print(text, file=sys.stderr, flush=True)
+            tqdm.write(text, file=sys.stderr)  # above a progress bar, if there is one
+            sys.stderr.flush()
 
     def log(self, step: int, **values: float) -> None:
-        """One line of train.jsonl, and the trackers."""
-        values = {name: float(value) for name, value in values.items()}
-        self.append("train.jsonl", {"step": step, "seconds": round(time.perf_counter() - self.started, 3), **values})
-        self.accelerator.log(values, step=step)
+        """One line of train.jsonl, seven digits, and the trackers. What is not finite is null: JSON has no infinity."""
+        rounded = {name: float(f"{value:.7g}") if math.isfinite(value) else None for name, value in values.items()}
+        self.append("train.jsonl", {"step": step, "seconds": round(time.perf_counter() - self.started, 3), **rounded})
+        self.accelerator.log({name: value for name, value in rounded.items() if value is not None}, step=step)
 
     def append(self, name: str, record: dict) -> None:
         """One JSON line, complete or absent: written with a single call and flushed."""
         if self.is_main:
             with open(self.dir / name, "a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def write_json(self, name: str, value) -> None:
         """A JSON file in the run's directory, complete or absent."""
@@ -246,14 +264,15 @@ def hold(directory: Path) -> FileLock:
     return lock
 
 
-def say_progress(iterable, total: int, label: str, run: Run, done: int = 0):
-    """A progress bar over what is left of `total` items, on the main process's stderr."""
-    from tqdm import tqdm
+def say_progress(iterable, total: int, label: str, run: Run, done: int = 0, lines: bool = False):
+    """A progress bar over what is left of `total` items, on the main process's stderr.
 
-    interval = 0.2 if sys.stderr.isatty() else 15  # seconds: a log file needs no animation
-    return tqdm(
-        iterable, total=total, initial=done, desc=label, disable=not run.is_main, file=sys.stderr, mininterval=interval
-    )
+    `lines`: the loop prints lines of its own, so that a log file, unlike a terminal, needs no bar.
+    """
+    terminal = sys.stderr.isatty()
+    interval = 0.2 if terminal else 15  # seconds: a log file needs no animation
+    hidden = not run.is_main or lines and not terminal
+    return tqdm(iterable, total=total, initial=done, desc=label, disable=hidden, file=sys.stderr, mininterval=interval)
 
 
 def describe_machine() -> dict:

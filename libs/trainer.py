@@ -3,39 +3,65 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
-import os
+import resource
+import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from libs import rng
+from libs import files, rng
+from libs.build import check_ranges
 from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import State
 from libs.data import batches
 from libs.evaluation.evaluate import monitor, save_samples
-from libs.losses import Objective
+from libs.losses import Objective, depth_at
 from libs.models.build import build_model
-from libs.regimes import Regime
-from libs.run import Run, describe_machine, say_progress
+from libs.regimes import SCRIPTS, Regime
+from libs.run import Run, Stopped, describe_machine, say_progress
+from libs.sampling.generate import make_plan
 
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULES = ("customized", "cosine")
 
 
 def fit(config, regime: Regime, run: Run) -> None:
-    """Train `config.train.n_steps` optimiser steps, resuming from the run's newest checkpoint."""
+    """Train `config.train.n_steps` optimiser steps, resuming from the run's newest checkpoint.
+
+    SIGTERM, SIGINT and SIGUSR1 end it after the step in flight (`Stopping.agreed`: with several processes after the
+    next one), saved. A signal during the samples or the monitoring ends these; they are made again after the resume.
+
+    Raises:
+        ValueError: a setting is out of range; the directory holds another experiment; the training diverged.
+        Stopped: a signal came and the state is saved.
+    """
+    check_ranges(config)
     train = config.train
     shares = local_shares(train.batch_size, train.accumulate, run)
+    objective = Objective(**config.loss)
+
+    # ---- is this the experiment that the directory holds?
+    dataset = regime.dataset()
+    newest = checkpoints.found(run.dir)[-1:]
+    settings = config.to_dict() | {"mixed_precision": run.accelerator.mixed_precision}
+    meta = describe_machine() | {"config": settings, "data": fingerprint(dataset)}
+    if dataset.class_names:
+        meta["class_names"] = list(dataset.class_names)
+    resumed_at = int(newest[0].stem) if newest else 0
+    meta["changes"] = checkpoints.changes_since(checkpoints.read_meta(run.dir), meta, run.dir, resumed_at)
 
     # ---- model and the weights it starts from
     torch.manual_seed(config.seed)
     model = build_model(config)
-    if config.pretrained_weight:
+    if config.pretrained_weight and not newest:
         run.say(load_weights(model, config.pretrained_weight, start=True))
     if train.freeze_backbone:
         model.freeze_backbone()
@@ -46,16 +72,17 @@ def fit(config, regime: Regime, run: Run) -> None:
     optimizer = make_optimizer(config.optimizer, model)
     lr_scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, train.n_steps)
     ddp, optimizer = run.accelerator.prepare(model, optimizer)
-    objective = Objective(**config.loss)
-    dataset = regime.dataset()
     if train.sample_interval or train.eval_interval:  # what images need is missing now, not after hours
+        make_plan(regime.process, config.sample, train.monitor_steps)
         regime.codec.to(run.device)
         regime.conditions.for_ids(config.seed, np.arange(1))
 
     # ---- resume: everything below depends on `step` only
     state = State(model, ema, optimizer, lr_scheduler, run.accelerator.scaler)
     run.say(checkpoints.resume(state, run.dir))
+    run.say(describe(run, model, dataset))
     if run.is_main:
+        checkpoints.remove_parts(run.dir)
         truncate_log(run.dir / "train.jsonl", state.step)
     run.barrier()
     stream = batches(
@@ -69,62 +96,213 @@ def fit(config, regime: Regime, run: Run) -> None:
         workers=config.dataset.workers,
     )
 
-    # ---- the loop
-    for _ in say_progress(range(state.step, train.n_steps), train.n_steps, "train", run, done=state.step):
-        x, stored = next(stream)  # (b, C, H, W), and labels (b,) or contexts (b, tokens, width)
-        uniform, noise, drop = rng.global_batch(  # (b,), (b, C, H, W), (b,)
-            config.seed, state.step, train.batch_size, regime.shape, shares[0], stratified=train.stratified
-        )
-        latent_noise = (
-            rng.latent_noise(config.seed, state.step, train.batch_size, regime.shape, shares[0]).to(run.device)
-            if regime.codec.draws
-            else None
-        )
-        cond = regime.conditions.for_training(stored.to(run.device), drop.to(run.device), config.dataset.p_uncond)
-        sums: dict[str, torch.Tensor] = {}
-        for micro in shares[1]:
-            z = None if latent_noise is None else latent_noise[micro]
-            x0 = regime.codec.sample(x[micro].to(run.device), z)  # (m, C, H, W)
-            t = regime.process.times(uniform[micro]).to(run.device)  # (m,)
-            eps = noise[micro].to(run.device)
-            time = regime.process.network_time(t)
-            context = nullcontext() if micro.stop == len(x) else run.accelerator.no_sync(ddp)
-            with context:
-                exits = ddp(regime.process.noised(x0, t, eps), time, None if cond is None else cond[micro])
-                loss, parts = objective(exits, regime.process, config.pred, x0, eps, t)  # (m,), named parts
-                run.accelerator.backward(loss.sum() / len(x))
-            for name, part in {"loss": loss.detach(), **parts}.items():
-                sums[name] = sums.get(name, 0) + part.sum()
-        grad_norm = run.accelerator.clip_grad_norm_(ddp.parameters(), train.grad_clip or math.inf)
-        optimizer.step()
-        lr = lr_scheduler.get_last_lr()[0]
-        lr_scheduler.step()
-        optimizer.zero_grad()
-        ema_update(ema, model, train.ema_rate)
-        state.step += 1
+    # ---- the loop: each round makes one step, then looks at it and saves it where that is due
+    meter = Meter(run, train.batch_size)
+    certainty = (config.exit.get(config.exit.name) or {}).get("certainty") or config.exit.threshold.certainty
+    first = state.step - (not state.looked)  # a run that was stopped in a look goes on with that look
+    with run.stopping.deferred():
+        for step in say_progress(range(first, train.n_steps), train.n_steps, "train", run, done=first, lines=True):
+            if state.step == step:
+                batch = draw(stream, config, regime, run, step, shares[0])
+                sums: dict[str, Tensor] = {}
+                for micro in shares[1]:
+                    context = nullcontext() if micro.stop == len(batch.x) else run.accelerator.no_sync(ddp)
+                    with context:
+                        loss, parts = losses(ddp, batch.rows(micro), objective, regime, config.pred, certainty)
+                        run.accelerator.backward(loss.sum() / len(batch.x))
+                    for name, part in parts.items():
+                        sums[name] = sums.get(name, 0) + part.sum()
+                grad_norm = run.accelerator.clip_grad_norm_(ddp.parameters(), train.grad_clip or math.inf)
+                optimizer.step()
+                lr = lr_scheduler.get_last_lr()[0]
+                lr_scheduler.step()
+                optimizer.zero_grad()
+                ema_update(ema, model, train.ema_rate)
+                state.step += 1
+                looks = due(state.step, train.sample_interval) or due(state.step, train.eval_interval)
+                state.looked = not looks
 
-        # ---- report, look, save
-        done = state.step == train.n_steps
-        if done or due(state.step, train.log_interval):
-            means = run.all_sum(torch.stack(list(sums.values())).double()) / train.batch_size
-            if not torch.isfinite(means[0]):
-                raise ValueError(
-                    f"the loss is {means[0]} at step {state.step}: lower optimizer.lr, or use bf16, not fp16"
-                )
-            run.log(state.step, **dict(zip(sums, means.tolist(), strict=True)), lr=lr, grad_norm=grad_norm)
-        if due(state.step, train.sample_interval):
-            save_samples(ema, config, regime, run, run.dir / "samples" / f"{state.step}.png")
-        quality = monitor(ema, config, regime, run) if due(state.step, train.eval_interval) else None
-        if quality is not None:
-            run.log(state.step, **{f"monitor_{key}": value for key, value in quality.items()})
-        best = quality is not None and min(quality.values()) < state.best
-        if best:
-            state.best = min(quality.values())
-        if run.is_main and (done or best or due(state.step, train.save_interval)):
-            path = checkpoints.save(state, run.dir, describe_machine() | {"config": config.to_dict()}, train.keep)
-            if best:
-                checkpoints.keep_best(run.dir, path)
-        run.barrier()
+                # ---- report
+                meter.count()
+                done, stop = state.step == train.n_steps, run.stopping.agreed()
+                saves = done or stop or looks or due(state.step, train.save_interval)
+                if saves or due(state.step, train.log_interval):
+                    means = run.all_sum(torch.stack(list(sums.values())).double()) / train.batch_size
+                    values = dict(zip(sums, means.tolist(), strict=True)) | {"lr": lr, "grad_norm": float(grad_norm)}
+                    check_finite(values, state, run)
+                if saves:  # what is saved has gone through the network once
+                    parts = [losses(ddp, batch.rows(m), objective, regime, config.pred, learn=False) for m in shares[1]]
+                    after = sum(float(loss.double().sum()) for loss, _ in parts) / train.batch_size
+                    after = float(run.all_sum(torch.tensor(after, dtype=torch.float64)))
+                    check_finite({"loss after the step": after}, state, run)
+                if done or due(state.step, train.log_interval):
+                    values |= meter.rates()
+                    run.log(state.step, **values)
+                    run.say(log_line(state.step, train.n_steps, values, model.depth, certainty))
+            else:  # only the look is missing
+                done, stop, saves = state.step == train.n_steps, run.stopping.agreed(), True
+
+            # ---- look, save
+            best = False
+            if not (state.looked or stop):
+                try:
+                    with run.stopping.at_once():
+                        best = look(state, config, regime, run)
+                except Stopped:
+                    stop = True
+            path = None
+            if run.is_main and (done or best or stop or due(state.step, train.save_interval)):
+                if best:
+                    checkpoints.keep_best(run.dir, ema, meta)
+                path = checkpoints.save(state, run.dir, meta, train.keep)
+            if stop:
+                note = f"step {state.step} of {train.n_steps} is saved as {path}; the same command goes on from there"
+                raise Stopped(run.stopping.signal, note)
+            if saves:
+                meter.restart()
+    run.barrier()
+    script = SCRIPTS[config.regime].replace("train", "eval")
+    run.say(
+        f"step {state.step} of {train.n_steps} is done: {run.dir / 'last.ckpt'}\n"
+        f"next: python {script} --nnet_path={run.dir / 'last.ckpt'}"
+    )
+
+
+# ---- one step ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's rows of a step and all its randomness; the uniform numbers stay on the CPU, in float64."""
+
+    x: Tensor  # (b, C, H, W) as the data set has it
+    uniform: Tensor  # (b,) in [0, 1), for the times
+    noise: Tensor  # (b, C, H, W)
+    latent_noise: Tensor | None  # (b, C, H, W) where the codec draws
+    cond: Tensor | None  # (b, ...)
+
+    def rows(self, part: slice) -> Batch:
+        return Batch(*(None if of is None else of[part] for of in vars(self).values()))
+
+
+def draw(stream, config, regime: Regime, run: Run, step: int, rows: slice) -> Batch:
+    """The batch of `step`: rows `rows` of the global batch."""
+    x, stored = next(stream)  # (b, C, H, W), and labels (b,) or contexts (b, tokens, width)
+    key = (config.seed, step, config.train.batch_size, regime.shape, rows)
+    uniform, noise, drop = rng.global_batch(*key, stratified=config.train.stratified)
+    latent_noise = rng.latent_noise(*key).to(run.device) if regime.codec.draws else None
+    cond = regime.conditions.for_training(stored.to(run.device), drop.to(run.device), config.dataset.p_uncond)
+    return Batch(x.to(run.device), uniform, noise.to(run.device), latent_noise, cond)
+
+
+def losses(
+    network, batch: Batch, objective: Objective, regime: Regime, pred: str, certainty=0.0, learn=True
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss (m,) of every row, and its parts for the log, each (m,); `depth` is the layers used at `certainty`."""
+    with torch.set_grad_enabled(learn):
+        x0 = regime.codec.sample(batch.x, batch.latent_noise)  # (m, C, H, W)
+        t = regime.process.times(batch.uniform).to(x0.device)  # (m,)
+        exits = network(regime.process.noised(x0, t, batch.noise), regime.process.network_time(t), batch.cond)
+        loss, parts = objective(exits, regime.process, pred, x0, batch.noise, t)
+    parts = {"loss": loss.detach(), **parts}
+    if objective.lambda_u and certainty:
+        parts["depth"] = depth_at(exits, certainty)
+    return loss, parts
+
+
+def look(state: State, config, regime: Regime, run: Run) -> bool:
+    """Make the samples and measure the quality due at this step; returns whether it is the best so far."""
+    if due(state.step, config.train.sample_interval):
+        save_samples(state.ema, config, regime, run, run.dir / "samples" / f"{state.step}.png")
+    quality = monitor(state.ema, config, regime, run) if due(state.step, config.train.eval_interval) else None
+    with run.stopping.deferred():  # the log, the best and the mark belong together
+        state.looked = True
+        if quality is None:
+            return False
+        run.log(state.step, **{f"monitor_{key}": value for key, value in quality.items()})
+        run.say(f"step {state.step}  " + "  ".join(f"{key} {value:.4g}" for key, value in quality.items()))
+        best = min(quality.values()) < state.best
+        state.best = min(state.best, *quality.values())
+        return best
+
+
+def check_finite(values: dict[str, float], state: State, run: Run) -> None:
+    """Refuse to go on, and to save, once a run has diverged. Under fp16 a gradient may: its step is left out."""
+    if state.scaler is not None:
+        values = {name: value for name, value in values.items() if name != "grad_norm"}
+    parameters = [*state.model.parameters(), *state.ema.parameters()]
+    values = values | {"norm of the weights": float(torch.stack(torch._foreach_norm(parameters)).detach().sum())}
+    wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if wrong is None:
+        return
+    saved = checkpoints.found(run.dir)
+    where = f"goes on from {saved[-1]}" if saved else "starts again at step 0, as nothing was saved"
+    raise ValueError(
+        f"the training diverged: the {wrong} is {values[wrong]} at step {state.step}. Start the same command again "
+        f"with a lower --config.optimizer.lr (or muon_lr), with --config.train.grad_clip, or in another --workdir with "
+        f"bf16 instead of fp16; it {where}"
+    )
+
+
+# ---- what a run says -----------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Images per second since the last report, without the time of samples, monitoring and saving; and memory."""
+
+    def __init__(self, run: Run, batch_size: int):
+        self.run, self.batch_size = run, batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps, self.start = 0, time.perf_counter()
+
+    def count(self) -> None:
+        self.steps += 1
+
+    def rates(self) -> dict[str, float]:
+        """`images_per_s` of all processes together; `memory_gb`, the most this process held: of the GPU, else RAM."""
+        rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
+        self.restart()
+        if self.run.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.run.device)
+        else:
+            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"images_per_s": rate, "memory_gb": memory / 1e9}
+
+
+def log_line(step: int, n_steps: int, values: dict[str, float], depth: int, certainty: float) -> str:
+    parts = [f"step {step}/{n_steps}", f"loss {values['loss']:.4g}", f"lr {values['lr']:.3g}"]
+    parts.append(f"{values['images_per_s']:.0f} images/s")
+    if "depth" in values:
+        parts.append(f"depth {values['depth']:.2f} of {depth} at certainty {certainty:g}")
+    return "  ".join([*parts, f"{values['memory_gb']:.2f} GB"])
+
+
+def describe(run: Run, model, dataset) -> str:
+    """Where and what is trained, in one line."""
+    gpu = run.device.type == "cuda"
+    device = torch.cuda.get_device_name(run.device) if gpu else f"CPU, {torch.get_num_threads()} threads"
+    parameters = list(model.parameters())
+    total, learned = (sum(p.numel() for p in parameters if p.requires_grad or frozen) for frozen in (True, False))
+    return (
+        f"{run.world} process(es) on {device}, precision {run.accelerator.mixed_precision}; {total / 1e6:.2f} M "
+        f"parameters{'' if learned == total else f', {learned / 1e6:.2f} M of them trained'}; {len(dataset):,} images"
+    )
+
+
+def fingerprint(dataset, n: int = 16) -> str:
+    """Identifies the data, wherever they lie: their number, shape and labels and `n` images spread over them."""
+    indices = torch.linspace(0, len(dataset) - 1, n, dtype=torch.float64).round().long()
+    columns = [indices, torch.zeros(n, dtype=torch.bool), *([torch.zeros(n)] if dataset.draws else [])]
+    digest = hashlib.sha256(repr((len(dataset), tuple(dataset.shape))).encode())
+    labels = getattr(dataset, "labels", None)
+    for part in (*dataset.gather(*columns), *([] if labels is None else [torch.as_tensor(labels)])):
+        digest.update(part.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
 
 
 def due(step: int, interval: int) -> bool:
@@ -146,43 +324,24 @@ def local_shares(batch_size: int, accumulate: int, run: Run) -> tuple[slice, lis
 
 
 def make_optimizer(config, model) -> torch.optim.Optimizer:
-    """ "adamw": every parameter, weight decay included, as released. "muon": see `MuonAdamW`."""
+    """ "adamw": every parameter, weight decay included, as released.
+
+    "muon": Muon (Jordan et al. 2024) on the matrices of the backbone's blocks, AdamW on everything else. A convolution
+    is no matrix here: of a U-Net, Muon trains the attention and the maps of the time.
+    """
     if config.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {config.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
-    options = dict(lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True)
-    if config.name == "muon" and any(p.requires_grad for block in model.backbone.blocks for p in block.parameters()):
-        return MuonAdamW(model, config.muon_lr, **options)
-    return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **options)
+    options = dict(lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
+    if config.name == "adamw" or not matrices:
+        return torch.optim.AdamW(trained, **options, fused=True)
+    from timm.optim import Muon
 
-
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) on the matrices of the backbone's blocks, AdamW on everything else, as one.
-
-    A convolution is no matrix here: of a U-Net, Muon trains the attention and the maps of the time.
-    """
-
-    def __init__(self, model, muon_lr: float, **adamw):
-        matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
-        rest = [p for p in model.parameters() if p.requires_grad and p not in matrices]
-        matrices = [p for p in model.parameters() if p in matrices]
-        self.parts = [
-            torch.optim.Muon(matrices, lr=muon_lr, weight_decay=adamw["weight_decay"], adjust_lr_fn="original"),
-            torch.optim.AdamW(rest, **adamw),
-        ]
-        super().__init__([*matrices, *rest], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # shared with the parts
-
-    def step(self, closure=None):
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self):
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state):
-        for part, loaded in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(loaded)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+    muon = dict(params=[p for p in trained if p in matrices], lr=config.muon_lr, use_muon=True)
+    muon |= dict(nesterov=True, ns_coefficients="original", adjust_lr_fn="original")
+    rest = dict(params=[p for p in trained if p not in matrices], lr=config.lr, use_muon=False, eps=1e-8)
+    return Muon([muon, rest], betas=options["betas"], weight_decay=config.weight_decay)
 
 
 def make_lr_scheduler(config, optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
@@ -210,9 +369,6 @@ def ema_update(ema, model, rate: float) -> None:
 def truncate_log(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint, so that no step stands in the log twice."""
     if path.exists():
-        lines = [
-            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        part = path.with_name(f"{path.name}.part")
-        part.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(part, path)
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        with files.atomic_write(path, "w") as file:
+            file.writelines(f"{line}\n" for line in lines if json.loads(line)["step"] <= step)

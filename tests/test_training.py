@@ -227,13 +227,123 @@ def test_best_and_last(tmp_path):
     assert [line["step"] for line in monitored] == [2, 4]
 
 
-def test_a_diverged_run_stops(tmp_path):
-    """Catches training on after the loss became NaN."""
-    config = small_config(n_steps=4)
-    config.optimizer.lr = 1e30
-    config.lr_scheduler.warmup_steps = 0
-    with pytest.raises(ValueError, match="at step"):
+def test_a_diverged_run_saves_nothing_and_the_advice_works(tmp_path):
+    """Catches checkpoints full of NaN that push the good ones out, and a lower rate that the resume ignores."""
+    config = small_config(n_steps=2, save_interval=1)
+    config.lr_scheduler.update(name="customized", warmup_steps=0)
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    config.train.n_steps, config.optimizer.lr = 5, 1e30
+    with pytest.raises(ValueError, match=r"diverged.* at step 3.*optimizer.lr.*goes on from .*2\.ckpt"):
         trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert [path.name for path in checkpoints.found(tmp_path)] == ["1.ckpt", "2.ckpt"]
+    config.optimizer.lr = 1e-4
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert [line["lr"] for line in log(tmp_path)][2:] == pytest.approx([1e-4] * 3)
+    changes = checkpoints.read_meta(tmp_path)["changes"]
+    assert changes == [{"step": 2, "set": {"train.n_steps": [2, 5], "optimizer.lr": [0.0015, 1e-4]}}]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("pred", "noise"),
+        ("process", "vp_cosine"),
+        ("loss.weights", "berxit"),
+        ("train.batch_size", 16),
+        ("train.ema_rate", 0.5),
+        ("optimizer.name", "muon"),
+        ("uem.name", "time"),
+        ("seed", 1),
+        ("pretrained_weight", "other.pth"),
+        ("dataset.synthetic.n_images", 300),
+    ],
+)
+def test_a_workdir_is_one_experiment(tmp_path, setting, value):
+    """Catches a resume that trains nothing, or something else, under the name of another experiment."""
+    config = small_config(n_steps=1)
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    config.train.n_steps = 2
+    old = config
+    for key in setting.split("."):
+        old = old[key]
+    config.update_from_flattened_dict({setting: value})
+    with pytest.raises(ValueError, match=f"{setting} was {old!r} and is {value!r}"):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert checkpoints.read_meta(tmp_path)["config"]["train"]["n_steps"] == 1
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch):
+    """Catches a resume on a folder whose images were exchanged; a folder that moved is the same data."""
+    config = small_config(n_steps=1)
+    regime = regimes.pixels(config)
+    trainer.fit(config, regime, Run.single(tmp_path))
+    config.train.n_steps = 2
+    monkeypatch.setattr(regime.dataset(), "pixels", lambda index: torch.zeros(1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(regime.dataset(), "gather", lambda i, *_: (torch.zeros(len(i), 1, 8, 8), torch.zeros(len(i))))
+    with pytest.raises(ValueError, match="dataset.path was .*with other data"):
+        trainer.fit(config, regime, Run.single(tmp_path))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    """Catches a half-written checkpoint, a temporary file that stays, and an error that names no file."""
+    import errno
+
+    config = small_config(n_steps=1)
+    run = Run.single(tmp_path)
+
+    def full(value, file):
+        file.write(b"x" * 100)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left.*nnet.pth"):
+        patch.setattr(torch, "save", full)
+        trainer.fit(config, regimes.pixels(config), run)
+    assert not list(tmp_path.glob("**/*.part")) and not checkpoints.found(tmp_path)
+    trainer.fit(config, regimes.pixels(config), run)
+    assert [path.name for path in checkpoints.found(tmp_path)] == ["1.ckpt"]
+
+
+def test_best_survives_a_kill_between_save_and_keep(tmp_path, monkeypatch):
+    """Catches a best.pth that is lost when the run dies between the two writes: the resumed run writes the same."""
+    config = small_config(n_steps=2, eval_interval=1, monitor_samples=8, save_interval=1)
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / "whole"))
+    for name in ("keep_best", "save"):
+        original, calls = getattr(checkpoints, name), []
+
+        def killed(*args, original=original, calls=calls):
+            calls.append(args)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(checkpoints, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / name))
+        monkeypatch.setattr(checkpoints, name, original)
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / name))
+        a, b = (weights.read(tmp_path / run / "best.pth") for run in ("whole", name))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_muon_of_older_checkpoints_is_read(tmp_path):
+    """Catches a resume that loses the momentum of runs whose optimiser was two torch optimisers."""
+    config = load("digits_uvit_tiny", "quick")
+    config.train.n_steps = 1
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    path = tmp_path / "last.ckpt" / "optimizer.pth"
+    new = torch.load(path, weights_only=True)
+    n, rest = (len(group["params"]) for group in new["param_groups"])
+    states = {i: {k: v for k, v in state.items() if k != "use_muon"} for i, state in new["state"].items()}
+    parts = [
+        {"state": {i: states[i] for i in range(n)}, "param_groups": [{"lr": 0.02, "params": list(range(n))}]},
+        {"state": {i: states[n + i] for i in range(rest)}, "param_groups": [{"lr": 0.1, "params": list(range(rest))}]},
+    ]
+    torch.save({"parts": parts}, path)
+    config.train.n_steps = 2
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    after = torch.load(tmp_path / "last.ckpt" / "optimizer.pth", weights_only=True)
+    assert [len(group["params"]) for group in after["param_groups"]] == [n, rest]
+    assert after["state"][n]["step"] == 2 and "momentum_buffer" in after["state"][0]
 
 
 def test_resume_refuses_another_network(tmp_path):
@@ -241,7 +351,7 @@ def test_resume_refuses_another_network(tmp_path):
     config = small_config(n_steps=1)
     trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
     config.nnet.embed_dim = 64
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="nnet.embed_dim was 32 and is 64.*--workdir"):
         trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
 
 

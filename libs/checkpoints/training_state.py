@@ -133,6 +133,8 @@ def changes_since(meta: Mapping, now: Mapping, directory: Path, step: int) -> li
         ValueError: a difference that changes the result (see MAY_CHANGE in configs/base.py), with both values.
     """
     changes = differences(meta.get("config", {}), now["config"])
+    if changes.get("mixed_precision", ("",))[0] == "":  # left to the launcher, and not recorded by older versions
+        changes.pop("mixed_precision", None)
     free = {key: pair for key, pair in changes.items() if allowed(key, now["config"])}
     refused = {key: pair for key, pair in changes.items() if key not in free}
     if "data" in meta and meta["data"] != now["data"]:
