@@ -137,7 +137,7 @@ def placed(tmp_path, points=POINTS[:1] + PLACED, **options):
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     for line in lines:
         if "power" in line["label"]:
-            line["sampler"]["grid"] = {"name": "power", "exponent": 2.0}
+            line["sampler"]["grid"] = "power:2"
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return compared(directory)[0]
 

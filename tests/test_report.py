@@ -305,7 +305,7 @@ def test_guidance_shows_both_branches(tmp_path):
     t, used = exits(branches=2)
     np.savez(folder / "trace.npz", t=t, used=used, depth=DEPTH)
     text = text_of(html_of(tmp_path))
-    assert "conditional branch: left after layer" in text and "null branch: left after layer" in text
+    assert "conditional branch: images that left" in text and "null branch: images that left" in text
     assert "of the conditional branch" in text and "Guidance pairs: free" in text
 
 
@@ -361,7 +361,11 @@ def test_numbers_as_text():
     ]  # fmt: skip
     assert signed(Estimate(0.041, -0.02, 0.102, 3)) == "+4.1\u00a0% [−2.0, +10]" and signed(None) == "–"
     assert times(Estimate(2.5)) == "2.50×" and times(Estimate(2.5, 2.31, 2.7, 3)) == "2.50× [2.31, 2.70]"
-    assert decibels(100.0) == "identical" and decibels(45.66) == "45.7\u00a0dB"
+    assert (
+        decibels(100.0) == decibels(None, 1.0) == "identical"
+        and decibels(None) == "–"
+        and decibels(45.66) == "45.7\u00a0dB"
+    )
 
 
 # ---- files that are wrong ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from libs.report.statistics import Estimate, difference, over_seeds, ratio
 
 # Settings that do not make another model: which seed and files, how it is sampled, how it is measured.
 NOT_THE_MODEL = ("seed", "nnet_path", "pretrained_weight", "sample", "exit", "eval", "cpu", "tracker")
-UNIFORM = ("time_uniform", "uniform", "")  # names of the evenly spaced grid
+UNIFORM = ("", "time_uniform", "power:1", "power:1.0")  # `sample.grid` of evenly spaced calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +60,7 @@ class Entry:
     @property
     def evenly_spaced(self) -> bool:
         """Whether the calls are evenly spaced in time; records without a grid were made before there were others."""
-        sampler = self.first.record.get("sampler") or {}
-        grid = sampler.get("grid", self.first.record.get("grid")) or ""
-        return (grid.get("name", "") if isinstance(grid, dict) else str(grid)) in UNIFORM
+        return str((self.first.record.get("sampler") or {}).get("grid") or "") in UNIFORM
 
     @cached_property
     def quality(self) -> tuple[dict[int, float], ...]:

@@ -106,24 +106,30 @@ def frontier(entries: Sequence[Entry], chosen: Entry | None, tolerance: float) -
     if not shown:
         return None
     x, y = axes([cost[id(e)] for e in shown], [e.mean for e in shown])
-    series = []
-    methods = list(dict.fromkeys(e.method for e in shown))
+    methods = list(dict.fromkeys(e.method for e in shown))  # colours tell families, marks tell models
     models = list(dict.fromkeys(model for model, _ in methods))
-    colour = [m for m in methods if m[1] != "full"]
-    for method in methods:
-        group = sorted((e for e in shown if e.method == method), key=lambda e: cost[id(e)])
-        number = colour.index(method) if method in colour else 0
+    families = [family for family in dict.fromkeys(e.family for e in shown) if family != "full"]
+    series = []
+    for model, family in methods:
+        group = sorted((e for e in shown if e.method == (model, family)), key=lambda e: cost[id(e)])
         dots = []
         for e in group:
             found = gap(e, full) if full is not None and e is not full else None
             bar = None if found is None or found.low is None else (y(full.mean + found.high), y(full.mean + found.low))
             title = "\n".join(facts(e, full, several))
             dots.append(dict(x=x(cost[id(e)]), y=y(e.mean), bar=bar, title=title, chosen=e is chosen))
-        name = family_name(method[1]) + (f" · {method[0]}" if several else "")
-        tone = f"s{number % TONES}" if method in colour else "ink"
-        line = polyline([(d["x"], d["y"]) for d in dots])
-        mark = MARKS[models.index(method[0]) % len(MARKS)]
-        series.append(Series(name, tone, mark, number >= TONES, line, dots))
+        number = families.index(family) if family != "full" else 0
+        best = [d for i, d in enumerate(dots) if all(e.mean > group[i].mean for e in group[:i])]
+        series.append(
+            Series(
+                name=family_name(family) + (f" · {model}" if several else ""),
+                tone="ink" if family == "full" else f"s{number % TONES}",
+                mark=MARKS[models.index(model) % len(MARKS)],
+                hollow=number >= TONES,
+                line=polyline([(d["x"], d["y"]) for d in best]),  # the settings that no cheaper one of it beats
+                dots=dots,
+            )
+        )
     top = None if full is None else (y((1 + tolerance) * full.mean), y(full.mean))
     names = (f"{'seconds' if timed else 'GMACs'} per image, full depth = 1", quality_name(shown[0].first.quality_key))
     label = f"{names[1]} against {names[0]}: {', '.join(s.name for s in series)}"

@@ -93,7 +93,8 @@ def subtitle(entries: Sequence[Entry]) -> str:
     sampler = first.record.get("sampler") or {}
     parts = [f"{len(entries)} points", f"{first.depth} layers"]
     if sampler:
-        parts.append(f"{sampler.get('name', 'sampler not named')}, {first.nfe} calls")
+        grid = f" on {sampler['grid']}" if sampler.get("grid") else ""
+        parts.append(f"{sampler.get('name', 'sampler not named')}, {first.nfe} calls{grid}")
     if first.record.get("n_images"):
         parts.append(f"{first.record['n_images']} images per noise seed")
     return " · ".join(parts)
@@ -174,7 +175,7 @@ def look_facts(entry: Entry, entries: Sequence[Entry], full: Entry | None) -> li
         facts += [("against full depth", signed(changed)), ("speed-up", times(faster))]
         if not entry.plain:
             facts.append(("over best plain", times(over)))
-        facts.append(("PSNR to full depth", decibels(mean_metric(entry, "psnr"))))
+        facts.append(("PSNR to full depth", decibels(mean_metric(entry, "psnr"), mean_metric(entry, "ssim"))))
     if entry.mean_depth is not None:
         facts.append(("mean depth", f"{sig(entry.mean_depth)} of {entry.first.depth} layers"))
     return [*facts, ("calls", str(entry.first.nfe))]
@@ -236,7 +237,7 @@ def table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict
             (str(e.first.nfe), e.first.nfe),
             (sig(None if e.seconds is None else e.seconds * factor), e.seconds),
             (sig(rate), rate),
-            (decibels(psnr).removesuffix(f"{NBSP}dB"), psnr),
+            (decibels(psnr, ssim).removesuffix(f"{NBSP}dB"), psnr),
             (sig(ssim), ssim),
         ]
         rows.append(dict(name=e.name(several), family=family_name(e.family), cells=cells, chosen=e is chosen))
@@ -293,7 +294,8 @@ def real_halves(evaluation: Evaluation) -> str | None:
     if value is None:
         return None
     n_real, n = evaluation.reference.get("n_real"), point.record.get("n_images")
-    halves = f"two halves of the real images ({n_real // 2} each)" if n_real else "two halves of the real images"
+    n_half = evaluation.reference.get("n_half", n_real and n_real // 2)
+    halves = "two halves of the real images" + (f" ({n_half} each)" if n_half else "")
     return (
         f"{quality_word(point.quality_key)} between {halves}: {sig(value)}. A distance falls with the number of "
         f"images, so this is no floor for the distances above{f', of {n} images' if n else ''}."

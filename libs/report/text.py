@@ -7,7 +7,7 @@ from libs.report.statistics import Estimate
 FAMILY_NAMES = {
     "full": "full depth",
     "fixed": "fixed layer",
-    "steps": "full depth, fewer evenly spaced calls",
+    "steps": "full depth, fewer calls",
     "plain": "full depth, calls placed better",
     "sampler": "full depth, another sampler",
     "residual": "residual correction",
@@ -76,9 +76,11 @@ def points(share: float) -> str:
     return f"{value:+,.{0 if abs(value) >= 9.95 else 1}f}".replace(",", "\u202f").replace("-", MINUS)
 
 
-def decibels(value: float | None) -> str:
-    """PSNR; identical images have no finite one, which files store as 100."""
-    return "–" if value is None else "identical" if value >= 99.95 else f"{value:.1f}{NBSP}dB"
+def decibels(psnr: float | None, ssim: float | None = None) -> str:
+    """PSNR; identical images have no finite one, which files store as 100 or not at all."""
+    if (psnr or 0) >= 99.95 or (psnr is None and ssim == 1):
+        return "identical"
+    return "–" if psnr is None else f"{psnr:.1f}{NBSP}dB"
 
 
 def quality_name(key: str) -> str:
