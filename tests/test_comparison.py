@@ -166,7 +166,7 @@ def test_headline_is_against_the_honest_rival(tmp_path):
     said = claim(entries, 0.05)
     assert said.tone == "good" and len(said.sentences) == 2
     assert "5.0" in said.sentences[0] and "full depth (20 evenly spaced calls)" in said.sentences[0]
-    assert "full depth, power 2.5, 7 steps (7 calls)" in said.sentences[1] and "is 1.8" in said.sentences[1]
+    assert "full depth, power 2.5, 7 steps (7 calls on power:2)" in said.sentences[1] and "is 1.8" in said.sentences[1]
 
 
 def test_the_rival_is_chosen_on_the_selection_seed(tmp_path):
@@ -328,7 +328,7 @@ def test_other_steps_of_the_same_network(tmp_path):
     directories = [evaluation(tmp_path / "a"), evaluation(tmp_path / "b", short, slower=3.0)]
     found, _ = compared(directories)
     assert {e.label: e.cost for e in found if e.first.nfe == 10} == pytest.approx(
-        {"full depth": 0.5, "threshold 0.9": 0.25}
+        {"full depth, 10 evenly spaced calls": 0.5, "threshold 0.9": 0.25}
     )
 
 

@@ -409,8 +409,8 @@ def test_bad_records_name_file_line_and_field(tmp_path, row, says):
         ("results.jsonl", "", "empty"),
         ("results.jsonl", '{"slug": "full"', "line 1: not JSON"),
         ("results.jsonl", "\n[1]\n", "line 2: a JSON object is needed"),
-        ("config.json", "{", "config.json, line 1"),
-        ("reference.json", "[]", "JSON object"),
+        ("config.json", "{", "cannot be read as JSON"),
+        ("reference.json", "[]", "holds a list, not a dict"),
         ("train.jsonl", '{"step": 1, "loss": 2}\n{"loss": 2}\n', "train.jsonl, line 2"),
     ],
 )

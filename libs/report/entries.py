@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ class Entry:
     points: tuple[Point, ...]
     trainings: tuple[int | None, ...]  # training seeds, where known
     scale: tuple[float | None, ...]  # per run: what turns seconds into shares of the reference's full-depth seconds
+    where: str = ""  # calls and grid, if another point of the model has the same label
 
     @property
     def first(self) -> Point:
@@ -41,7 +43,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        return self.first.label
+        return self.first.label + self.where
 
     @property
     def method(self) -> tuple[str, str]:
@@ -60,7 +62,17 @@ class Entry:
     @property
     def evenly_spaced(self) -> bool:
         """Whether the calls are evenly spaced in time; records without a grid were made before there were others."""
-        return str((self.first.record.get("sampler") or {}).get("grid") or "") in UNIFORM
+        return self.grid in UNIFORM
+
+    @property
+    def grid(self) -> str:
+        return str((self.first.record.get("sampler") or {}).get("grid") or "")
+
+    @property
+    def placement(self) -> str:
+        """`20 evenly spaced calls`, `7 calls on power:2.5`"""
+        n = self.first.nfe
+        return f"{n} evenly spaced calls" if self.evenly_spaced else f"{n} calls on {self.grid}"
 
     @cached_property
     def quality(self) -> tuple[dict[int, float], ...]:
@@ -202,6 +214,8 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
         missing = {key[1] for others in tables for key in others if not all(key in one for one in tables)}
         if missing:
             notes.append(f"Left out, as not every run of {model} has them: {', '.join(sorted(missing))}.")
+    labels = Counter((e.model, e.label) for e in found)
+    found = [e if labels[e.model, e.label] == 1 else replace(e, where=f", {e.placement}") for e in found]
     return found, notes + warnings([p for e in found for p in e.points])
 
 
@@ -249,8 +263,8 @@ def timed_together(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None
         runs = tuple(timing["seconds"].get(point.slug, ()))
         machine = {key: timing[key] for key in ("device", "threads") if key in timing}
         seconds = median(runs) if runs else None
-        known = dict(seconds=seconds, seconds_runs=runs, timed_with=timing["run"], record=point.record | machine)
-        return replace(point, images_per_s=1 / seconds if seconds else None, **known)
+        record = point.record | machine
+        return replace(point, seconds=seconds, seconds_runs=runs, timed_with=timing["run"], record=record)
 
     return [
         replace(e, points=tuple(retimed(p, timing) for p in e.points))

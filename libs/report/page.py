@@ -93,7 +93,7 @@ def subtitle(entries: Sequence[Entry]) -> str:
     sampler = first.record.get("sampler") or {}
     parts = [f"{len(entries)} points", f"{first.depth} layers"]
     if sampler:
-        grid = f" on {sampler['grid']}" if sampler.get("grid") else ""
+        grid = f" on {entries[0].grid}" if entries[0].grid else ""
         parts.append(f"{sampler.get('name', 'sampler not named')}, {first.nfe} calls{grid}")
     if first.record.get("n_images"):
         parts.append(f"{first.record['n_images']} images per noise seed")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from libs.files import read_json
+
 # Every figure and sentence reads quality as a distance: smaller is better.
 HIGHER_IS_BETTER = ("psnr", "ssim", "clip_score", "precision", "recall", "density", "coverage", "inception_score")
 UMAP_ARRAYS = ("t", "k", "u", "error", "x0", "ids")
@@ -36,7 +38,6 @@ class Point:
     gmacs: float | None  # 1e9 multiply-accumulates per image, whole sampling
     seconds: float | None  # per image, median over runs
     seconds_runs: tuple[float, ...]
-    images_per_s: float | None
     timed_with: str  # points of one name were timed in turn, so that run i of both saw the same machine
     record: dict[str, Any] = field(repr=False)
 
@@ -200,19 +201,19 @@ def read_directory(path: Path, name: str) -> Evaluation:
 
 
 def read_point(record: dict[str, Any], where: str, directory: Path, run: str) -> Point:
+    def need(key: str, kind: type, what: str):
+        value = record.get(key)
+        if type(value) is not kind or not value or (kind is int and value < 1):
+            raise ValueError(f"{where}: `{key}` is {value!r}; {what} is needed.")
+        return value
+
     def text(key: str) -> str:
-        if not isinstance(record.get(key), str) or not record[key]:
-            raise ValueError(f"{where}: `{key}` is {record.get(key)!r}; a non-empty string is needed.")
-        return record[key]
+        return need(key, str, "a non-empty string")
 
     def whole(key: str) -> int:
-        if not isinstance(record.get(key), int) or isinstance(record[key], bool) or record[key] < 1:
-            raise ValueError(f"{where}: `{key}` is {record.get(key)!r}; a whole number of at least 1 is needed.")
-        return record[key]
+        return need(key, int, "a whole number of at least 1")
 
-    metrics = record.get("metrics")
-    if not isinstance(metrics, dict):
-        raise ValueError(f"{where}: `metrics` is {metrics!r}; an object of numbers is needed.")
+    metrics = need("metrics", dict, "an object of numbers")
     slug, key = text("slug"), text("quality_key")
     if Path(slug).name != slug or slug == "..":
         raise ValueError(f"{where}: `slug` is {slug!r}; it names a folder, so it must be a single path component.")
@@ -224,9 +225,6 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
     seconds = number(metrics, "seconds_per_image", where)
     if seconds is not None and seconds <= 0:
         raise ValueError(f"{where}: `seconds_per_image` is {seconds}; it must be positive.")
-    images_per_s = number(metrics, "images_per_s", where)
-    if images_per_s is None and seconds is not None:
-        images_per_s = 1 / seconds
     return Point(
         run=run,
         dir=directory,
@@ -242,7 +240,6 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
         gmacs=number(metrics, "gmacs", where),
         seconds=seconds,
         seconds_runs=numbers(metrics, "seconds_per_image_runs", where),
-        images_per_s=images_per_s,
         timed_with=str(directory),
         record=record,
     )
@@ -293,15 +290,7 @@ def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def json_object(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}, line 1: a JSON object is needed, not {type(value).__name__}.")
-    return value
+    return read_json(path, path.name) if path.is_file() else None
 
 
 def load_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

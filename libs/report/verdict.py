@@ -161,9 +161,8 @@ def costs(a: Entry, b: Entry) -> str:
 
 def calls(base: Entry, several: bool) -> str:
     """Full depth by what tells its samplings apart: the number of calls and where they lie."""
-    where = "evenly spaced calls" if base.evenly_spaced else "calls"
-    name = base.name(several)
-    return f"{name} ({base.first.nfe} {where})"
+    told = base.where or (not base.evenly_spaced and base.grid in base.first.label)
+    return base.name(several) if told else f"{base.name(several)} ({base.placement})"
 
 
 def against_rival(
