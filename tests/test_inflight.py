@@ -9,19 +9,24 @@ from conftest import calibration_file, tiny, tiny_unet
 
 from libs.codecs import Identity
 from libs.exits import EXIT_POLICIES
+from libs.metrics.cost import macs_per_image
 from libs.regimes import Labels, Regime
 from libs.sampling.denoiser import PAIRS, Guidance
 from libs.sampling.generate import generate
 from libs.sampling.inflight import InFlight, suits
-from libs.sampling.plans import ddim, dpm_solver_pp_2m, euler_maruyama_sde
+from libs.sampling.plans import ddim, dpm_solver, dpm_solver_pp_2m, euler_maruyama_sde, forecasting
 from libs.sampling.sampler import Sampler
 from sde import VPLinear
 
 PLANS = {
     "ddim": lambda: ddim(VPLinear(), steps=6),
     "multistep": lambda: dpm_solver_pp_2m(VPLinear(), steps=6),
+    "singlestep": lambda: dpm_solver(VPLinear(), steps=6),  # its anchor is not its x, and it reads three outputs
     "stochastic": lambda: euler_maruyama_sde(VPLinear(), steps=6),
+    "forecast": lambda: forecasting(PLANS["multistep"](), VPLinear(), COMPUTED, order=2),
+    "stochastic forecast": lambda: forecasting(PLANS["stochastic"](), VPLinear(), COMPUTED),
 }
+COMPUTED = (True, True, False, True, False, False)
 IDS = np.array([7, 3, 100, 0, 21, 22, 23, 50, 51, 52, 4, 5, 90, 91, 92, 93, 94, 95, 30, 31, 32, 33, 34])
 BATCH = 3  # 23 images: the last batch is not full, and places are used again
 
@@ -53,14 +58,34 @@ def case(plan="ddim", uem="time", heads="shared", certainty=0.5, policy=None, sc
 CASES = {
     "ddim": dict(),
     "multistep": dict(plan="multistep"),
+    "singlestep": dict(plan="singlestep"),
     "stochastic": dict(plan="stochastic"),
     "own heads": dict(heads="own"),
+    "forecast": dict(plan="forecast"),
+    "stochastic forecast": dict(plan="stochastic forecast", scale=1.5),
     "some exits": dict(points=(2, 4)),
     "exit before the first layer": dict(points=(0, 3), certainty=0.42),
     "guidance": dict(scale=1.5),
     "calibrated": dict(policy=EXIT_POLICIES["calibrated"](path=calibration_file())),
     "never": dict(certainty=1.0),
 }
+
+
+@pytest.mark.parametrize("inflight", [False, True])
+@pytest.mark.parametrize("policy, scale", [("full", 0.0), ("threshold", 1.5), ("reuse", 0.0)])
+def test_forecasts_cost_nothing(policy, scale, inflight, run):
+    """Catches forecasts that are charged as calls, and costs of special calls that move to other steps."""
+    model, regime, settings = case(
+        plan="forecast", policy=None if policy == "threshold" else EXIT_POLICIES[policy](), scale=scale
+    )
+    batch = next(generate(model, regime, run=run, inflight=inflight, **settings))
+    used, computed = batch.trace.used, np.array(COMPUTED)
+    assert used.shape[0] == len(COMPUTED) and (used[~computed] == 0).all()
+    assert batch.trace.t.tolist() == settings["plan"].t.tolist()
+    macs = model.macs()
+    by_exit = np.array([macs.at(k, batch.trace.asked) for k in range(model.depth + 1)])
+    calls = [by_exit[step] for step in used[computed]][:: 2 if policy == "reuse" else 1]  # it computes every second one
+    np.testing.assert_array_equal(macs_per_image(batch.trace, macs), sum(call.sum(0) for call in calls))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,7 +98,8 @@ def test_in_flight_equals_lockstep(name, run):
     for ours, wanted in zip(free, lockstep, strict=True):
         np.testing.assert_array_equal(ours.trace.t, wanted.trace.t)
         np.testing.assert_array_equal(ours.trace.used, wanted.trace.used)
-        assert (ours.trace.asked, ours.trace.depth, ours.trace.costs) == (wanted.trace.asked, wanted.trace.depth, {})
+        assert (ours.trace.asked, ours.trace.depth) == (wanted.trace.asked, wanted.trace.depth)
+        assert set(ours.trace.costs) == set(wanted.trace.costs) == ({2, 4, 5} if "forecast" in name else set())
         assert (ours.pixels - wanted.pixels).abs().max() < 1e-4 * wanted.pixels.abs().max()
         assert (ours.labels is None) == (wanted.labels is None)
         if wanted.labels is not None:

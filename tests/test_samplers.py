@@ -14,7 +14,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from libs.rng import SeededNoise
-from libs.sampling.plans import SAMPLERS, State, advance, fast_orders, sample
+from libs.sampling.plans import SAMPLERS, State, advance, fast_orders, forecasting, regular, sample
 from sde import PROCESSES, DiscreteVP, VPLinear
 
 f8 = torch.float64
@@ -544,6 +544,49 @@ def test_against_dense_integration(name, steps, options, process):
     dense = solve_ivp(slope, (1, 1e-3), x.flatten().numpy(), method="DOP853", rtol=1e-9, atol=1e-11).y[:, -1]
     got = sample(SAMPLERS[name](process, steps=steps, **options), x, eps)
     torch.testing.assert_close(got, column(dense), rtol=0, atol=1e-4)
+
+
+# ---- forecasts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_forecasts_are_exact_on_polynomials(order):
+    """Catches memory that forecasts shift, wrong weights, and v read at another row than it was written.
+
+    A network whose v is a polynomial of degree `order` in the row's number, whatever x is, is forecast without error.
+    """
+    process, x = VPLinear(), start()
+    plan = SAMPLERS["dpm_solver_pp_2m"](process, steps=11)
+    rows = {t: i for i, t in enumerate(plan.t.tolist())}
+
+    def eps(x, t):
+        i = rows[float(t[0])]
+        v = column([0.3, 0.3 - 0.2 * i, 0.3 - 0.2 * i + 0.05 * i**2][order])
+        return column(process.sigma(t)) * x + column(process.alpha(t)) * v
+
+    ahead = forecasting(plan, process, [True] * 3 + regular(8, 3, 2), order)
+    assert ahead.rows == 11 and ahead.nfe == 3 + 4
+    torch.testing.assert_close(sample(ahead, x, eps), sample(plan, x, eps), rtol=0, atol=1e-10)
+
+
+def test_a_plan_that_computes_all_is_the_plan():
+    """Catches a memory that changes what is computed: equal to the last bit."""
+    process, x = VPLinear(), start().float()
+    for name in ("dpm_solver", "dpm_solver_pp_2m"):
+        plan = SAMPLERS[name](process, steps=9)
+        assert torch.equal(sample(forecasting(plan, process, [True] * 9), x, toy), sample(plan, x, toy))
+
+
+@pytest.mark.parametrize(
+    "computed, order, message",
+    [([True] * 4, 1, "4 rows for 5"), ([False] + [True] * 4, 1, "first one computed"), ([True] * 5, 3, "order is 3")],
+)
+def test_bad_forecasts_are_refused(computed, order, message):
+    """Catches a forecast from nothing."""
+    with pytest.raises(ValueError, match=message):
+        forecasting(SAMPLERS["ddim"](VPLinear(), steps=5), VPLinear(), computed, order)
+    with pytest.raises(ValueError, match="every is 0"):
+        regular(5, 0, 1)
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ Part = TypeVar("Part")
 
 
 def reach(plan: Plan) -> np.ndarray:
-    """(nfe,): how far the states that follow move per unit of each call's eps, summed over the rows that read it."""
-    weight = np.zeros(plan.nfe)
+    """(rows,): how far the states that follow move per unit of each call's eps, summed over the rows that read it."""
+    weight = np.zeros(plan.rows)
     for lag in range(HISTORY):
-        weight[: plan.nfe - lag] += plan.cm[lag:, HISTORY - 1 - lag].abs().numpy()
+        weight[: plan.rows - lag] += plan.cm[lag:, HISTORY - 1 - lag].abs().numpy()
     return weight * plan.pm.abs().numpy()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,18 @@ class Trace:
         if costs is not None:
             self.costs[len(self.calls)] = costs
         self.calls.append((t, used.astype(np.uint8)))
+
+    def with_forecasts(self, t: Sequence[float], computed: Sequence[bool]) -> Trace:
+        """This trace, of the steps that were `computed`, among all steps t: a forecast runs no layers and costs 0."""
+        calls, costs, made = [], {}, iter(enumerate(self.calls))
+        for step, (time, called) in enumerate(zip(t, computed, strict=True)):
+            number, call = next(made) if called else (None, (time, np.zeros_like(self.calls[0][1])))
+            calls.append(call)
+            if not called:
+                costs[step] = np.zeros(self.depth + 1)
+            elif number in self.costs:
+                costs[step] = self.costs[number]
+        return Trace(self.depth, self.asked, calls, costs)
 
     @property
     def t(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from libs.build import lookup
-from libs.sampling.plans import SAMPLERS, Plan
+from libs.sampling.plans import SAMPLERS, Plan, forecasting, regular
 from sde import Process
 
 
@@ -13,7 +13,11 @@ def make_plan(process: Process, config_sample, steps: int | None = None, algorit
     builder = lookup(SAMPLERS, algorithm, "sample.algorithm")
     options = dict(config_sample.get(algorithm) or {})
     steps = config_sample.sample_steps if steps is None else steps
-    return builder(process, steps=steps, grid=config_sample.get("grid") or "", **options)
+    plan = builder(process, steps=steps, grid=config_sample.get("grid") or "", **options)
+    forecast = config_sample.get("forecast") or {"every": 1}
+    if forecast["every"] == 1:
+        return plan
+    return forecasting(plan, process, regular(plan.rows, forecast["every"], forecast["tail"]), forecast["order"])
 
 
 def generate(model, regime, *, pred, guidance, run, **options):

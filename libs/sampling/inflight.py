@@ -81,7 +81,8 @@ class InFlight:
         self.places = places = min(BATCHES * batch_size, len(ids))
         slots = self.branches * places
 
-        self.state = State.start(torch.zeros(places, *regime.shape, device=run.device))
+        # `keep` copies: x and anchor, and the outputs of different calls, are written apart from one another
+        self.state = State.start(torch.zeros(places, *regime.shape, device=run.device), plan).keep(torch.arange(places))
         self.noise = rng.SeededNoise(seed, range(places), regime.shape)
         self.position = np.zeros(places, int)  # in `ids`, of the image at each place
         self.t = torch.zeros(slots, dtype=torch.float64)  # of each row's call
@@ -92,7 +93,7 @@ class InFlight:
         self.eps = torch.zeros(slots, *regime.shape, device=run.device)
         self.missing = np.full(places, self.branches)  # rows that this step still waits for
 
-        self.used = np.zeros((plan.nfe, self.branches, len(ids)), np.uint8)
+        self.used = np.zeros((plan.rows, self.branches, len(ids)), np.uint8)
         self.finished: dict[int, Tensor] = {}  # position -> (C, H, W)
         self.queues: dict[int, deque[Pooled | Tensor]] = defaultdict(deque)
         self.waiting: dict[int, int] = defaultdict(int)  # rows in each queue
@@ -111,7 +112,8 @@ class InFlight:
         cond = self.regime.conditions.for_ids(self.seed, ids)
         labels = None if cond is None or cond.dim() > 1 else cond.numpy()
         calls = list(zip(self.plan.t.tolist(), self.used[:, :, start:stop], strict=True))
-        trace = Trace(self.model.depth, self.denoiser.trace.asked, calls)
+        free = {row: np.zeros(self.model.depth + 1) for row in (~self.plan.computed).nonzero().flatten().tolist()}
+        trace = Trace(self.model.depth, self.denoiser.trace.asked, calls, free)
         return Images(pixels, ids, labels, trace)
 
     def go_on(self) -> None:
@@ -165,7 +167,7 @@ class InFlight:
         self.loaded += len(positions)
         self.position[free.numpy()] = positions
         noise = rng.SeededNoise(self.seed, ids, self.regime.shape)
-        self.write(free, State.start(noise.draw().to(self.state.x.device)))
+        self.write(free, State.start(noise.draw().to(self.state.x.device), self.plan))
         for place, generator in zip(free.tolist(), noise.generators, strict=True):
             self.noise.generators[place] = generator
         cond = self.regime.conditions.for_ids(self.seed, ids)
@@ -247,13 +249,17 @@ class InFlight:
         done = state.done(self.plan)
         for position, x in zip(self.position[places[done].numpy()].tolist(), state.x[done.to(eps.device)], strict=True):
             self.finished[position] = x
-        self.begin(places[~done])
         if done.any():
             self.begin(self.load(places[done]))
+        places, row = places[~done], state.row[~done]
+        self.begin(places[self.plan.computed[row]])
+        forecast = places[~self.plan.computed[row]]
+        if len(forecast):  # their next step needs no network call
+            self.step(forecast, torch.zeros_like(self.state.x[: len(forecast)]))
 
     def write(self, places: Tensor, state: State) -> None:
         index = places.to(self.state.x.device)
-        mine, new = ((s.x, s.anchor, *s.history) for s in (self.state, state))
+        mine, new = ((s.x, s.anchor, *s.history, *s.outputs) for s in (self.state, state))
         for pooled, tensor in zip(mine, new, strict=True):
             pooled[index] = tensor
         self.state.row[places] = state.row

@@ -1,12 +1,18 @@
 """Samplers as tables: each of them is linear in x, in what the network said, and in fresh noise.
 
-A `Plan` has one row per network evaluation (NFE = number of rows). With eps predicted at the row's (x, t), a row does
+A `Plan` has one row per step. With eps predicted at the row's (x, t), a row does
 
     h  = px x + pm eps                                    what to remember: eps itself, or x0 = (x - sigma eps) / alpha
     x' = ca anchor + sum_j cm[j] history[j] + cz z        history = the last three h, newest last; z ~ N(0, I)
     anchor' = x' if commit else anchor                    the x at the start of a multi-stage step
 
 Rows are gathered by each sample's own row number, so that samples at different steps can share a batch.
+
+A row calls the network (NFE = number of such rows) or forecasts what it would say, from v = alpha eps - sigma x0 of the
+last three calls; v is bounded at both ends, whatever kind of output the network has:
+
+    v    = (eps - sigma x) / alpha                        at a call; remembered
+    eps  = sigma x + alpha sum_j ahead[j] outputs[j]      at a forecast; outputs = the last three v, newest last
 
 Notation: a node t has alpha, sigma and lam = log(alpha / sigma); a step leads from s to t, h = lam_t - lam_s > 0.
 Papers: DDPM (Ho et al. 2020), DDIM (Song et al. 2021a), SDE (Song et al. 2021b), DPM-Solver (Lu et al. 2022a) and
@@ -16,7 +22,7 @@ DPM-Solver++ (Lu et al. 2022b).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -32,20 +38,27 @@ HISTORY = 3  # the longest memory: DPM-Solver-3 combines the outputs at s and at
 
 @dataclass(frozen=True)
 class Plan:
-    """A sampler on a process with a number of evaluations: float64 tensors on the CPU, (nfe,) unless noted."""
+    """A sampler on a process: float64 tensors on the CPU, (rows,) unless noted."""
 
     t: Tensor  # where the network is evaluated
     px: Tensor
     pm: Tensor
     ca: Tensor
-    cm: Tensor  # (nfe, 3), newest last
+    cm: Tensor  # (rows, 3), newest last
     cz: Tensor
     commit: Tensor  # bool
+    computed: Tensor  # bool: whether the row calls the network
+    forecast: Tensor | None = None  # (rows, 5) alpha, sigma and ahead, newest last; None where every row calls
+
+    @property
+    def rows(self) -> int:
+        """Steps per sample."""
+        return len(self.t)
 
     @property
     def nfe(self) -> int:
         """Network evaluations per sample."""
-        return len(self.t)
+        return int(self.computed.sum())
 
     @cached_property
     def stochastic(self) -> bool:
@@ -54,8 +67,11 @@ class Plan:
 
     @cached_property
     def table(self) -> Tensor:
-        """All coefficients, (nfe, 8): gathered and moved in one go."""
-        return torch.cat([torch.stack([self.px, self.pm, self.ca, self.cz, self.commit.double()], 1), self.cm], 1)
+        """All coefficients, (rows, 8), or (rows, 14) with forecasts: gathered and moved in one go."""
+        columns = [torch.stack([self.px, self.pm, self.ca, self.cz, self.commit.double()], 1), self.cm]
+        if self.forecast is not None:
+            columns += [self.computed.double()[:, None], self.forecast]
+        return torch.cat(columns, 1)
 
 
 @dataclass(frozen=True)
@@ -66,21 +82,25 @@ class State:
     anchor: Tensor  # (B, C, H, W)
     history: tuple[Tensor, ...]  # 3 x (B, C, H, W), newest last
     row: Tensor  # (B,) int64 on the CPU
+    outputs: tuple[Tensor, ...] = ()  # v of the last 3 calls, newest last; kept by plans that forecast
 
     @classmethod
-    def start(cls, x: Tensor) -> State:
-        """Initial noise x (B, C, H, W) at row 0."""
-        return cls(x, x, (torch.zeros_like(x),) * HISTORY, torch.zeros(len(x), dtype=torch.long))
+    def start(cls, x: Tensor, plan: Plan | None = None) -> State:
+        """Initial noise x (B, C, H, W) at row 0 of `plan`, which may be left out where nothing is forecast."""
+        memory = (torch.zeros_like(x),) * HISTORY
+        outputs = memory if plan is not None and plan.forecast is not None else ()
+        return cls(x, x, memory, torch.zeros(len(x), dtype=torch.long), outputs)
 
     def done(self, plan: Plan) -> Tensor:
         """(B,) bool: samples that have been through every row."""
-        return self.row >= plan.nfe
+        return self.row >= plan.rows
 
     def keep(self, index: Tensor) -> State:
         """The samples at `index`: positions (b,) or a mask (B,)."""
         rows = positions(index)
         index = rows.to(self.x.device)
-        return State(self.x[index], self.anchor[index], tuple(h[index] for h in self.history), self.row[rows])
+        history, outputs = (tuple(h[index] for h in memory) for memory in (self.history, self.outputs))
+        return State(self.x[index], self.anchor[index], history, self.row[rows], outputs)
 
     @staticmethod
     def cat(states: Sequence[State]) -> State:
@@ -90,23 +110,34 @@ class State:
             torch.cat([s.anchor for s in states]),
             tuple(torch.cat(h) for h in zip(*(s.history for s in states), strict=True)),
             torch.cat([s.row for s in states]),
+            tuple(torch.cat(v) for v in zip(*(s.outputs for s in states), strict=True)),
         )
 
 
 def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> State:
-    """One row further for every sample: eps (B, C, H, W) predicted at (state.x, plan.t[state.row]), noise z alike."""
+    """One row further for every sample: eps (B, C, H, W) predicted at (state.x, plan.t[state.row]), noise z alike.
+
+    Samples at a forecast row ignore their eps, which must be finite.
+    """
     if plan.stochastic and z is None:
         raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
-    x = state.x
-    table = plan.table[state.row].to(x.device, x.dtype)  # (B, 8)
-    px, pm, ca, cz, commit, *cm = table.view(len(x), -1, *(1,) * (x.dim() - 1)).unbind(1)  # each (B, 1, 1, 1)
-    history = (*state.history[1:], px * x + pm * eps.to(x.dtype))
-    x = ca * state.anchor
-    for weight, output in zip(cm, history, strict=True):
-        x = x + weight * output
+    x, eps, outputs = state.x, eps.to(state.x.dtype), state.outputs
+    table = plan.table[state.row].to(x.device, x.dtype)  # (B, 8) or (B, 14)
+    px, pm, ca, cz, commit, *rest = table.view(len(x), -1, *(1,) * (x.dim() - 1)).unbind(1)  # each (B, 1, 1, 1)
+    if plan.forecast is not None:
+        computed, alpha, sigma, *ahead = rest[HISTORY:]
+        new = (*outputs[1:], (eps - sigma * x) / alpha)
+        eps = torch.where(computed.bool(), eps, sigma * x + alpha * combine(ahead, outputs))
+        outputs = tuple(torch.where(computed.bool(), v, old) for v, old in zip(new, outputs, strict=True))
+    history = (*state.history[1:], px * x + pm * eps)
+    x = ca * state.anchor + combine(rest[:HISTORY], history)
     if plan.stochastic:
         x = x + cz * z.to(x)
-    return State(x, torch.where(commit.bool(), x, state.anchor), history, state.row + 1)
+    return State(x, torch.where(commit.bool(), x, state.anchor), history, state.row + 1, outputs)
+
+
+def combine(weights: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    return sum(weight * tensor for weight, tensor in zip(weights, tensors, strict=True))
 
 
 def sample(
@@ -114,16 +145,50 @@ def sample(
 ) -> Tensor:
     """Run every row on the initial noise x (B, C, H, W); returns the samples, (B, C, H, W).
 
-    `eps_fn(x (B, C, H, W), t (B,) float64 on the CPU)` predicts the noise. A stochastic plan takes one draw of `noise`
-    per row, whether the row uses it or not, so that an image's k-th draw always belongs to row k.
+    `eps_fn(x (B, C, H, W), t (B,) float64 on the CPU)` predicts the noise; forecast rows do not call it. A stochastic
+    plan takes one draw of `noise` per row, whether the row uses it or not, so that an image's k-th draw always belongs
+    to row k.
     """
     if plan.stochastic and noise is None:
         raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
-    state = State.start(x)
-    for _ in range(plan.nfe):
-        eps = eps_fn(state.x, plan.t[state.row])
+    state = State.start(x, plan)
+    for computed in plan.computed.tolist():
+        eps = eps_fn(state.x, plan.t[state.row]) if computed else torch.zeros_like(state.x)
         state = advance(plan, state, eps, noise.draw() if plan.stochastic else None)
     return state.x
+
+
+# ---- forecasts -----------------------------------------------------------------------------------------------------
+
+
+def forecasting(plan: Plan, process: Process, computed: Sequence[bool], order: int = 1) -> Plan:
+    """`plan` with the rows that are not `computed` (rows,) forecast from the calls before them.
+
+    v is extrapolated by the polynomial of degree `order` in the number of the row through the last order + 1 calls,
+    fewer at the start: degree 0 is reuse (TaylorSeer, Liu et al. 2025, does so for features). Time and lam in place of
+    the number were within 1 dB either way. The first row must be computed. A forecast costs no call.
+    """
+    computed = torch.tensor(computed, dtype=torch.bool)
+    if computed.shape != plan.t.shape or not computed[0]:
+        raise ValueError(f"forecasts: {len(computed)} rows for {plan.rows} steps; every step, the first one computed")
+    if order not in (0, 1, 2):
+        raise ValueError(f"sample.forecast.order is {order}; it must be 0, 1 or 2")
+    s, ahead = torch.arange(plan.rows).double(), torch.zeros(plan.rows, HISTORY, dtype=torch.float64)
+    for i in (~computed).nonzero().flatten().tolist():
+        past = s[:i][computed[:i]][-order - 1 :]  # newest last
+        for j in range(len(past)):
+            others = torch.cat([past[:j], past[j + 1 :]])
+            ahead[i, HISTORY - len(past) + j] = ((s[i] - others) / (past[j] - others)).prod()  # Lagrange
+    forecast = torch.cat([torch.stack([process.alpha(plan.t), process.sigma(plan.t)], 1), ahead], 1)
+    return replace(plan, computed=computed, forecast=forecast)
+
+
+def regular(rows: int, every: int, tail: int) -> list[bool]:
+    """Which rows to compute: every `every`-th from the first on, and the last `tail`."""
+    for name, value, least in (("every", every, 1), ("tail", tail, 0)):
+        if not (isinstance(value, int) and value >= least):
+            raise ValueError(f"sample.forecast.{name} is {value!r}; it must be a whole number of at least {least}")
+    return [i % every == 0 or i >= rows - tail for i in range(rows)]
 
 
 # ---- Euler-Maruyama ------------------------------------------------------------------------------------------------
@@ -380,6 +445,7 @@ def plan_of(rows: Sequence[Row]) -> Plan:
         cm=torch.stack([column(r.cm) for r in rows]),
         cz=column(r.cz for r in rows),
         commit=torch.tensor([r.commit for r in rows]),
+        computed=torch.ones(len(rows), dtype=torch.bool),
     )
 
 

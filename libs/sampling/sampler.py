@@ -210,7 +210,10 @@ class Sampler:
         with self.run.autocast():
             x = sample(plan, noise.draw().to(device), denoiser, noise if plan.stochastic else None)
             pixels = self.regime.codec.to(device).decode(x).cpu()
-        return Images(pixels, ids, labels_of(cond), denoiser.trace)
+        trace = denoiser.trace
+        if plan.nfe < plan.rows:
+            trace = trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
+        return Images(pixels, ids, labels_of(cond), trace)
 
 
 def labels_of(cond: torch.Tensor | None) -> np.ndarray | None:
