@@ -214,6 +214,7 @@ def shrink(c: ConfigDict) -> None:
     c.autoencoder.update(path="random", channels=(8, 16), layers=1, groups=4)
     if c.regime == "text":
         c.nnet.update(num_clip_token=4, clip_dim=8)
+        c.clip.update(path="random", length=4, width=8)
     c.train.update(n_steps=2, batch_size=8, log_interval=1, sample_interval=2, monitor_steps=3, eval_interval=0)
     c.sample.update(sample_steps=5, n_samples=8, mini_batch_size=8)
     c.eval.update(extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=())

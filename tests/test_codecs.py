@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,67 @@ def test_files_of_stable_diffusion_load(tmp_path, prefix, wrapped):
         torch.save({"state_dict": state} if wrapped else state, path)
     expected = KL(path="random", **SMALL).moments(images(2))
     assert torch.equal(KL(path=path, **SMALL).moments(images(2)), expected)
+
+
+@pytest.mark.parametrize("form", ["folder", "pipeline", "bin", "file", "old names", "compvis safetensors"])
+def test_files_of_diffusers_load(tmp_path, form):
+    """Catches a user who has the autoencoder as diffusers saves it, and is told that it lacks 248 tensors."""
+    vae = KL(path="random", **SMALL).vae
+    folder = tmp_path / "vae"
+    vae.save_pretrained(folder, safe_serialization=form != "bin")
+    path = folder
+    if form == "pipeline":
+        (tmp_path / "model_index.json").write_text("{}")
+        path = tmp_path
+    elif form == "file":
+        path = folder / "diffusion_pytorch_model.safetensors"
+    elif form == "old names":
+        state, path = dict(vae.state_dict()), tmp_path / "old.pth"
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
+        assert "decoder.mid_block.attentions.0.proj_attn.bias" in state
+        torch.save(state, path)
+    elif form == "compvis safetensors":
+        path = tmp_path / "a.safetensors"
+        save_file({compvis(key, 2): value.contiguous() for key, value in vae.state_dict().items()}, path)
+    found = KL(path=str(path), **SMALL).moments(images(2))
+    assert torch.equal(found, KL(path="random", **SMALL).moments(images(2)))
+
+
+def test_a_folder_of_another_autoencoder_is_refused(tmp_path):
+    """Catches weights that are read with another scale or depth than their folder says, without a word."""
+    KL(path="random", **SMALL).vae.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="autoencoder.layers is 2 and layers_per_block 1"):
+        KL(path=str(tmp_path), **(SMALL | {"layers": 2})).to("cpu")
+    with pytest.warns(UserWarning, match="says scaling_factor 0.18215; autoencoder.scale is 0.2301"):
+        KL(path=str(tmp_path), scale=0.2301, **SMALL).to("cpu")
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="has none of the files diffusion_pytorch_model.safetensors"):
+        KL(path=str(tmp_path), **SMALL).to("cpu")
+
+
+def test_training_files_of_the_autoencoder_load(tmp_path, monkeypatch):
+    """Catches KL-f8's own training files: Lightning's callbacks as keys, the discriminator beside the weights."""
+    kept = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
+    parts = kept.__module__.split(".")
+    names = [".".join(parts[:n]) for n in (1, 2, 3)]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[names[-1]].ModelCheckpoint = kept
+    path = tmp_path / "model.ckpt"
+    state = torch.load(small_file(path), weights_only=True) | {"loss.discriminator.main.0.weight": torch.zeros(1)}
+    torch.save({"epoch": 1, "callbacks": {kept: {"best_model_score": torch.tensor(1.0)}}, "state_dict": state}, path)
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    found = KL(path=str(path), **SMALL).moments(images(2))
+    assert torch.equal(found, KL(path="random", **SMALL).moments(images(2)))
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(8, dtype=torch.complex64), torch.zeros(8, device="meta"), torch.arange(8)])
+def test_tensors_without_real_numbers_are_refused(tmp_path, odd):
+    """Catches weights that become zeros, lose a half of each number, or end in a traceback."""
+    with pytest.raises(ValueError, match="a.pth is not the configured .*\n  encoder.conv_in.bias has no real numbers"):
+        KL(path=small_file(tmp_path / "a.pth", **{"encoder.conv_in.bias": odd}), **SMALL).to("cpu")
 
 
 def test_files_that_do_not_fit_are_refused_and_listed(tmp_path):
@@ -326,6 +389,25 @@ def test_contexts_do_not_depend_on_the_batch(clip):
     assert clip.encode([]).shape == (0, 77, 16)
     with pytest.raises(ValueError, match="list of prompts"):
         clip.encode("hello")
+
+
+def test_random_contexts_need_no_files():
+    """Catches prompts that cannot be tried offline, and contexts that are the same for every prompt."""
+    clip = ClipText(path="random", length=5, width=6, chunk=2)
+    contexts = clip.encode(["a cat", "", "A  cat on a very long mat", "dog"])
+    assert contexts.shape == (4, 5, 6)
+    assert torch.equal(contexts[0, :2], contexts[2, :2]) and not torch.equal(contexts[0], contexts[3])
+    assert torch.equal(contexts[1], contexts[0, 2:3].expand(5, -1)), "the empty prompt is padding"
+    assert torch.equal(ClipText(path="random", length=5, width=6).encode(["dog"])[0], contexts[3])
+    assert ClipText(path="random").encode([""]).shape == (1, 77, 768)
+    with pytest.raises(ValueError, match="clip.width is 0"):
+        ClipText(path="random", width=0)
+
+
+def test_a_width_that_is_not_the_models_is_refused(tmp_path):
+    """Catches a setting that is silently ignored."""
+    with pytest.raises(ValueError, match="clip.width is 32, and the contexts .* are 16 wide"):
+        ClipText(path=small_clip(tmp_path), width=32)
 
 
 def test_incomplete_clip_files_are_refused(tmp_path):

@@ -77,7 +77,7 @@ def experiment(name: str, folder: Path, **train):
         config.nnet.num_classes = 4
     else:
         config.nnet.update(num_clip_token=77, clip_dim=16)
-        config.clip.path = str(folder / "clip")
+        config.clip.update(path=str(folder / "clip"), length=77, width=16)
     config.lr_scheduler.warmup_steps = 2
     config.train.update(n_steps=20, save_interval=5, log_interval=5, sample_interval=20)
     config.train.update(**train)

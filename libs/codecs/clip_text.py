@@ -1,7 +1,9 @@
 """Prompts -> contexts: the text half of CLIP, as Stable Diffusion and U-ViT read it."""
 
 import os
+import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -14,8 +16,10 @@ class ClipText:
     ever downloaded from here.
 
     Args:
-        path: folder with the model and its tokenizer, or the name of a model that is in huggingface_hub's cache.
+        path: folder with the model and its tokenizer, or the name of a model that is in huggingface_hub's cache;
+            "random" gives every word a random vector, for runs without the files.
         length: tokens per prompt, in tokens; shorter prompts are padded, longer ones cut.
+        width: of the contexts that "random" makes (768 if None); a model has its own.
         chunk: prompts per pass of the network; bounds the memory.
         device: where the network lives.
 
@@ -30,45 +34,28 @@ class ClipText:
         *,
         path: str = "openai/clip-vit-large-patch14",
         length: int = 77,
+        width: int | None = None,
         chunk: int = 64,
         device: torch.device | str = "cpu",
     ):
-        try:
-            from transformers import CLIPTextModel, CLIPTokenizer
-        except ImportError as error:
-            raise ImportError("The CLIP text encoder needs transformers: pip install transformers") from error
-        for key, value in (("length", length), ("chunk", chunk)):
+        for key, value in (("length", length), ("chunk", chunk), ("width", 1 if width is None else width)):
             if value < 1:
                 raise ValueError(f"clip.{key} is {value}; it must be at least 1.")
-        try:
-            model, info = CLIPTextModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
-            tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        except OSError as error:
-            where = "in that folder" if os.path.isdir(path) else "a folder, nor in the cache of huggingface_hub"
-            raise FileNotFoundError(
-                f"The CLIP text encoder {path!r} is not {where}: {str(error).partition(chr(10))[0]} "
-                "`python -m scripts.download clip` fetches it, or set clip.path to a folder with config.json, "
-                "model.safetensors, vocab.json and merges.txt."
-            ) from error
-        # Both libraries go on where files are incomplete: with random tensors, with a tokenizer that knows no words.
-        missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
-        if missing:
-            raise ValueError(f"The CLIP text encoder {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
-        if len(tokenizer) != model.config.vocab_size:
-            raise FileNotFoundError(
-                f"The tokenizer of {path!r} has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
-                "vocab.json and merges.txt (or tokenizer.json) are missing or belong to another model. "
-                "`python -m scripts.download clip` fetches them."
-            )
-        if length > model.config.max_position_embeddings:
-            raise ValueError(
-                f"clip.length is {length}; {path!r} reads at most {model.config.max_position_embeddings} tokens."
-            )
-        self.model, self.tokenizer = model.eval().requires_grad_(False).float().to(device), tokenizer
-        self.length, self.chunk, self.width = length, chunk, model.config.hidden_size
+        if path == "random":
+            model, self.tokenizer, self.width = RandomWords(width or 768), number_words, width or 768
+        else:
+            model, self.tokenizer = load(path, length)
+            self.width = model.config.hidden_size
+            if width not in (None, self.width):
+                raise ValueError(
+                    f"clip.width is {width}, and the contexts of {path!r} are {self.width} wide; leave it out."
+                )
+        self.model = model.eval().requires_grad_(False).float().to(device)
+        self.length, self.chunk, self.device = length, chunk, torch.device(device)
 
     def to(self, device: torch.device | str) -> "ClipText":
         self.model.to(device)
+        self.device = torch.device(device)
         return self
 
     @torch.no_grad()
@@ -77,13 +64,68 @@ class ClipText:
         if isinstance(prompts, str):
             raise ValueError(f"ClipText.encode takes a list of prompts, not the text {prompts!r}.")
         if not prompts:
-            return torch.empty(0, self.length, self.width, device=self.model.device)
+            return torch.empty(0, self.length, self.width, device=self.device)
         return torch.cat([self._pass(prompts[i : i + self.chunk]) for i in range(0, len(prompts), self.chunk)])
 
     def _pass(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
-        device = self.model.device
-        with torch.autocast(device.type, enabled=False):
-            return self.model(input_ids=tokens.input_ids.to(device)).last_hidden_state  # (b, length, width)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model(input_ids=tokens["input_ids"].to(self.device)).last_hidden_state  # (b, length, width)
+
+
+def load(path: str, length: int):
+    """transformers' text model and tokenizer, which `ClipText` describes; also what is raised."""
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise ImportError("The CLIP text encoder needs transformers: pip install transformers") from error
+    try:
+        model, info = CLIPTextModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    except OSError as error:
+        where = "in that folder" if os.path.isdir(path) else "a folder, nor in the cache of huggingface_hub"
+        raise FileNotFoundError(
+            f"The CLIP text encoder {path!r} is not {where}: {str(error).partition(chr(10))[0]} "
+            "`python -m scripts.download clip` fetches it, or set clip.path to a folder with config.json, "
+            "model.safetensors, vocab.json and merges.txt."
+        ) from error
+    except Exception as error:  # damaged files make the libraries fail in any way
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"The CLIP text encoder {path!r} cannot be read ({type(error).__name__}: {reason})."
+        ) from error
+    # Both libraries go on where files are incomplete: with random tensors, with a tokenizer that knows no words.
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+    if missing:
+        raise ValueError(f"The CLIP text encoder {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
+    if len(tokenizer) != model.config.vocab_size:
+        raise FileNotFoundError(
+            f"The tokenizer of {path!r} has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
+            "vocab.json and merges.txt (or tokenizer.json) are missing or belong to another model. "
+            "`python -m scripts.download clip` fetches them."
+        )
+    if length > model.config.max_position_embeddings:
+        raise ValueError(
+            f"clip.length is {length}; {path!r} reads at most {model.config.max_position_embeddings} tokens."
+        )
+    return model, tokenizer
+
+
+class RandomWords(torch.nn.Module):
+    """In place of CLIP: the context of a token is a random vector that depends on its word alone."""
+
+    def __init__(self, width: int, words: int = 4096):
+        super().__init__()
+        vectors = torch.randn(words, width, generator=torch.Generator().manual_seed(0))
+        self.vectors = torch.nn.Embedding.from_pretrained(vectors)
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.vectors(input_ids))  # (b, length, width)
+
+
+def number_words(prompts: Sequence[str], *, max_length: int, words: int = 4096, **_) -> dict[str, Tensor]:
+    """In place of a tokenizer: 0 is padding, a word is 1 plus a hash of it; (b, max_length) int64."""
+    rows = [[1 + zlib.crc32(word.encode()) % (words - 1) for word in prompt.lower().split()] for prompt in prompts]
+    return {"input_ids": torch.tensor([(row + [0] * max_length)[:max_length] for row in rows])}

@@ -1,7 +1,8 @@
 """KL-f8, the autoencoder of Stable Diffusion: images <-> latents an eighth of their size.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022). The network is diffusers'; the
-weights are read under CompVis' names, which are those of the files that U-ViT publishes.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022). The network is diffusers'; its
+weights are read under CompVis' names, which are those of the files that U-ViT publishes and of KL-f8's own training
+files, and under diffusers' names, old and new.
 """
 
 import os
@@ -11,9 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from libs.codecs.identity import to_uint8
+from libs.files import read_json
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,6 +34,9 @@ RENAMES = (
     (r"\.conv_shortcut\.", ".nin_shortcut."),
     (r"\.conv_norm_out\.", ".norm_out."),
 )
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# diffusers' first names of the attention's maps, and what they became
+OLD_NAMES = r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)", lambda match: ATTENTION[match[0]]
 
 
 class KL:
@@ -41,8 +47,9 @@ class KL:
     records gradients.
 
     Args:
-        path: file of weights under CompVis' names, bare or with the prefix `first_stage_model.`; "random" draws them
-            (from seed 0) for runs without the file.
+        path: file of weights (.pth, .ckpt, .bin or .safetensors) under CompVis' names, bare or with the prefix
+            `first_stage_model.`, or under diffusers' names; or a folder that diffusers saved, of the autoencoder or of
+            a pipeline with `vae/`; "random" draws them (from seed 0) for runs without the file.
         scale: factor that gives z about unit variance: 0.18215 (Stable Diffusion), 0.23010 (U-ViT on MS-COCO).
         precision: of encoder and decoder, "fp32", "fp16" or "bf16". An image for which fp16 overflows (large
             activations in the decoder do) is computed again in fp32.
@@ -55,7 +62,7 @@ class KL:
 
     Raises:
         ValueError: an impossible setting. When the weights are read: a file whose tensors are not exactly those of the
-            network.
+            network, or a folder whose config.json says something else than the settings.
         FileNotFoundError: then, no file at `path`.
         ImportError: then, diffusers is not installed.
     """
@@ -83,6 +90,8 @@ class KL:
             raise ValueError(f"autoencoder.chunk is {chunk}; it must be at least 1.")
         if not channels or any(width % groups for width in channels):
             raise ValueError(f"autoencoder.channels is {channels}; its widths must be multiples of {groups} groups.")
+        if latent_channels < 1 or layers < 1:
+            raise ValueError(f"autoencoder.latent_channels is {latent_channels} and layers {layers}; at least 1 each.")
         self.scale, self.dtype, self.chunk = scale, PRECISIONS[precision], chunk
         self.latent_channels, self.factor = latent_channels, 2 ** (len(channels) - 1)
         self.path, self.device = path, device
@@ -98,7 +107,7 @@ class KL:
     @cached_property
     def vae(self):
         """diffusers' AutoencoderKL."""
-        return build(self.architecture, self.path).eval().requires_grad_(False).to(self.device)
+        return build(self.architecture, self.path, self.scale).eval().requires_grad_(False).to(self.device)
 
     def to(self, device: torch.device | str) -> "KL":
         self.vae.to(device)
@@ -158,8 +167,8 @@ class KL:
         return redone if y is None else y.index_put((overflowed,), redone)
 
 
-def build(architecture: dict, path: str):
-    """diffusers' AutoencoderKL with the weights at `path` (see `KL`)."""
+def build(architecture: dict, path: str, scale: float):
+    """diffusers' AutoencoderKL with the weights at `path` (see `KL`, also for `scale`)."""
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
@@ -168,6 +177,8 @@ def build(architecture: dict, path: str):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return AutoencoderKL(**architecture)
+    if os.path.isdir(path):
+        path = file_in(path, architecture, scale)
     with torch.device("meta"):  # no memory, and no time spent on initial weights
         vae = AutoencoderKL(**architecture)
     levels = len(architecture["block_out_channels"])
@@ -175,29 +186,76 @@ def build(architecture: dict, path: str):
     return vae
 
 
+# config.json's names for the settings of `KL`
+SETTINGS = {
+    "block_out_channels": "channels",
+    "layers_per_block": "layers",
+    "norm_num_groups": "groups",
+    "latent_channels": "latent_channels",
+}
+FOLDER_FILES = [f"diffusion_pytorch_model{end}" for end in (".safetensors", ".fp16.safetensors", ".bin")]
+
+
+def file_in(folder: str, architecture: dict, scale: float) -> str:
+    """The file of weights in a folder that diffusers saved, whose config.json is held against the settings."""
+    if os.path.isfile(os.path.join(folder, "model_index.json")):  # a whole pipeline
+        folder = os.path.join(folder, "vae")
+    config = read_json(os.path.join(folder, "config.json"), "the config of autoencoder.path")
+    wrong = [
+        f"autoencoder.{setting} is {architecture[key]} and {key} {config[key]}"
+        for key, setting in SETTINGS.items()
+        if key in config and config[key] != architecture[key]
+    ]
+    if wrong:
+        raise ValueError(f"{folder}/config.json describes another autoencoder: {'; '.join(wrong)}.")
+    if (published := config.get("scaling_factor", scale)) != scale:
+        warnings.warn(
+            f"{folder}/config.json says scaling_factor {published}; autoencoder.scale is {scale}.", stacklevel=4
+        )
+    found = [name for name in FOLDER_FILES if os.path.isfile(os.path.join(folder, name))]
+    if not found:
+        raise FileNotFoundError(f"autoencoder.path {folder} has none of the files {', '.join(FOLDER_FILES)}.")
+    return os.path.join(folder, found[0])
+
+
 def read(path: str) -> dict[str, Tensor]:
-    """The autoencoder's tensors in a file, under CompVis' names without a prefix. Never runs pickled code."""
+    """The autoencoder's tensors in a file, without a prefix. Never runs pickled code."""
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"There is no autoencoder at {path}. `python -m scripts.download autoencoder_kl` fetches it "
             "(autoencoder_kl_ema for the ImageNet H models), or set autoencoder.path."
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            safetensors = file.read(9)[8:] == b"{"
+        state = load_file(path) if safetensors else load_pickle(path)
     except Exception as error:  # torch raises many kinds: of pickle, zipfile, its own
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read as a file of tensors: {reason}") from error
     if isinstance(state, dict):
-        state = state.get("state_dict", state)  # Stable Diffusion's checkpoints wrap it
+        state = state.get("state_dict", state)  # Stable Diffusion's checkpoints and training files wrap it
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} does not hold a dict of tensors, so it is no autoencoder under CompVis' names.")
     prefix = "first_stage_model."
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return inner or state
+    # A training file has the discriminator and the perceptual loss too.
+    return inner or {key: value for key, value in state.items() if not key.startswith("loss.")}
+
+
+def load_pickle(path: str):
+    """What torch.save wrote, as far as it is tensors and plain containers.
+
+    Training files of Lightning name its callbacks, as keys of what these keep; an empty class stands for each.
+    """
+    with open(path, "rb") as file:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if file.read(2) == b"PK" else []
+    callbacks = [(type("Callback", (), {}), name) for name in names if name.startswith("pytorch_lightning.callbacks.")]
+    with torch.serialization.safe_globals(callbacks):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def to_diffusers(state: dict[str, Tensor], wanted: dict[str, Tensor], levels: int, path: str) -> dict[str, Tensor]:
-    """A state dict under CompVis' names -> diffusers' names, in float32.
+    """A state dict under CompVis' names, or diffusers' old or new ones -> diffusers' names, in float32.
 
     Args:
         wanted: the network's own state dict; only its names and shapes are read.
@@ -207,7 +265,11 @@ def to_diffusers(state: dict[str, Tensor], wanted: dict[str, Tensor], levels: in
     Raises:
         ValueError: names or shapes differ; lists them as they are in the file.
     """
-    names = {key: compvis(key, levels) for key in wanted}
+    if any(".mid_block." in key for key in state):
+        names = {key: key for key in wanted}
+        state = {re.sub(*OLD_NAMES, key): value for key, value in state.items()}
+    else:
+        names = {key: compvis(key, levels) for key in wanted}
     problems = [
         f"  {what} {len(keys)} tensors: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
         for what, keys in (
@@ -223,7 +285,9 @@ def to_diffusers(state: dict[str, Tensor], wanted: dict[str, Tensor], levels: in
         value, shape = state[name], wanted[key].shape
         # CompVis computes the projections of attention as 1 x 1 convolutions, diffusers as matrices.
         fits = value.shape == shape or value.shape == (*shape, 1, 1)
-        if fits:
+        if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
+            problems.append(f"  {name} has no real numbers: {value.dtype}, {value.layout}, on {value.device}")
+        elif fits:
             converted[key] = value.reshape(shape).float()
         else:
             problems.append(f"  {name} is {tuple(value.shape)} in the file and {tuple(shape)} in the network")
