@@ -139,8 +139,8 @@ def begin(out: Path, plan: dict) -> None:
     changed = [f"{key} was {before.get(key)} and is {plan[key]}" for key in plan if before.get(key) != plan[key]]
     if changed:
         raise ValueError(
-            f"{out} was begun with other settings ({'; '.join(changed)}): run the earlier command again, or choose "
-            "another --out."
+            f"{out} was begun with other settings ({'; '.join(changed)}), says .extract/{file.name}: run the "
+            "earlier command again, or choose another --out."
         )
 
 

@@ -15,7 +15,6 @@ shard of n images:
 import json
 import math
 import os
-import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +129,7 @@ def read_index(path: str) -> dict:
         "flips": isinstance(index.get("flips"), bool),
         "dtype": isinstance(index.get("dtype"), str) and index["dtype"] in DTYPES,
         "shard_size": is_count(index.get("shard_size")),
-        "files": isinstance(index.get("files"), list) and all(map(is_shard, index["files"])),
+        "files": isinstance(index.get("files"), list) and are_shards(index["files"]),
         "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
     }
     wrong = [key for key, right in checks.items() if not right]
@@ -152,10 +151,10 @@ def is_sizes(value, n: int) -> bool:
     return isinstance(value, list) and len(value) == n and all(map(is_count, value))
 
 
-def is_shard(entry) -> bool:
-    """Whether an entry of the index names a file beside it, and none elsewhere."""
-    name = entry.get("name") if isinstance(entry, dict) else None
-    return isinstance(name, str) and re.fullmatch(r"\d+\.safetensors", name) is not None
+def are_shards(entries) -> bool:
+    """Whether the index names the files beside it by their numbers, each once, and none elsewhere."""
+    expected = [f"{number:05d}.safetensors" for number in range(len(entries))]
+    return [entry.get("name") if isinstance(entry, dict) else None for entry in entries] == expected
 
 
 def make_index(
