@@ -31,6 +31,7 @@ import utils
 from libs import regimes
 from libs.evaluation.evaluate import load_model, weights_hash
 from libs.evaluation.sweep import Point, points
+from libs.files import remove_parts
 from libs.regimes import Regime
 from libs.run import Run, say_progress
 from libs.sampling.generate import generate_batch
@@ -53,8 +54,7 @@ def sample(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     point = configured(config, model, regime)
     if run.is_main:
         begin(run, made_with(config, point, run))
-        for part in run.dir.glob("*.png.part"):
-            part.unlink()
+        remove_parts(run.dir)
     run.barrier()
     size = config.sample.mini_batch_size
     if size < 1:
