@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ml_collections import config_flags
 
 from libs.checkpoints import file_of
-from libs.exits.policy import check_certainty
+from libs.exits.policy import max_u_of
 from libs.run import PATIENCE, Run
 
 FLAGS = flags.FLAGS
@@ -88,7 +88,7 @@ def certainty(text: str) -> float:
     except ValueError:
         value = float("nan")
     try:
-        check_certainty(value)
+        max_u_of(value)
     except ValueError:
         raise ValueError(
             f"--exit_threshold={text}: it is a certainty and must be a number in (0, 1], 1 = never exit early"

@@ -37,7 +37,7 @@ def test_macs_of_every_exit(kind, uem):
     for k in model.points:
         policy = EXIT_POLICIES["fixed"](layer=k)
         assert macs.at(k) == count_macs(lambda policy=policy: run_with_exits(model, policy, x, t, time, cond))
-    question = model.foresee if model.uem.ahead else lambda carry: model.uncertainty(3, carry)
+    question = model.predict_ahead if model.uem.ahead else lambda carry: model.uncertainty(3, carry)
     counted = count_macs(lambda: question(model.embed(x, time, cond))) - count_macs(lambda: model.embed(x, time, cond))
     assert macs.ask[0 if model.uem.ahead else 3] == counted > 0
     asked = set(model.questions(model.points)) - ({7} if uem == "probe" else set())  # which has none at the last exit

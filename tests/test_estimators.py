@@ -32,7 +32,7 @@ def test_contract(name, options):
     alone = model(x[3:4], time[3:4])
     torch.testing.assert_close(exits.u[:, 3:4], alone.u, rtol=1e-4, atol=1e-5)
     carry = model.embed(x, time, None)
-    asked = model.foresee(carry)
+    asked = model.predict_ahead(carry)
     asked = model.uncertainty(1, model.layer(0, carry)) if asked is None else asked[:, 0]
     torch.testing.assert_close(asked, exits.mean_u[0])
 

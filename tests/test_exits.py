@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import calibration_file, inputs, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
-from libs.exits import EXIT_POLICIES, Look, Paired, dense_decisions, oracle, run_dense, run_with_exits
+import libs.exits
+from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_dense, run_with_exits
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
-from sde import VPLinear
+from libs.sampling.plans import ddim
+from sde import PROCESSES, VPLinear
 
 # One instance of every policy, with settings at which the tiny model's exits differ between images.
 SETTINGS = {
@@ -128,6 +132,25 @@ def test_row_order_does_not_matter(name):
     assert (shuffled - out[order]).abs().max() < TOLERANCE * out.abs().max()
 
 
+def dense_decisions(model, policy, exits, t):
+    """The layers (B,) that `policy` would use, decided on a dense call without removing any row.
+
+    It sees the uncertainties of the dense call, not tokens, so it serves policies that read "u" or nothing.
+    """
+    n = exits.out.shape[1]
+    used = np.full(n, model.depth)
+    decide = policy.start(n, model.depth, t)
+    for k in policy.asked(model.points):
+        alive = np.flatnonzero(used == model.depth)
+        if not len(alive):
+            break
+        rows = torch.from_numpy(alive)
+        u = exits.mean_u[exits.points.index(k)].cpu()
+        stop = decide(Look(k=k, rows=rows, u=u[rows] if "u" in policy.reads else None))
+        used[alive[np.asarray(stop) & np.ones(len(alive), bool)]] = k
+    return used
+
+
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "similarity"])
 def test_decisions_equal_the_dense_reference(name):
     """Catches an executor that decides on other uncertainties than a dense call shows (wrong rows, wrong exit)."""
@@ -164,9 +187,9 @@ def test_asking_at_some_exits_only():
     _, used = run_with_exits(model, EXIT_POLICIES["threshold"](certainty=0.5, at=(2, 5)), x, t, time, None)
     assert set(used) <= {2, 5, 7} and len(set(used)) > 1
     with pytest.raises(ValueError, match="exit.at asks at"):
-        EXIT_POLICIES["threshold"](at=(9,)).asked(model.points)
+        EXIT_POLICIES["threshold"](at=(9,)).check(model)
     with pytest.raises(ValueError, match="exit.fixed.layer is 9"):
-        EXIT_POLICIES["fixed"](layer=9).asked(model.points)
+        EXIT_POLICIES["fixed"](layer=9).check(model)
 
 
 @pytest.mark.parametrize("points", [(2, 4), (0, 3)])
@@ -274,6 +297,19 @@ def test_schedule_follows_time():
         EXIT_POLICIES["schedule"](shares=(0.5, 1.5))
 
 
+@pytest.mark.parametrize("process", ["ddpm", "sd", "vp_linear"])
+def test_the_released_schedule_counts_noise_levels_as_published(process):
+    """Catches bins that are one level off where a uniform grid meets their borders: DDPM's level 899 ran bin 900-999.
+
+    ASE's bins are the levels 0-99, ..., 900-999 of 1,000; a grid of ten calls asks 999, 899, ..., 99.
+    """
+    plan = ddim(PROCESSES[process](), steps=10)
+    shares = (28, 28, 24, 24, 20, 20, 16, 16, 12, 12)
+    decide = EXIT_POLICIES["schedule"]().start(10, 28, plan.t)
+    stops = torch.stack([torch.as_tensor(decide(Look(k=k, rows=torch.arange(10)))) for k in range(1, 29)])
+    assert (stops.int().argmax(0) + 1).tolist() == list(reversed(shares))
+
+
 def depths(policy, t):
     """The depths (n,) that a policy which looks at nothing gives n rows at the times t."""
     decide = policy.start(len(t), 7, torch.tensor(t, dtype=torch.float64))
@@ -311,17 +347,17 @@ def test_calibrated_thresholds():
 @pytest.mark.parametrize("name", ["schedule", "calibrated"])
 def test_bad_calibration_files(name, tmp_path):
     """Catches a damaged or foreign file that is used all the same."""
-    policy = EXIT_POLICIES[name]
+    policy, model = EXIT_POLICIES[name], tiny(points=(1,))
     with pytest.raises(ValueError, match="can be left at"):
-        policy(path=calibration_file()).asked((1, 2, 5))
+        policy(path=calibration_file()).check(tiny(points=(1, 2, 5)))
     for content in ("{", "{}", '{"points": [1, 7], "schedule": {"t": [1]}, "thresholds": {"edges": [1], "max_u": []}}'):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=f"exit.{name}.path is"):
-            policy(path=str(tmp_path / "bad.json")).asked((1, 7))
+            policy(path=str(tmp_path / "bad.json")).check(model)
     with pytest.raises(ValueError, match="cannot be read"):
-        policy(path=str(tmp_path / "none.json")).asked((1, 7))
+        policy(path=str(tmp_path / "none.json")).check(model)
     with pytest.raises(ValueError, match="both set" if name == "schedule" else "is not set"):
-        policy(**({"shares": (0.5,), "path": "a.json"} if name == "schedule" else {})).asked((1, 7))
+        policy(**({"shares": (0.5,), "path": "a.json"} if name == "schedule" else {})).check(model)
 
 
 def test_similarity_looks_at_the_layer_before():
@@ -357,9 +393,9 @@ def test_matched_controls():
     with pytest.raises(ValueError, match="bind it"):
         EXIT_POLICIES["matched_random"](path=trace_file()).start(2, 7, torch.zeros(2))
     with pytest.raises(ValueError, match="7 layers; this one has 5"):
-        static.asked((1, 5))
+        static.check(tiny(depth=4))
     with pytest.raises(ValueError, match="exit.matched_static.path is ''"):
-        EXIT_POLICIES["matched_static"]().asked((1, 7))
+        EXIT_POLICIES["matched_static"]().check(tiny())
 
 
 def test_oracle_is_the_least_sufficient_exit():
@@ -371,5 +407,23 @@ def test_oracle_is_the_least_sufficient_exit():
 
 def test_pairs_pass_batchwise_decisions_through():
     """Catches a pairing rule that turns a fixed layer's host decision into device work."""
-    decide = Paired(inner=EXIT_POLICIES["fixed"](layer=3), pair="tied").start(4, 7, torch.zeros(4))
+    decide = GuidancePairs(inner=EXIT_POLICIES["fixed"](layer=3), pair="tied").start(4, 7, torch.zeros(4))
     assert decide(Look(k=3, rows=torch.arange(4))) is True
+
+
+def test_the_example_of_a_policy_works():
+    """Catches an example that lacks an import or breaks the contract: the code is run as printed, here and in README.
+
+    README's lacked all imports; it is read as soon as it has them.
+    """
+    texts = [libs.exits.__doc__, Path("README.md").read_text()]
+    blocks = [block.partition("```")[0] for text in texts for block in text.split("```python\n")[1:]]
+    examples = [block for block in blocks if "(ExitPolicy)" in block and "import ExitPolicy" in block]
+    assert examples
+    for code in examples:
+        exec(compile(code, "example", "exec", dont_inherit=True), names := {"__name__": "mine"})
+        model, (x, t, time, _), policy = tiny("time"), inputs(), names["Mine"](slack=0.01)
+        used = run_with_exits(model, policy, x, t, time, None)[1]
+        rows = [slice(i, i + 1) for i in range(len(x))]
+        alone = [int(run_with_exits(model, policy, x[r], t[r], time[r], None)[1][0]) for r in rows]
+        assert used.tolist() == alone and len(set(used)) > 1

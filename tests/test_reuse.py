@@ -9,7 +9,7 @@ from conftest import inputs, tiny
 from test_cost import count_macs
 from wrong import SharedResidualCalls
 
-from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, calls, looking_back, run_dense
+from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, looking_back, run_dense
 from libs.exits.execute import run_outer
 from libs.metrics.cost import macs_per_image
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -72,7 +72,7 @@ def test_batch_equals_single_images(method):
 
 def test_memory_shared_between_images_is_caught(monkeypatch):
     """One residual for the whole batch instead of one per image."""
-    monkeypatch.setitem(calls.KINDS, Residual, SharedResidualCalls)
+    monkeypatch.setattr(Residual, "kind", SharedResidualCalls)
     with pytest.raises(AssertionError):
         check_batch_equals_singles(tiny("time", "own"), "residual")
 
@@ -286,7 +286,7 @@ def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="exit.reuse.every is 0"):
         policy("reuse", every=0)
     with pytest.raises(ValueError, match="each half of this network has 3 layers"):
-        policy("cache", layers=4).asked(model.points)
+        policy("cache", layers=4).check(model)
     with pytest.raises(ValueError, match="exit.reuse.at"):
         policy("reuse", at=(2,))
     made = denoiser(model, policy("reuse"))

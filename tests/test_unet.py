@@ -138,7 +138,7 @@ def test_questions_at_every_size(uem):
     x, _, time, _ = inputs(1)
     carry, asked = model.embed(x, time, None), []
     if model.uem.ahead:
-        assert count_macs(lambda: model.foresee(carry)) == model.macs().ask[0] > 0
+        assert count_macs(lambda: model.predict_ahead(carry)) == model.macs().ask[0] > 0
         return
     for k in (1, 2, 3):
         carry = model.layer(k - 1, carry)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from libs.exits.calls import ResidualCalls
+from libs.exits.caching import ResidualCalls
 from libs.exits.threshold import Patience, Threshold
 from libs.models.backbone import Carry
 from libs.models.uem import Time, TimeBank

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from libs.exits.stored import between
+from libs.exits.static import between
 from libs.sampling.plans import HISTORY, Plan
 
 ALWAYS = 1.01  # a threshold above every uncertainty

@@ -10,7 +10,7 @@ from typing import Any
 
 from libs.build import chosen, lookup, settings
 from libs.evaluation.families import BASELINES
-from libs.exits import EXIT_POLICIES, ExitPolicy, check_sizes, looking_back
+from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.models import EarlyExitModel, Missing
 from libs.regimes import Regime
 from libs.sampling.denoiser import Guidance
@@ -117,8 +117,7 @@ def make_point(method: Method, config, model: EarlyExitModel, regime: Regime) ->
     options = chosen({"name": method.policy, method.policy: config.exit.get(method.policy)}) | method.settings
     policy = lookup(EXIT_POLICIES, method.policy, "exit.name")(**options)
     policy = looking_back(policy, residual=method.residual, refresh=method.refresh)
-    policy.asked(model.points)  # refuses exits that the model does not have, before any work
-    check_sizes(model, policy)
+    policy.check(model)  # refused before any work
     exits = {"name": method.policy, **options}
     if method.residual or method.refresh:
         exits |= {"residual": method.residual, "refresh": method.refresh}

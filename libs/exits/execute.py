@@ -39,9 +39,9 @@ def run_with_exits(
     alive = np.arange(len(x))  # carry.rows, on the host
 
     carry = model.embed(x, time, cond)
-    foreseen = model.foresee(carry) if asked and "u" in policy.reads else None  # (B, E)
-    if foreseen is not None:
-        foreseen = foreseen.cpu()  # the call's one wait: all decisions are then made on the host
+    ahead = model.predict_ahead(carry) if asked and "u" in policy.reads else None  # (B, E)
+    if ahead is not None:
+        ahead = ahead.cpu()  # the call's one wait: all decisions are then made on the host
     for k in range(depth + 1):
         if k:
             carry = model.layer(k - 1, carry)  # (b, L, D)
@@ -49,7 +49,7 @@ def run_with_exits(
             watch(k, carry)
         if k not in asked:
             continue
-        stop = decide(look_at(model, policy.reads, k, carry, alive, foreseen))
+        stop = decide(look_at(model, policy.reads, k, carry, alive, ahead))
         if isinstance(stop, bool):
             stop = np.full(len(alive), stop)
         else:
@@ -78,12 +78,12 @@ def run_with_exits(
 
 
 def look_at(
-    model: EarlyExitModel, reads: frozenset[str], k: int, carry: Carry, alive: np.ndarray, foreseen: Tensor | None
+    model: EarlyExitModel, reads: frozenset[str], k: int, carry: Carry, alive: np.ndarray, ahead: Tensor | None
 ) -> Look:
-    """What the policy sees at exit k; all of it on the host where the estimator looked ahead (`foreseen` (B, E))."""
-    if foreseen is not None:
+    """What the policy sees at exit k; all of it on the host where the estimator looked ahead (`ahead` (B, E))."""
+    if ahead is not None:
         rows = torch.from_numpy(alive)
-        return Look(k=k, rows=rows, u=foreseen[rows, model.points.index(k)])
+        return Look(k=k, rows=rows, u=ahead[rows, model.points.index(k)])
     return Look(
         k=k,
         rows=carry.rows,
@@ -109,27 +109,6 @@ def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tens
 def run_dense(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | None) -> AllExits:
     """Every exit of one call: the reference for tests, calibration and analysis."""
     return model(x, time, cond)
-
-
-def dense_decisions(model: EarlyExitModel, policy: ExitPolicy, exits: AllExits, t: Tensor) -> np.ndarray:
-    """The layers (B,) that `policy` would use, decided on a dense call without removing any row.
-
-    It sees the uncertainties of the dense call, not tokens, so it serves policies that read "u" or nothing.
-    """
-    if policy.reads - {"u"}:
-        raise ValueError(f"{type(policy).__name__} reads {sorted(policy.reads)}; dense decisions offer only 'u'")
-    n = exits.out.shape[1]
-    used = np.full(n, model.depth)
-    decide = policy.start(n, model.depth, t)
-    for k in policy.asked(model.points):
-        alive = np.flatnonzero(used == model.depth)
-        if not len(alive):
-            break
-        rows = torch.from_numpy(alive)
-        u = exits.mean_u[exits.points.index(k)].cpu()
-        stop = decide(Look(k=k, rows=rows, u=u[rows] if "u" in policy.reads else None))
-        used[alive[np.asarray(stop) & np.ones(len(alive), bool)]] = k
-    return used
 
 
 def oracle(eps: Tensor, points: tuple[int, ...], tau: float) -> Tensor:

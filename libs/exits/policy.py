@@ -9,9 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
+
+from libs.models import EarlyExitModel
+
+if TYPE_CHECKING:
+    from libs.exits.calls import Calls
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,16 @@ class ExitPolicy:
     at: tuple[int, ...] = ()
     reads: ClassVar[frozenset[str]] = frozenset()
     per_image: ClassVar[bool] = True  # False: the rows of a call decide together, so what is batched matters
+    kind: ClassVar[type[Calls] | None] = None  # how a sampling's calls are made, where they remember earlier ones
+
+    def check(self, model: EarlyExitModel) -> None:
+        """Raise ValueError, naming the setting, for what this policy cannot do on `model`. Called before any work."""
+        if foreign := sorted(set(self.at) - set(model.points)):
+            raise ValueError(f"exit.at asks at {foreign}; this model can be left at {model.points}")
 
     def asked(self, points: tuple[int, ...]) -> tuple[int, ...]:
         """The exits, among the model's `points`, at which this policy wants to be asked. The last is no question."""
-        asked = tuple(self.at) or points[:-1]
-        if set(asked) - set(points):
-            raise ValueError(f"exit.at asks at {sorted(set(asked) - set(points))}; this model can be left at {points}")
-        return tuple(k for k in asked if k != points[-1])
+        return tuple(k for k in (self.at or points) if k != points[-1])
 
     def bind(self, seed: int, ids: Sequence[int]) -> ExitPolicy:
         """This policy for a batch of the images `ids` of noise seed `seed`: few need to know whose rows they see."""
@@ -58,18 +66,21 @@ class ExitPolicy:
 
     def paired(self, pair: str) -> ExitPolicy:
         """This policy for guidance pairs that leave together, "tied" or by the "cond" row."""
-        return Paired(inner=self, pair=pair)
+        return GuidancePairs(inner=self, pair=pair)
 
 
-def check_certainty(value: float) -> float:
-    """The released convention, converted in one place: leave when certainty 1 - u exceeds `value`; returns max u."""
+def max_u_of(value: float) -> float:
+    """The uncertainty below which a row leaves at the certainty `value`: 1 - value, the released convention.
+
+    Raises ValueError unless `value` is a number in (0, 1]; at 1 nobody leaves.
+    """
     if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
         raise ValueError(f"exit_threshold is {value!r}; it is a certainty and must lie in (0, 1], 1 = never exit early")
     return 1.0 - value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired(ExitPolicy):
+class GuidancePairs(ExitPolicy):
     """Guidance pairs that leave together: where both rows would ("tied"), or where the conditional row would ("cond").
 
     Rows are [cond; null].
@@ -81,6 +92,9 @@ class Paired(ExitPolicy):
     @property
     def reads(self) -> frozenset[str]:
         return self.inner.reads
+
+    def check(self, model):
+        self.inner.check(model)
 
     def asked(self, points):
         return self.inner.asked(points)
@@ -96,3 +110,9 @@ class Paired(ExitPolicy):
             return (halves[0] if self.pair == "cond" else halves.all(0)).repeat(2)
 
         return decide
+
+
+def one_size(name: str, model: EarlyExitModel) -> None:
+    """Refuse the policy `name`, which compares or joins the features of layers, where these differ in size."""
+    if model.backbone.decodes:
+        raise ValueError(f"exit.name is {name!r}, which needs layers of one size; this U-Net's have several")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from libs.exits.policy import ExitPolicy
+from libs.exits.policy import ExitPolicy, one_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,10 @@ class Similarity(ExitPolicy):
     def __post_init__(self):
         if not -1 < self.cosine <= 1:
             raise ValueError(f"exit.similarity.cosine is {self.cosine}; it must lie in (-1, 1]")
+
+    def check(self, model):
+        super().check(model)
+        one_size("similarity", model)
 
     def start(self, n_rows, depth, t):
         before = None

@@ -77,7 +77,7 @@ class EarlyExitModel(nn.Module):
         u = self.estimate(k, carry)
         return unpatchify(u, self.backbone.channels) if u.dim() > 1 else u
 
-    def foresee(self, carry: Carry) -> Tensor | None:
+    def predict_ahead(self, carry: Carry) -> Tensor | None:
         """(b, E): every exit's uncertainty before the first layer, from an estimator that looks ahead; or None."""
         return self.uem(self.backbone.patches(carry), carry.time) if self.uem.ahead else None
 
@@ -93,14 +93,14 @@ class EarlyExitModel(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> AllExits:
         """Run every layer and leave at every exit. x (B, C, H, W), time (B,)."""
         carry = self.embed(x, time, cond)
-        foreseen = self.foresee(carry)
+        ahead = self.predict_ahead(carry)
         out, u = [], []
         for k in range(self.depth + 1):
             if k:
                 carry = self.layer(k - 1, carry)
             if k in self.points:
                 out.append(self.head(k, carry))
-                u.append(self.uncertainty_map(k, carry) if foreseen is None else foreseen[:, len(u)])
+                u.append(self.uncertainty_map(k, carry) if ahead is None else ahead[:, len(u)])
         return AllExits(points=self.points, out=torch.stack(out).float(), u=torch.stack(u))
 
     def copy_heads(self) -> None:

@@ -37,7 +37,7 @@ class Denoiser:
     """eps(x (B, C, H, W), t (B,) float64 on the CPU) -> (B, C, H, W) float32; records layers used in `trace`.
 
     `cond` and `null` are the conditions of all B rows (labels (B,), text (B, n, width), or None). One denoiser serves
-    one sampling of `n_calls` calls: methods that look back (libs/exits/reuse.py) keep their memory in it.
+    one sampling of `n_calls` calls: methods that look back (libs/exits/caching.py) keep their memory in it.
     """
 
     def __init__(

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from libs import rng
 from libs.exits import ExitPolicy, Look, Trace
-from libs.exits.calibrated import Calibrated
-from libs.exits.threshold import Threshold
+from libs.exits.threshold import Calibrated, Threshold
 from libs.models import EarlyExitModel
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -88,7 +87,7 @@ class InFlight:
         self.t = torch.zeros(slots, dtype=torch.float64)  # of each row's call
         self.cond = None if cond is None else cond.new_zeros(slots, *cond.shape[1:], device=run.device)
         self.pool: list[Tensor] = []
-        self.foreseen = torch.zeros(slots, len(model.points), device=run.device)
+        self.ahead_u = torch.zeros(slots, len(model.points), device=run.device)
         self.left = torch.zeros(slots, dtype=torch.long, device=run.device)  # the layers of each row's last call
         self.eps = torch.zeros(slots, *regime.shape, device=run.device)
         self.missing = np.full(places, self.branches)  # rows that this step still waits for
@@ -192,7 +191,7 @@ class InFlight:
         carry = self.model.embed(self.state.x[places], time, None if self.cond is None else self.cond[rows])
         carry = Pooled(carry.h, carry.time, rows, slots=self.branches * self.places, pool=self.pool)
         if self.model.uem.ahead:
-            self.foreseen[rows] = self.model.foresee(carry)
+            self.ahead_u[rows] = self.model.predict_ahead(carry)
         self.ask(0, carry)
 
     def ask(self, k: int, carry: Pooled) -> None:
@@ -203,7 +202,7 @@ class InFlight:
             return
         if k in self.asked:
             if self.model.uem.ahead:
-                u = self.foreseen[carry.rows, self.model.points.index(k)]
+                u = self.ahead_u[carry.rows, self.model.points.index(k)]
             else:
                 u = self.model.uncertainty(k, carry)
             stop = self.policy.start(len(self.t), depth, self.t)(Look(k=k, rows=carry.rows, u=u))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
-from libs.exits.policy import check_certainty
+from libs.exits.policy import max_u_of
 from libs.models import EarlyExitModel, Missing
 from libs.models.build import build_model
 from libs.regimes import Labels, Regime
@@ -238,7 +238,7 @@ def exit_settings(exit: ConfigDict, certainty: float | None = None) -> tuple[str
     lookup(EXIT_POLICIES, name, "exit.name")
     if certainty is None:
         return name, chosen(exit)
-    check_certainty(certainty)
+    max_u_of(certainty)
     if name == "full":  # no rule of its own
         name = "threshold"
     if "certainty" not in settings(EXIT_POLICIES[name]):

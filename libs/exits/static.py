@@ -1,22 +1,52 @@
-"""Static schedules: the depth of every call is known beforehand from its time alone.
+"""Depths that are known before a call from its time alone: full, one layer for all, schedules.
 
 Nothing is estimated, nothing waits for the device, and no row is removed as long as a batch shares its time.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from libs.exits.policy import Decide, ExitPolicy
-from libs.exits.stored import between, read_calibration
 
 ASE_DEMO = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
+NEEDED = {"schedule": ("t", "layers"), "thresholds": ("edges", "max_u")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(ExitPolicy):
+    """Never leave early."""
+
+    def asked(self, points):
+        return ()
+
+    def start(self, n_rows, depth, t):
+        return lambda look: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(ExitPolicy):
+    """Every image, at every step, leaves after `layer` layers."""
+
+    layer: int = 1
+
+    def check(self, model):
+        if self.layer not in model.points:
+            raise ValueError(f"exit.fixed.layer is {self.layer}; this model can be left at {model.points}")
+
+    def asked(self, points):
+        return (self.layer,) if self.layer != points[-1] else ()
+
+    def start(self, n_rows, depth, t):
+        return lambda look: look.k == self.layer
 
 
 def leave_at(due: Tensor) -> Decide:
@@ -39,8 +69,10 @@ def layers_of(share: float, depth: int) -> int:
 class Schedule(ExitPolicy):
     """A static depth for every time: the share of layers to run in equal bins of t, from t = 0 (data) to 1 (noise).
 
-    The default is the only released schedule of ASE (Moon et al., ICML 2024: 28, 28, 24, 24, 20, 20, 16, 16, 12, 12 of
-    28 blocks). A layer count that is no exit of the model is rounded up to the next exit. `path` is a file of
+    A time on the border of two bins belongs to the lower one: of 1,000 noise levels t = n / 1000, the ten bins of the
+    default are the levels 1 to 100, 101 to 200 and so on, which DDPM counts 0 to 99, 100 to 199. The default is the
+    only released schedule of ASE (Moon et al., ICML 2024: 28, 28, 24, 24, 20, 20, 16, 16, 12, 12 of 28 blocks). A layer
+    count that is no exit of the model is rounded up to the next exit. `path` is a file of
     scripts.calibrate instead, with a layer count for every network call; a time between two calls takes the nearest.
     """
 
@@ -57,9 +89,12 @@ class Schedule(ExitPolicy):
     def stored(self) -> dict:
         return read_calibration(self.path, "schedule", "exit.schedule.path")
 
+    def check(self, model):
+        super().check(model)
+        if self.path:
+            same_exits(self.path, self.stored, model.points)
+
     def asked(self, points):
-        if self.path and tuple(self.stored["points"]) != tuple(points):
-            raise ValueError(f"{self.path} is for exits {self.stored['points']}; this model can be left at {points}")
         asked = super().asked(points)
         taken = {next((k for k in asked if k >= layers), None) for layers in self.table(points[-1])[1]}
         return tuple(k for k in asked if k in taken)  # nobody leaves at the others
@@ -74,7 +109,7 @@ class Schedule(ExitPolicy):
 
     def start(self, n_rows, depth, t):
         edges, layers = self.table(depth)
-        bins = torch.bucketize(t, t.new_tensor(edges), right=True)
+        bins = torch.bucketize(t - 1e-9, t.new_tensor(edges))  # 1e-9: a border is one, whatever the rounding
         return leave_at(torch.tensor(layers)[bins])
 
 
@@ -96,3 +131,37 @@ class Power(ExitPolicy):
     def start(self, n_rows, depth, t):
         shares = self.at_data + (self.at_noise - self.at_data) * t**self.exponent
         return leave_at(torch.tensor([layers_of(share, depth) for share in shares.tolist()]))
+
+
+# ---- files of scripts.calibrate ----
+
+
+def read_calibration(path: str, part: str, setting: str) -> dict:
+    """The `part` ("schedule" or "thresholds") of a calibration file, with the model's exits as "points".
+
+    ValueError, naming `setting`, where there is no such file or it lacks what is needed.
+    """
+    if not path:
+        raise ValueError(f"{setting} is not set; it must name a JSON file of scripts.calibrate")
+    try:
+        stored = json.loads(Path(path).read_text())
+        found = {"points": stored["points"], **{name: stored[part][name] for name in NEEDED[part]}}
+    except OSError as error:
+        raise ValueError(f"{setting} is {path}, which cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{setting} is {path}, which is no file of scripts.calibrate ({error!r})") from error
+    rows, columns = (found[name] for name in NEEDED[part])
+    if len(columns) != len(rows) + (part == "thresholds"):
+        raise ValueError(f"{setting} is {path}, whose {part} do not fit together: the file is damaged")
+    return found
+
+
+def same_exits(path: str, stored: dict, points: tuple[int, ...]) -> None:
+    """Refuse a calibration file of a model with other exits."""
+    if tuple(stored["points"]) != tuple(points):
+        raise ValueError(f"{path} is for exits {tuple(stored['points'])}; this model can be left at {tuple(points)}")
+
+
+def between(nodes: Sequence[float]) -> list[float]:
+    """The middles between ascending nodes: what lies between two of them belongs to the nearer one."""
+    return [(a + b) / 2 for a, b in zip(nodes[:-1], nodes[1:], strict=True)]

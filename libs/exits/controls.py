@@ -11,8 +11,7 @@ import torch
 
 from libs import rng
 from libs.exits.policy import ExitPolicy
-from libs.exits.schedule import leave_at
-from libs.exits.stored import between
+from libs.exits.static import between, leave_at
 from libs.exits.trace import Trace
 
 MATCHES = ("call", "all")
@@ -35,11 +34,11 @@ class Matched(ExitPolicy):
         rows = [np.bincount(call.ravel(), minlength=trace.depth + 1) for call in trace.used[order]]
         return trace.t[order].tolist(), np.stack(rows)
 
-    def asked(self, points):
+    def check(self, model):
+        super().check(model)
         depth = self.counts[1].shape[1] - 1
-        if depth != points[-1]:
-            raise ValueError(f"{self.path} is the trace of a model with {depth} layers; this one has {points[-1]}")
-        return super().asked(points)
+        if depth != model.depth:
+            raise ValueError(f"{self.path} is the trace of a model with {depth} layers; this one has {model.depth}")
 
     def at_times(self, t: torch.Tensor) -> np.ndarray:
         """(B, K + 1) counts of the nearest recorded call."""
