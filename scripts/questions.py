@@ -124,7 +124,10 @@ def page(questions: dict[str, dict], record: dict[str, dict]) -> str:
         f"{texts[name]['number']} |"
         for name in names
     ]
-    parts = [INTRODUCTION, "| | Question | Answer | Number |\n|---|---|---|---|\n" + "\n".join(rows)]
+    parts = [
+        questions["model"]["introduction"].strip(),
+        "| | Question | Answer | Number |\n|---|---|---|---|\n" + "\n".join(rows),
+    ]
     for name in names:
         entry, text, kept = questions[name], texts[name], record[name]
         parts += [f"## {name}. {entry['ask']}", f"{text['short']}. {text['answer']}"]
@@ -144,20 +147,6 @@ def filled(entry: dict, kept: dict) -> dict[str, str]:
 def anchor(name: str, ask: str) -> str:
     """GitHub's anchor of the heading."""
     return re.sub(r"[^\w\- ]", "", f"{name}. {ask}".lower()).replace(" ", "-")
-
-
-INTRODUCTION = """# Questions about early exit
-
-What reviewers and users of early-exit diffusion have asked, answered on the embedded digits.
-
-`python -m scripts.questions Q6` runs the commands of a question, `--list Q6` shows them, and `--write` makes this page
-from `docs/questions/questions.toml` and the files that the commands left. Unless an answer says otherwise it is one
-training (seed 1234), three noise seeds and 2,048 images, on a CPU. Full depth is not one number here: images (5.31 with
-512, 3.41 with 2,048), training steps (7.31 after 1,000), threads (3.41 with one, 3.59 with two) and the training seed
-(3.75 is a mean over three) change it, so numbers of different questions are not compared.
-
-Where an answer says so, calls are evenly spaced. Fewer, better placed calls at full depth are a stronger rival; the
-report and the [leaderboard](leaderboard.md) quote speed-ups against it."""
 
 
 def commit() -> str:

@@ -228,7 +228,7 @@ def test_page_states_conventions_and_provenance(complete):
     text = text_of(complete)
     for needed in (
         "multiply-accumulates", "CPU, 2 cores", "0f1e2d3c", "torch 2.9.0", "[1, 2, 3]", "t: noise", "0 to 100 %",
-        "Time alone explains", "95 % intervals over 3 noise seeds of one training", "evenly spaced calls",
+        "Time explains", "95 % intervals over 3 noise seeds of one training", "evenly spaced calls",
     ):  # fmt: skip
         assert needed in text, needed
     assert "stricter bar" not in text and "floor" in text
@@ -329,10 +329,10 @@ def test_exit_sentence_by_hand():
         return page.exit_sentence(Exits(np.linspace(1, 0, len(used)), np.array(used, np.uint8)[:, None], 7))
 
     by_time = [[1, 1, 1], [3, 3, 3], [5, 5, 5]]  # (calls, n)
-    assert "Time alone explains 100\u00a0%" in said(by_time) and "nearly a schedule" in said(by_time)
-    assert "the image alone 100\u00a0%" in said(np.array(by_time).T)
+    assert "Time explains 100\u00a0%" in said(by_time) and "the image 0\u00a0%" in said(by_time)
+    assert "the image 100\u00a0%" in said(np.array(by_time).T)
     mixed = said([[1, 2], [3, 4]])  # total 1.25, calls 1, images 0.25
-    assert "explains 80\u00a0%" in mixed and "alone 20\u00a0%" in mixed
+    assert "explains 80\u00a0%" in mixed and "image 20\u00a0%" in mixed
     assert said([[3, 3], [3, 3]]) == "Every image leaves after layer 3 at every call."
 
 

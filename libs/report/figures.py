@@ -9,15 +9,15 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from libs.report.entries import Entry, change, gap, speedup
+from libs.report.entries import Entry, gap
 from libs.report.read import Exits, Uncertainty
-from libs.report.text import family_name, quality_name, sig, signed, times
+from libs.report.text import family_name, quality_name, sig
 from libs.report.verdict import full_depth
 
 WIDTH, HEIGHT = 720, 400  # user units; text is larger in them on narrow screens
@@ -93,10 +93,12 @@ def polyline(at: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x},{y}" for x, y in at)
 
 
-def frontier(entries: Sequence[Entry], chosen: Entry | None, tolerance: float) -> Chart | None:
+def frontier(
+    entries: Sequence[Entry], chosen: Entry | None, tolerance: float, facts: Callable[[Entry], list[tuple[str, str]]]
+) -> Chart | None:
     """Quality against seconds (GMACs where nothing was timed), as shares of full depth; None without either.
 
-    Bars are 95 % intervals of the difference to full depth, which therefore has none.
+    Bars are 95 % intervals of the difference to full depth, which therefore has none. A mark's title is its `facts`.
     """
     full, several = full_depth(entries), len({entry.model for entry in entries}) > 1
     timed = any(entry.cost is not None for entry in entries)
@@ -116,7 +118,7 @@ def frontier(entries: Sequence[Entry], chosen: Entry | None, tolerance: float) -
         for e in group:
             found = gap(e, full) if full is not None and e is not full else None
             bar = None if found is None or found.low is None else (y(full.mean + found.high), y(full.mean + found.low))
-            title = "\n".join(facts(e, full, several))
+            title = "\n".join([e.name(several), *(f"{key}: {value}" for key, value in facts(e))])
             dots.append(dict(x=x(cost[id(e)]), y=y(e.mean), bar=bar, title=title, chosen=e is chosen))
         number = families.index(family) if family != "full" else 0
         best = [d for i, d in enumerate(dots) if all(e.mean > group[i].mean for e in group[:i])]
@@ -134,17 +136,6 @@ def frontier(entries: Sequence[Entry], chosen: Entry | None, tolerance: float) -
     names = (f"{'seconds' if timed else 'GMACs'} per image, full depth = 1", quality_name(shown[0].first.quality_key))
     label = f"{names[1]} against {names[0]}: {', '.join(s.name for s in series)}"
     return Chart(label, x, y, series, top and top[1], top, names)
-
-
-def facts(entry: Entry, full: Entry | None, several: bool) -> list[str]:
-    """What a pointer on a mark shows."""
-    lines = [entry.name(several), f"{quality_name(entry.first.quality_key)} {sig(entry.mean)}"]
-    if full is not None and entry is not full:
-        lines.append(f"against full depth {signed(change(entry, full))}")
-        lines.append(f"speed-up {times(speedup(entry, full))}")
-    if entry.mean_depth is not None:
-        lines.append(f"{sig(entry.mean_depth)} of {entry.first.depth} layers, {entry.first.nfe} calls")
-    return lines
 
 
 def training(rows: Sequence[dict[str, float]]) -> list[Chart]:
@@ -196,23 +187,23 @@ def gradient() -> str:
 
 def data_uri(image: Image.Image, most: int = 192) -> str:
     """Small images as they are (PNG), large ones reduced to `most` pixels (WebP)."""
-    buffer = io.BytesIO()
+    if max(image.size) <= 64:
+        return encoded(image, "PNG", optimize=True)
     if max(image.size) > 2 * most:
         image = image.copy()
         image.thumbnail((most, most))
-    if max(image.size) <= 64:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "WEBP", quality=88)
-    kind = "png" if max(image.size) <= 64 else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return encoded(image, "WEBP", quality=88)
 
 
 def png_uri(pixels: np.ndarray) -> str:
-    """(H, W, 3) uint8, exactly."""
+    """(H, W, 3 or 4) uint8, exactly."""
+    return encoded(Image.fromarray(pixels), "PNG", optimize=True)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def exit_shares(exits: Exits, branch: int) -> np.ndarray:

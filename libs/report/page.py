@@ -71,7 +71,7 @@ def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: S
             basis=basis(said.chosen or entries[0]),
             full=next((look for look in shown if look.entry is full), None),
             looks=[look for look in shown if look.entry is not full],
-            chart=figures.frontier(entries, said.chosen, tolerance),
+            chart=figures.frontier(entries, said.chosen, tolerance, lambda e: look_facts(e, entries, full)),
             tolerance=tolerance,
             table=table(entries, said.chosen, several),
             fastest=[(e, *against(e, entries)) for e in fastest_of_each(entries, tolerance)],
@@ -201,12 +201,9 @@ def exit_sentence(exits: Exits) -> str:
         return f"Every image{branch} leaves after layer {used[0, 0]:.0f} at every call."
     time, image = used.mean(1).var() / used.var(), used.mean(0).var() / used.var()
     low, high = np.percentile(used.mean(0), (5, 95))
-    kind = (
-        "nearly a schedule over time" if time >= 0.9 else "mostly over time" if time >= 0.5 else "more than over time"
-    )
     return (
-        f"Time alone explains {percent(time)} of the variance of the exit{branch}, the image alone {percent(image)} "
-        f"({kind}); nine in ten images have {sig(low)} to {sig(high)} layers per call."
+        f"Time explains {percent(time)} of the variance of the exit{branch}, the image {percent(image)}. Nine in ten "
+        f"images: {sig(low)} to {sig(high)} layers."
     )
 
 
