@@ -110,6 +110,21 @@ def test_speed_ups_are_paired_run_by_run():
     assert over.n == 3 and over.mean == pytest.approx(2)
 
 
+def test_a_speed_up_is_one_number(tmp_path):
+    """Catches "2.67 times" beside "40 % of the seconds": medians in one place, mean ratios in the other."""
+    directory = evaluation(tmp_path / "a")
+    results = Path(directory) / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    rng = np.random.default_rng(0)
+    for line in lines:
+        line["metrics"]["seconds_per_image_runs"] = (rng.uniform(1, 2, 3) * 0.01).tolist()
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries, _ = compared(directory)
+    full = entries[0]
+    assert [speedup(e, full).mean * e.cost for e in entries] == pytest.approx([1.0] * len(entries))
+    assert speedup(entries[1], entries[2]).mean == pytest.approx(entries[2].cost / entries[1].cost)
+
+
 def test_unequal_numbers_of_images_are_not_compared(tmp_path):
     """Catches distances of 512 and 2,048 images in one ranking: a Fréchet distance falls with the number."""
     few = evaluation(tmp_path / "few", (("schedule", "schedule", 4, 20, 3.9, 20.0),), n_images=512, weights="a0")
@@ -368,7 +383,7 @@ def test_seconds_of_one_interleaved_run(tmp_path):
     directories = [evaluation(tmp_path / "a"), evaluation(tmp_path / "small", small, model="small", mac=0.4)]
     timings = [
         {"run": "x", "seconds": {label.replace(" ", "-"): [0.02] for _, label, *_ in POINTS}},
-        {"run": "y", "seconds": {"full-depth": [0.009, 0.01, 0.011]}},
+        {"run": "y", "seconds": {"full-depth": [0.008, 0.01, 0.0125]}},
     ]
     for name, timing in zip(("a", "small"), timings, strict=True):
         (tmp_path / name / "timing.json").write_text(json.dumps(timing))

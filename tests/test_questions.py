@@ -98,7 +98,8 @@ def test_values_are_read_from_the_files(document, capsys):
     """Catches numbers that stay as they were after their files were written anew, or dates that do not change."""
     spec = '{ file = "results.jsonl", key = ["fast", "seconds"], over = ["slow", "seconds"], less = true, scale = 100 }'
     document.write_text(
-        '[variables]\nC = "x"\n[model]\nintroduction = "# Title"\ncommands = []\n[Q1]\nask = "Is it fast?"\nshort = "**Yes**"\neven = true\n'
+        '[variables]\nC = "x"\n[model]\nintroduction = "# T"\ncommands = []\n'
+        '[Q1]\nask = "Is it fast?"\nshort = "**Yes**"\neven = true\n'
         'number = "{less:.0f} %"\ncommands = ["a"]\nwhere = "There."\nanswer = "It saves {less:.0f} %."\n'
         f'values.less = {spec}\npicture = {{ file = "runs/p.png", alt = "A picture" }}\n'
     )

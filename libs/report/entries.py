@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from libs.evaluation.families import BASELINES, PLAIN
@@ -100,9 +100,9 @@ class Entry:
 
     @cached_property
     def cost(self) -> float | None:
-        """Share of the reference's full-depth seconds."""
-        pairs = zip(self.points, self.scale, strict=True)
-        return mean([None if None in (p.seconds, scale) else p.seconds * scale for p, scale in pairs])
+        """Share of the reference's full-depth seconds: one over the speed-up that a page quotes."""
+        shares = [p.pace * k for p, k in zip(self.points, self.scale, strict=True) if None not in (p.pace, k)]
+        return geometric_mean(shares) if len(shares) == len(self.points) else None
 
     @cached_property
     def gmacs(self) -> float | None:
@@ -280,22 +280,22 @@ def costs(models: dict[str, list[list[Evaluation]]], together: bool) -> tuple[di
     """
     evaluations = [(model, e) for model, runs in models.items() for run in runs for e in run]
     reference = full_of(evaluations[0][1])
-    if reference is None or reference.seconds is None:
+    if reference is None or reference.pace is None:
         return {str(e.dir): None for _, e in evaluations}, []
     if together:  # the mean over its runs is what counts as 1
         first = next(iter(models.values()))
-        seconds = fmean(full.seconds for run in first if (full := full_of(run[0])) and full.seconds)
+        seconds = geometric_mean([full.pace for run in first if (full := full_of(run[0])) and full.pace])
         return {str(e.dir): 1 / seconds for _, e in evaluations}, []
     same = [full for _, e in evaluations if (full := full_of(e)) and same_network(full, reference)]
-    alike = [f.seconds * reference.gmacs / f.gmacs for f in same if machine(f) == machine(reference)]
-    seconds = fmean(alike or [reference.seconds])
+    alike = [f.pace * reference.gmacs / f.gmacs for f in same if machine(f) == machine(reference)]
+    seconds = geometric_mean(alike or [reference.pace])
     scales: dict[str, float | None] = {}
     other, unknown = [], []
     for model, e in evaluations:
         full = full_of(e)
         scales[str(e.dir)] = None
         if full is not None and same_network(full, reference):
-            scales[str(e.dir)] = full.gmacs / reference.gmacs / full.seconds
+            scales[str(e.dir)] = full.gmacs / reference.gmacs / full.pace
         elif machine(e.points[0]) == machine(reference):
             scales[str(e.dir)] = 1 / seconds
             other.append(model)
@@ -324,7 +324,7 @@ def full_of(evaluation: Evaluation) -> Point | None:
 
 def same_network(full: Point, reference: Point) -> bool:
     """Whether two timed full-depth points cost the same per network call."""
-    if full.seconds is None or not full.gmacs or not reference.gmacs or full.depth != reference.depth:
+    if full.pace is None or not full.gmacs or not reference.gmacs or full.depth != reference.depth:
         return False
     return math.isclose(full.gmacs / full.nfe, reference.gmacs / reference.nfe, rel_tol=1e-6)
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class Point:
     seconds_runs: tuple[float, ...]
     timed_with: str  # points of one name were timed in turn, so that run i of both saw the same machine
     record: dict[str, Any] = field(repr=False)
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per image for ratios: geometric mean over timing runs, so that ratios of paces are mean ratios."""
+        return geometric_mean(self.seconds_runs) if self.seconds_runs else self.seconds
 
     def metric(self, key: str) -> float | None:
         value = self.record["metrics"].get(key)
