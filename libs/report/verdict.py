@@ -20,9 +20,9 @@ EQUAL = 0.02  # qualities, and costs within a budget, that differ by this share 
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # shares of the reference's full-depth seconds
 RULE = (
     "Settings are chosen on the selection seed and reported on the other noise seeds. Intervals are 95 %, Student's t, "
-    "of paired differences: over training seeds where there are several, else over noise seeds of one training. A "
-    "difference counts if three values or more exclude zero; there is no correction for how many methods take part. A "
-    "plain sampling runs all layers at every call."
+    "of paired differences: over training seeds where there are several, else over noise seeds (of speeds, timing "
+    "runs). A difference counts if its interval, of three values or more, excludes zero; there is no correction for how "
+    "many methods take part. A plain sampling runs all layers at every call."
 )
 
 
