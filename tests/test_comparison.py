@@ -182,6 +182,7 @@ def test_headline_is_against_the_honest_rival(tmp_path):
     assert said.tone == "good" and len(said.sentences) == 2
     assert "5.0" in said.sentences[0] and "full depth (20 evenly spaced calls)" in said.sentences[0]
     assert "full depth, power 2.5, 7 steps (7 calls on power:2)" in said.sentences[1] and "is 1.8" in said.sentences[1]
+    assert "differs by +0.4" in said.sentences[1], "equal on the selection seed is not equal on the others"
 
 
 def test_the_rival_is_chosen_on_the_selection_seed(tmp_path):
