@@ -106,6 +106,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
             pair="free",  # free | tied | cond: guidance rows leave alone, where both would, where the cond row would
             labels=(),  # classes of images 0, 1, ... in turn; () draws them
             prompts="",  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
+            path="",  # keep the images of an evaluation here, <point>/seed-<seed>/<id>.png; "" keeps none
             inflight=False,  # images do not wait for their batch (threshold and calibrated policies): same images
             refresh=Number(0, 0),  # every n-th call runs full depth whatever the policy says; 0 = none is made to
             residual=False,  # add to an early output what the layers left out contributed at the last full-depth call
@@ -123,7 +124,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
         pairs=(),  # under guidance, measure the thresholds with these pairs; () = sample.pair
         fixed=(),  # also leave every image at these layers
         fewer_steps=Number((), 1),  # also full depth with these step counts
-        sweep=(),  # more points: "threshold.certainty=0.98,residual=True,refresh=4", "reuse.every=2", "steps=10"
+        sweep=(),  # more points: "threshold.certainty=0.98", "steps=7,grid=power:2.5", dicts, or a JSON file
         paired=Number(2_048, 0),  # images compared with full depth (PSNR, SSIM)
         metrics=(),  # more: kid, precision_recall (in the extractor's features), cmmd, clip_score
         real="",  # folder or zip of the real images that these compare with; "" = the training data

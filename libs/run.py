@@ -149,7 +149,7 @@ class Run:
                 "disagree. On a CPU, launch with ACCELERATE_USE_CPU=true torchrun --nproc_per_node N, or set "
                 "--config.cpu=True"
             )
-        self.stopping = Stopping(self.world, speaks=self.is_main)
+        self.stopping, self.said = Stopping(self.world, speaks=self.is_main), set()
         if self.is_main:
             make_writable(self.dir)
             self.lock = hold(self.dir)
@@ -161,9 +161,10 @@ class Run:
         """One CPU process: for tests and tools."""
         return cls(directory, Accelerator(cpu=True))
 
-    def say(self, text: str) -> None:
-        """For people: the main process, on stderr."""
-        if self.is_main:
+    def say(self, text: str, once: bool = False) -> None:
+        """For people: the main process, on stderr; `once`: not what was said before."""
+        if self.is_main and not (once and text in self.said):
+            self.said.add(text)
             tqdm.write(text, file=sys.stderr)  # above a progress bar, if there is one
             sys.stderr.flush()
 
@@ -195,6 +196,10 @@ class Run:
         """Rows of all processes in rank order; their numbers may differ."""
         return np.concatenate(gather_object([rows])) if self.world > 1 else rows
 
+    def gather_list(self, items: list) -> list:
+        """Items of all processes in rank order; some may have none."""
+        return gather_object(items) if self.world > 1 else items
+
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
@@ -224,7 +229,8 @@ class Alone(Run):
             raise ValueError(f"precision is {precision!r}; it must be no, bf16 or fp16")
         if precision == "fp16" and self.device.type == "cpu":
             raise ValueError("precision is fp16, which runs on GPUs only; use bf16 or no on a CPU")
-        self.precision, self.stopping, self.started = precision, Stopping(), time.perf_counter()
+        self.precision, self.started = precision, time.perf_counter()
+        self.stopping, self.said = Stopping(), set()
 
     def barrier(self) -> None:
         pass

@@ -22,7 +22,7 @@ from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import State
 from libs.data import batches
-from libs.evaluation.evaluate import monitor, save_samples
+from libs.evaluation.monitor import monitor, save_samples
 from libs.losses import Objective, depth_at
 from libs.models.build import build_model
 from libs.regimes import SCRIPTS, Regime

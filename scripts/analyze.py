@@ -28,7 +28,6 @@ from libs.analysis import explain as analysis
 from libs.analysis import figures
 from libs.analysis.dense import sample_dense
 from libs.data import batches
-from libs.evaluation.evaluate import load_model
 from libs.evaluation.families import BASELINES
 from libs.evaluation.sweep import points
 from libs.exits import EXIT_POLICIES, Trace, oracle, run_dense
@@ -36,6 +35,7 @@ from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
 from libs.regimes import Regime
 from libs.run import Run
+from libs.sampling.sampler import Sampler, load_model
 from scripts.calibrate import Bench, all_images, distance_of
 
 FLAGS = flags.FLAGS
@@ -46,7 +46,11 @@ FLAGS = flags.FLAGS
 
 def exit_statistics(bench: Bench) -> dict[str, dict]:
     """For every configured point that decides: its trace, taken apart."""
-    chosen = [point for point in points(bench.config, bench.model, bench.regime) if point.family not in BASELINES]
+    chosen = [
+        point
+        for point in points(Sampler.of(bench.config, bench.model, bench.regime, bench.run))
+        if point.family not in BASELINES
+    ]
     return {
         point.slug: {"label": point.label, **trace_statistics(bench, bench.images(point.policy, bench.seed))}
         for point in chosen

@@ -28,7 +28,8 @@ from libs import regimes
 from libs.analysis import calibration
 from libs.analysis.calibration import Bins, Evidence
 from libs.analysis.dense import DenseCall, sample_dense
-from libs.evaluation.evaluate import config_hash, guidance, load_model, open_reference
+from libs.evaluation.records import config_hash
+from libs.evaluation.reference import open_reference
 from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, looking_back
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import build_extractor
@@ -37,8 +38,10 @@ from libs.metrics.paired import Paired
 from libs.models import EarlyExitModel
 from libs.regimes import Regime
 from libs.run import Run, describe_machine
+from libs.sampling.denoiser import Guidance
 from libs.sampling.generate import generate, make_plan
 from libs.sampling.images import Images
+from libs.sampling.sampler import load_model
 
 FLAGS = flags.FLAGS
 POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
@@ -62,7 +65,12 @@ class Bench:
     @cached_property
     def options(self) -> dict:
         """What all samplings share."""
-        return dict(pred=self.config.pred, plan=self.plan, guidance=guidance(self.config), run=self.run)
+        return dict(
+            pred=self.config.pred,
+            plan=self.plan,
+            guidance=Guidance(self.config.sample.scale, self.config.sample.pair),
+            run=self.run,
+        )
 
     @property
     def batches(self) -> list[np.ndarray]:
@@ -198,7 +206,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
         "points": list(bench.model.points),
         "depth": bench.model.depth,
         "sampler": {"name": config.sample.algorithm, "steps": config.sample.sample_steps},
-        "guidance": asdict(guidance(config)),
+        "guidance": asdict(bench.options["guidance"]),
         "residual": config.sample.residual,
         "refresh": config.sample.refresh,
         "convention": f"share of the full-depth {CONVENTION}",

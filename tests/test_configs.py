@@ -12,6 +12,7 @@ import torch
 from configs import base
 from libs import regimes, trainer
 from libs.evaluation import evaluate as evaluator
+from libs.models.build import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
@@ -54,7 +55,7 @@ def test_presets_change_what_they_say():
     )
     for name in ("cifar10_unet", "digits_unet_tiny", "cifar10_uvit_small"):
         with torch.device("meta"):
-            small, full = (evaluator.build_model(load(name, preset)) for preset in ("small", ""))
+            small, full = (build_model(load(name, preset)) for preset in ("small", ""))
         assert 0.4 < small.macs().at(small.depth) / full.macs().at(full.depth) < 0.6
     for preset in ("small", "plain"):
         config = load("cifar10_adadiff_small", preset)
@@ -148,7 +149,7 @@ def test_published_experiments(name):
     """Catches settings that drifted from the released recipe, and a network that is not the released one."""
     c = load(name)
     with torch.device("meta"):
-        model = evaluator.build_model(c)
+        model = build_model(c)
     parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
     gmacs = model.macs().at(model.depth) / 1e9
     train, rate, sample = c.train, c.optimizer, c.sample

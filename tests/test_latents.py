@@ -25,9 +25,11 @@ from libs.data.features import CaptionShards
 from libs.data.images import Images
 from libs.data.shards import Sharded
 from libs.evaluation import evaluate as evaluator
+from libs.evaluation import samples
 from libs.metrics import extractors
 from libs.run import Run
 from libs.sampling.images import save_png
+from libs.sampling.sampler import Sampler
 from scripts import extract_features, sample
 from tests.test_codecs import SMALL, small_clip, small_file
 from tests.test_features import coco_folder, extract, hashes, picture_folder
@@ -259,18 +261,18 @@ def model(folder, tmp_path_factory):
 
 
 def write(config, out: Path, ids=range(32)) -> dict:
-    return sample.sample(config, regimes.of(config), Run.single(out), np.array(ids))
+    return samples.sample(config, regimes.of(config), Run.single(out), np.array(ids))
 
 
 def in_child(config, out: Path) -> multiprocessing.Process:
     """A run that takes a while for every image, so that it can be killed in any state."""
 
-    def slow(path, pixels):
+    def slow(path, pixels, text):
         time.sleep(0.003)
-        save_png(path, pixels)
+        save_png(path, pixels, text)
 
     def work():
-        sample.save_png = slow
+        samples.save_png = slow
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         write(config, out)
 
@@ -306,26 +308,18 @@ def test_samples_are_the_evaluations_and_fit_adm(model, tmp_path):
     config = model.copy_and_resolve_references()
     config.sample.labels = (2, 0)
     write(config, tmp_path, [0, 1, 5])
-    path = sample.write_npz(tmp_path, [5, 0, 1])
+    path = samples.write_npz(tmp_path, [5, 0, 1])
     with np.load(path) as data:
-        images = data["arr_0"]
+        images, labels = data["arr_0"], data["arr_1"]
     assert images.shape == (3, SIDE, SIDE, 3) and images.dtype == np.uint8
-    regime, run = regimes.of(config), Run.single(tmp_path)
-    network = evaluator.load_model(config, run)
-    point = sample.configured(config, network, regime)
-    made = sample.generate_batch(
-        network,
-        regime,
-        pred=config.pred,
-        plan=point.plan,
-        policy=point.policy,
-        guidance=point.guidance,
-        seed=config.eval.seeds[0],
-        ids=np.array([0, 1, 5]),
-        run=run,
-    )
+    point = samples.configured(config, Sampler.open(config, regimes.of(config), Run.single(tmp_path)))
+    made = point.sampler.batch(np.array([0, 1, 5]), seed=config.eval.seeds[0], plan=point.plan, policy=point.policy)
     assert made.labels.tolist() == [2, 0, 0]
     assert np.array_equal(images[[1, 2, 0]], made.pixels.permute(0, 2, 3, 1).numpy())
+    assert labels.dtype == np.int64 and labels[[1, 2, 0]].tolist() == [2, 0, 0]
+    noted = json.loads((tmp_path / "sample.json").read_text())["images"]
+    assert [noted[i]["label"] for i in ("0", "1", "5")] == [2, 0, 0]
+    assert [noted[i]["depth"] for i in ("0", "1", "5")] == pytest.approx(made.depth.mean(0), abs=1e-4)
 
 
 def test_other_settings_are_refused(model, tmp_path):
@@ -343,6 +337,24 @@ def test_other_settings_are_refused(model, tmp_path):
     (tmp_path / "sample.json").unlink()
     with pytest.raises(ValueError, match="do not come from this command"):
         write(model, tmp_path, [0, 1])
+
+
+def test_settings_without_images_bind_nobody(model, tmp_path):
+    """Catches a failed run (no CLIP, for example) whose sample.json refuses the corrected command."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sample.json").write_text('{"exit": "of another command"}')
+    assert write(model, out, [0, 1])["sampled"] == 2
+    broken = model.copy_and_resolve_references()
+    regime = regimes.of(broken)
+
+    def missing(*_):
+        raise FileNotFoundError("clip.path: no such folder")
+
+    object.__setattr__(regime.conditions, "for_ids", missing)
+    with pytest.raises(FileNotFoundError, match="clip.path"):
+        samples.sample(broken, regime, Run.single(tmp_path / "new"), np.array([0]))
+    assert not (tmp_path / "new" / "sample.json").exists()
 
 
 def test_ranges():

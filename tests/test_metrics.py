@@ -42,7 +42,7 @@ class OneProcess:
     def __init__(self):
         self.said, self.sent = [], []
 
-    def say(self, text):
+    def say(self, text, once=False):
         self.said.append(text)
 
     def all_sum(self, tensor):

@@ -11,15 +11,18 @@ from libs.evaluation import evaluate as evaluator
 from libs.evaluation import sweep as points_module
 from libs.evaluation.sweep import Method, parse, points
 from libs.exits import Refresh, Residual
+from libs.models.build import build_model
+from libs.run import Alone
+from libs.sampling.sampler import Sampler
 
 
 def quick(**settings):
-    """The digits' quick twin (5 layers), its network and its regime, with settings by dotted path."""
+    """The digits' quick twin (5 layers), as a sampler, with settings by dotted path."""
     config = load("digits_uvit_tiny", "quick")
     for key, value in settings.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
     torch.manual_seed(0)
-    return config, evaluator.build_model(config), regimes.pixels(config)
+    return Sampler.of(config, build_model(config), regimes.pixels(config), Alone("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -80,26 +83,26 @@ def test_sweep_mistakes(entry, message):
 def test_points_of_an_evaluation():
     """Catches existing settings that a sweep replaces, points measured twice, and full depth that is not first."""
     sweep = ("steps=3", "fixed.layer=2", "full", "reuse.every=2", "schedule,residual=True,refresh=2,steps=3")
-    config, model, regime = quick(eval__sweep=sweep, eval__fixed=(2,), eval__thresholds=(0.9, 0.8))
-    found = points(config, model, regime)
+    sampler = quick(eval__sweep=sweep, eval__fixed=(2,), eval__thresholds=(0.9, 0.8))
+    found = points(sampler)
     assert [p.slug for p in found] == [
         "full-depth", "threshold-0.9", "threshold-0.8", "fixed-layer-2", "full-depth-3-steps", "reuse-every-2",
         "schedule-residual-refresh-2-3-steps",
     ]  # fmt: skip
     last = found[-1]
     assert isinstance(last.policy, Residual) and isinstance(last.policy.inner, Refresh)
-    assert last.plan.nfe == last.steps == 3 and last.exit["residual"] and last.exit["refresh"] == 2
+    assert last.plan.nfe == last.solver["steps"] == 3 and last.exit["residual"] and last.exit["refresh"] == 2
     assert found[0].plan.nfe == 5
 
 
 def test_residual_of_the_configured_policy():
     """Catches sample.residual and sample.refresh that reach the baselines too, or nothing."""
     settings = {"sample__residual": True, "sample__refresh": 4, "eval__fixed": (2,)}
-    config, model, regime = quick(**settings, eval__thresholds=(0.9,))
-    assert [p.family for p in points(config, model, regime)] == ["full", "residual", "fixed"]
-    config, model, regime = quick(**settings, exit__name="full")
+    sampler = quick(**settings, eval__thresholds=(0.9,))
+    assert [p.family for p in points(sampler)] == ["full", "residual", "fixed"]
+    sampler = quick(**settings, exit__name="full")
     with pytest.raises(ValueError, match="leaves early"):
-        points(config, model, regime)
+        points(sampler)
 
 
 def test_a_path_is_text():
@@ -113,7 +116,8 @@ def test_a_path_is_text():
 def test_evaluation_of_a_sweep(run, tmp_path):
     """Catches points whose records lack their sampler, or whose cost does not count what was reused."""
     sweep = ("reuse.every=2", "cache.every=2", "fixed.layer=1,refresh=2,residual=True", "sampler=ddim,steps=4")
-    config, model, regime = quick(eval__sweep=sweep, eval__thresholds=(0.9,))
+    sampler = quick(eval__sweep=sweep, eval__thresholds=(0.9,))
+    config, model, regime = sampler.config, sampler.model, sampler.regime
     torch.save(model.state_dict(), tmp_path / "nnet.pth")
     config.nnet_path = str(tmp_path / "nnet.pth")
     records = {r["family"]: r for r in evaluator.evaluate(config, regime, run)}
@@ -124,7 +128,7 @@ def test_evaluation_of_a_sweep(run, tmp_path):
     outer = macs.embed + macs.layers[0] + macs.layers[4] + macs.head[5]
     assert gmacs["cache"] == pytest.approx(3 * full + 2 * outer)
     assert gmacs["residual"] == pytest.approx(3 * full + 2 * macs.at(1) + 2 * head)  # the last call measures nothing
-    assert records["sampler"]["sampler"] == {"name": "ddim", "steps": 4} and records["sampler"]["nfe"] == 4
+    assert records["sampler"]["sampler"] == {"name": "ddim", "steps": 4, "grid": ""} and records["sampler"]["nfe"] == 4
     assert not any(r["recommended"] for name, r in records.items() if name in ("reuse", "cache", "sampler"))
 
 

@@ -228,7 +228,7 @@ def test_page_states_conventions_and_provenance(complete):
     text = text_of(complete)
     for needed in (
         "multiply-accumulates", "CPU, 2 cores", "0f1e2d3c", "torch 2.9.0", "[1, 2, 3]", "t: noise", "0 to 100 %",
-        "Time explains", "over 3 noise seeds of one training, of speeds over 5 timing runs", "evenly spaced calls",
+        "Time explains", "95 % intervals over 3 noise seeds of one training", "evenly spaced calls",
     ):  # fmt: skip
         assert needed in text, needed
     assert "stricter bar" not in text and "floor" in text

@@ -23,7 +23,9 @@ from libs.exits.calls import start_calls
 from libs.models import ESTIMATORS, EarlyExitModel, UNet
 from libs.models.build import build_model
 from libs.models.unet import Bridge
+from libs.run import Alone
 from libs.sampling.denoiser import PAIRS, Denoiser, Guidance
+from libs.sampling.sampler import Sampler
 from scripts import inspect_checkpoint
 from sde import VPLinear
 
@@ -207,7 +209,7 @@ def test_they_are_refused_before_any_work():
     config = digits_unet_tiny.get_config("quick")
     config.eval.sweep = ("steps=2", "cache.every=2")
     with pytest.raises(ValueError, match="exit.name is 'cache'"):
-        points(config, build_model(config), regimes.of(config))
+        points(Sampler.of(config, build_model(config), regimes.of(config), Alone("cpu")))
     with pytest.raises(ValueError, match="calm"):
         digits_unet_tiny.get_config("calm")
 

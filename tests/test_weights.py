@@ -19,13 +19,13 @@ from test_training import finish, start
 from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.build import build
-from libs.evaluation import evaluate as evaluator
 from libs.exits import EXIT_POLICIES
 from libs.models import ESTIMATORS, EarlyExitModel, Missing, UViT
 from libs.models.build import build_model
 from libs.run import Run
 from libs.sampling.denoiser import Guidance
 from libs.sampling.generate import generate_batch, make_plan
+from libs.sampling.sampler import load_model
 from scripts import export_checkpoint, inspect_checkpoint
 from tests.golden.recipe import golden_weights
 
@@ -385,7 +385,7 @@ def test_a_config_travels_with_the_weights(suffix, tmp_path):
         other = load_config("digits_uvit_tiny", "quick")
         other.update_from_flattened_dict({key: value, "nnet_path": str(path)})
         with pytest.raises(ValueError, match=both):
-            evaluator.load_model(other, Run.single(tmp_path / "run"))
+            load_model(other, Run.single(tmp_path / "run"))
     config.nnet.attention = "sdpa"  # computed otherwise, the same function
     weights.check_config(path, config)
     weights.write(weights.read(path), path)
@@ -564,7 +564,7 @@ def test_published_shapes(name):
     assert weights.kind(state) == layout
     config = load_config(PUBLISHED[name])
     with torch.device("meta"):
-        network = evaluator.build_model(config)
+        network = build_model(config)
     written = weights.export(network.state_dict(), layout)
     assert {key: list(value.shape) for key, value in written.items()} == recorded_shapes(name)
     if layout == "uvit":
@@ -583,7 +583,7 @@ def test_full_size_files(name, tmp_path):
     config = load_config(PUBLISHED[name])
     config.nnet_path = str(path)
     run = Run.single(tmp_path / "run")
-    network, regime = evaluator.load_model(config, run), regimes.pixels(config)
+    network, regime = load_model(config, run), regimes.pixels(config)
     layout = name.split("_")[0]
     policy = build(EXIT_POLICIES, config.exit, setting="exit") if layout != "uvit" else EXIT_POLICIES["full"]()
     images = generate_batch(
@@ -624,7 +624,7 @@ def check_command_lines(cases, tmp_path):
     started = []
     for script, kind, name, flags, families in cases:
         config = load_config(name, "quick")
-        state = evaluator.build_model(config).state_dict()
+        state = build_model(config).state_dict()
         weights.write(weights.export(state, kind), tmp_path / f"{name}.pth")
         out = tmp_path / name
         command = [script, f"--config=configs/{name}.py:quick", f"--nnet_path={out}.pth", f"--output_path={out}"]
@@ -640,19 +640,19 @@ def check_command_lines(cases, tmp_path):
 def test_thresholds_need_estimators(tmp_path):
     """A plain U-ViT with a threshold asked for: an error, not full depth under another name."""
     config = load_config("cifar10_uvit_small", "quick")
-    state = evaluator.build_model(config).state_dict()
+    state = build_model(config).state_dict()
     weights.write(weights.export(state, "uvit"), tmp_path / "u.pth")
     config.nnet_path, config.eval.thresholds = str(tmp_path / "u.pth"), (0.9,)
     with pytest.raises(ValueError, match="no uncertainty estimators"):
-        evaluator.load_model(config, Run.single(tmp_path / "run"))
+        load_model(config, Run.single(tmp_path / "run"))
     config.eval.thresholds = ()
-    assert isinstance(evaluator.load_model(config, Run.single(tmp_path / "run")).uem, Missing)
+    assert isinstance(load_model(config, Run.single(tmp_path / "run")).uem, Missing)
 
 
 def test_training_starts_from_a_released_file(tmp_path):
     """--pretrained_weight: the first EMA weights are the file's; catches a copy made before loading."""
     config = load_config("cifar10_uvit_small", "quick")
-    state = weights.export(evaluator.build_model(config).state_dict(), "uvit")
+    state = weights.export(build_model(config).state_dict(), "uvit")
     weights.write(state, tmp_path / "u.pth")
     config.pretrained_weight, config.train.n_steps, config.optimizer.lr = str(tmp_path / "u.pth"), 1, 0.0
     run = Run.single(tmp_path / "run")

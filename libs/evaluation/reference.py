@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -10,14 +12,18 @@ import torch
 
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
-from libs.metrics import KID, RBFMMD, PrecisionRecall, build_extractor, extract
+from libs.files import read_json
+from libs.metrics import KID, RBFMMD, Frechet, Moments, PrecisionRecall, Statistics, build_extractor, extract
+from libs.metrics import real_halves as distance_of_halves
 from libs.metrics.clip_score import ClipModel, ClipScore
 from libs.metrics.extractors import Extractor
 from libs.regimes import Regime, Texts
-from libs.run import Run
+from libs.run import Run, say_progress
 
 METRICS = ("kid", "precision_recall", "cmmd", "clip_score")
 MOST = 50_000  # real images whose features are kept: 0.4 GB of 2,048 features, and as many as are mostly generated
+HALVES = 10_000  # real images that are held against one another: 5,000 on each side
+CHUNK = 256
 
 
 def real_images(config, regime: Regime) -> Dataset:
@@ -26,6 +32,59 @@ def real_images(config, regime: Regime) -> Dataset:
         return regime.dataset()
     channels, size, _ = regime.image_shape
     return DATASETS["images"](path=config.eval.real, resolution=size, channels=channels, labels=False)
+
+
+def fingerprint(images: Dataset, extractor: Extractor, n: int = 64) -> str:
+    """Tells images apart, wherever they lie, by their number and the pixels of up to `n` of them, and the features."""
+    digest = hashlib.sha256(json.dumps([len(images), *identity(extractor)]).encode())
+    for i in np.unique(np.linspace(0, len(images) - 1, n).round().astype(int)).tolist():
+        digest.update(images.pixels(i).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def identity(extractor: Extractor) -> tuple:
+    return extractor.name, extractor.preprocessing, extractor.resolution
+
+
+def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> Statistics:
+    """The statistics of config.eval.reference, or of the real images, computed once and kept in the run's directory.
+
+    What is kept counts only for the same images and features (`key` in reference.json). All processes share the work.
+    """
+    if config.eval.reference:
+        return Statistics.load(config.eval.reference, extractor)
+    images = real_images(config, regime)
+    path, note, key = run.dir / "reference.npz", run.dir / "reference.json", fingerprint(images, extractor)
+    kept = path.exists() and note.exists() and read_json(note, "the kept reference").get("key") == key
+    run.barrier()  # nobody may write while others still look
+    if not kept:
+        make_reference(images, extractor, key, run)
+    return Statistics.load(path, extractor)
+
+
+def make_reference(images: Dataset, extractor: Extractor, key: str, run: Run) -> None:
+    """Write reference.npz and, after it, reference.json."""
+    quality_key, n = Frechet.key_of(extractor), len(images)
+    run.say(f"reference: {extractor.name} features of {n} real images")
+    moments, kept = Moments(extractor.n_features), []
+    stride = -(-n // HALVES)
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)][run.rank :: run.world]
+    for chunk in say_progress(chunks, len(chunks), "reference", run):
+        features = extract(extractor, [torch.stack([images.pixels(i) for i in chunk])])
+        moments.add(torch.from_numpy(features))
+        kept.append((chunk.start, features[[i % stride == 0 for i in chunk]]))
+    statistics = moments.statistics(extractor, run)
+    features = np.concatenate([rows for _, rows in sorted(run.gather_list(kept), key=lambda pair: pair[0])])
+    if run.is_main:
+        # an eigendecomposition of thousands of dimensions takes minutes on a CPU: one split has to do there
+        splits = 10 if extractor.n_features <= 512 else 1
+        run.say(f"reference: {len(features) // 2} real images against as many others, {splits} times")
+        halves = distance_of_halves(features, extractor, splits=splits)
+        (run.dir / "reference.json").unlink(missing_ok=True)
+        statistics.save(run.dir / "reference.npz")
+        found = {f"{quality_key}_real_halves": halves, "n_half": len(features) // 2, "n_real": n, "key": key}
+        run.write_json("reference.json", found)
+    run.barrier()
 
 
 def real_features(config, regime: Regime, run: Run, extractor: Extractor) -> np.ndarray:

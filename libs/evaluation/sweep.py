@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from libs.build import chosen, lookup, settings
 from libs.evaluation.families import BASELINES
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
-from libs.models import EarlyExitModel, Missing
-from libs.regimes import Regime
+from libs.files import read_json
+from libs.models import Missing
 from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import make_plan
+from libs.sampling.images import Images
 from libs.sampling.plans import SAMPLERS, Plan
+from libs.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,19 @@ class Point:
     family: str
     label: str
     policy: ExitPolicy
-    guidance: Guidance
-    exit: dict
+    sampler: Sampler  # with this point's guidance
+    exit: dict  # the policy's name and settings, as records hold them
     plan: Plan
-    steps: int
-    sampler: str
+    solver: dict  # name, steps and grid, likewise
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^\w.=+-]", "", self.label.replace(" ", "-"))
+        return re.sub(r"[^\w.=+-]", "", re.sub("[ :/]", "-", self.label))
+
+    def images(self, ids: np.ndarray, *, seed: int, batch_size: int, inflight: bool = False) -> Iterator[Images]:
+        """This process's share of the images `ids`, batch by batch."""
+        options = dict(seed=seed, plan=self.plan, policy=self.policy, batch_size=batch_size, inflight=inflight)
+        return self.sampler.images(ids, **options)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Method:
     pair: str = ""  # of guidance; "" = config.sample.pair
     steps: int | None = None
     sampler: str | None = None
+    grid: str | None = None  # None = config.sample.grid
 
     @property
     def family(self) -> str:
@@ -54,7 +63,9 @@ class Method:
         if self.residual or self.refresh:
             name = "residual" if self.residual else "refresh"
         elif self.policy == "full":
-            name = "sampler" if self.sampler else "steps" if self.steps else "full"
+            name = (
+                "plain" if self.grid is not None else "sampler" if self.sampler else "steps" if self.steps else "full"
+            )
         else:
             name = self.policy
         return f"{name}, {self.pair} pairs" if self.pair and name not in BASELINES else name
@@ -73,6 +84,8 @@ class Method:
             parts.append(self.sampler)
         if self.steps:
             parts.append(f"{self.steps} steps")
+        if self.grid is not None:
+            parts.append(f"grid {self.grid or 'published'}")
         return " ".join(parts) if parts == ["full depth", f"{self.steps} steps"] else ", ".join(parts)
 
 
@@ -86,11 +99,12 @@ def source(path: str) -> str:
     return Path(path).parent.name if Path(path).stem == "trace" else Path(path).stem
 
 
-def points(config, model: EarlyExitModel, regime: Regime) -> list[Point]:
+def points(sampler: Sampler) -> list[Point]:
     """Full depth, the configured policy at each threshold, fixed layers, full depth with fewer steps, and the sweep.
 
     A point that is asked for twice is evaluated once. Raises ValueError for whatever this model cannot do.
     """
+    config, model = sampler.config, sampler.model
     name, configured = config.exit.name, chosen(config.exit)
     back = {"residual": config.sample.residual, "refresh": config.sample.refresh}
     methods = [Method()]
@@ -105,15 +119,16 @@ def points(config, model: EarlyExitModel, regime: Regime) -> list[Point]:
         methods.append(Method(name, **back))
     methods += [Method("fixed", {"layer": layer}) for layer in config.eval.fixed]
     methods += [Method(steps=steps) for steps in config.eval.fewer_steps]
-    methods += [parse(entry) for entry in config.eval.sweep]
+    methods += [method for entry in config.eval.sweep for method in read(entry)]
     found: dict[str, Point] = {}
     for method in methods:
-        point = make_point(method, config, model, regime)
+        point = make_point(method, sampler)
         found.setdefault(point.slug, point)
     return list(found.values())
 
 
-def make_point(method: Method, config, model: EarlyExitModel, regime: Regime) -> Point:
+def make_point(method: Method, sampler: Sampler) -> Point:
+    config, model = sampler.config, sampler.model
     options = chosen({"name": method.policy, method.policy: config.exit.get(method.policy)}) | method.settings
     policy = lookup(EXIT_POLICIES, method.policy, "exit.name")(**options)
     policy = looking_back(policy, residual=method.residual, refresh=method.refresh)
@@ -125,31 +140,58 @@ def make_point(method: Method, config, model: EarlyExitModel, regime: Regime) ->
         family=method.family,
         label=method.label,
         policy=policy,
-        guidance=Guidance(config.sample.scale, method.pair or config.sample.pair),
+        sampler=replace(sampler, guidance=Guidance(config.sample.scale, method.pair or config.sample.pair)),
         exit=exits,
-        plan=make_plan(regime.process, config.sample, method.steps, method.sampler),
-        steps=method.steps or config.sample.sample_steps,
-        sampler=method.sampler or config.sample.algorithm,
+        plan=sampler.plan(method.steps, method.sampler, method.grid),
+        solver={
+            "name": method.sampler or config.sample.algorithm,
+            "steps": config.sample.sample_steps if method.steps is None else method.steps,
+            "grid": config.sample.get("grid", "") if method.grid is None else method.grid,
+        },
     )
 
 
 # ---- sweep entries -------------------------------------------------------------------------------------------------
 
-COMMON = {"residual": False, "refresh": 0, "pair": "", "steps": 1, "sampler": ""}  # settings of any policy, by type
+COMMON = {
+    "residual": False,
+    "refresh": 0,
+    "pair": "",
+    "steps": 1,
+    "sampler": "",
+    "grid": "",
+}  # settings of any policy, by type
+
+
+def read(entry: str | Mapping) -> list[Method]:
+    """The methods that one entry of `eval.sweep` stands for: text (see `parse`), a dict, or a JSON file with a list.
+
+    {"policy": "threshold", "certainty": 0.9, "steps": 7, "grid": "power:2.5"} has the policy's own settings and those
+    of any policy side by side.
+    """
+    if isinstance(entry, Mapping):
+        given = dict(entry)
+        policy = given.pop("policy", "full")
+        common = {key: given.pop(key) for key in COMMON if key in given}
+        return [checked(entry, policy, given, common)]
+    if entry.endswith(".json"):
+        return [method for each in read_json(entry, "eval.sweep", list) for method in read(each)]
+    return [parse(entry)]
 
 
 def parse(entry: str) -> Method:
     """One entry of `eval.sweep`: settings separated by commas, of one policy at most.
 
     "fixed.layer=3" | "threshold.certainty=0.9,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"
+    | "steps=7,grid=power:2.5" | "steps=3,grid=(1,0.6,0.2,0.001)"
     """
+    policy, own, common = "", {}, {}
     try:
-        policy, own, common = "", {}, {}
         for part in re.split(r",(?![^(]*\))", entry):  # not inside a tuple
             key, has_value, text = (piece.strip() for piece in part.partition("="))
             name, _, setting = key.partition(".")
             if key in COMMON and has_value:
-                common[key] = value_of(text, COMMON[key], key)
+                common[key] = text.strip("()") if key == "grid" else value_of(text, COMMON[key], key)
                 continue
             lookup(EXIT_POLICIES, name, "the policy")
             if policy not in ("", name):
@@ -160,11 +202,24 @@ def parse(entry: str) -> Method:
                 if setting not in known or not has_value:
                     raise ValueError(f"{part.strip()!r} sets nothing; {name} has the settings {', '.join(known)}")
                 own[setting] = value_of(text, known[setting], key)
+    except ValueError as error:
+        raise ValueError(f"eval.sweep entry {entry!r}: {error}") from error
+    return checked(entry, policy or "full", own, common)
+
+
+def checked(entry: str | Mapping, policy: str, own: dict, common: dict) -> Method:
+    """The method with these settings; whatever is wrong is named together with the entry."""
+    try:
+        known = settings(lookup(EXIT_POLICIES, policy, "the policy"))
+        if foreign := sorted(own.keys() - set(known)):
+            raise ValueError(f"{foreign[0]} is no setting; {policy} has {', '.join([*known, *COMMON])}")
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+        own = {key: float(value) if type(known[key]) is float else value for key, value in own.items()}
         lookup(SAMPLERS | {"": None}, common.get("sampler", ""), "sampler")
         if common.get("steps", 1) < 1:
             raise ValueError(f"steps is {common['steps']}; it must be at least 1")
-        return Method(policy or "full", own, **common)
-    except ValueError as error:
+        return Method(policy, own, **common)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"eval.sweep entry {entry!r}: {error}") from error
 
 

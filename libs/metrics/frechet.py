@@ -88,6 +88,8 @@ class Statistics:
         ):
             if mine is not None and mine != theirs:
                 raise ValueError(f"{source} has the {what} {mine!r}, the evaluation has {theirs!r}. {REMEDY}")
+        if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
+            raise ValueError(f"{source} has values that are not finite numbers. {REMEDY}")
         n_features = extractor.n_features
         if self.mu.shape != (n_features,) or self.sigma.shape != (n_features, n_features):
             raise ValueError(
@@ -183,6 +185,7 @@ class Frechet:
             if n is not None and n <= self.extractor.n_features:
                 run.say(
                     f"{key}: {n} {who} images for {self.extractor.n_features} features: the covariance is singular and "
-                    "the distance strongly biased. Compare it only with values from the same number of images."
+                    "the distance strongly biased. Compare it only with values from the same number of images.",
+                    once=True,
                 )
         return {key: frechet_distance(generated, self.reference)}

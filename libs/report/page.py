@@ -60,28 +60,31 @@ def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: S
     several = len({entry.model for entry in entries}) > 1
     full = full_depth(entries)
     places = {evaluation.dir: evaluation for evaluation in evaluations}
-    shown = looks(entries, places, said.chosen)
-    page = templates().get_template("page.html.j2")
-    return page.render(
-        title=" · ".join(dict.fromkeys(entry.model for entry in entries)),
-        subtitle=subtitle(entries),
-        claim=said,
-        basis=basis(said.chosen or entries[0]),
-        full=next((look for look in shown if look.entry is full), None),
-        looks=[look for look in shown if look.entry is not full],
-        chart=figures.frontier(entries, said.chosen, tolerance, lambda e: look_facts(e, entries, full)),
-        tolerance=tolerance,
-        table=table(entries, said.chosen, several),
-        fastest=[(e, *against(e, entries)) for e in fastest_of_each(entries, tolerance)],
-        several=several,
-        verdicts=verdicts(entries),
-        controls=worth_of_looking(entries),
-        rule=RULE,
-        macs=MACS,
-        runs=[run(evaluation) for evaluation in evaluations],
-        notes=[*notes, *dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)],
-        ramp=figures.gradient(),
-        view=(figures.WIDTH, figures.HEIGHT, figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM),
+    shown = looks(entries, places, said.chosen, several)
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            title=" · ".join(dict.fromkeys(entry.model for entry in entries)),
+            subtitle=subtitle(entries),
+            claim=said,
+            basis=basis(said.chosen or entries[0]),
+            full=next((look for look in shown if look.entry is full), None),
+            looks=[look for look in shown if look.entry is not full],
+            chart=figures.frontier(entries, said.chosen, tolerance, lambda e: look_facts(e, entries, full)),
+            tolerance=tolerance,
+            table=table(entries, said.chosen, several),
+            fastest=[(e, *against(e, entries)) for e in fastest_of_each(entries, tolerance)],
+            several=several,
+            verdicts=verdicts(entries),
+            controls=worth_of_looking(entries),
+            rule=RULE,
+            macs=MACS,
+            runs=[run(evaluation) for evaluation in evaluations],
+            notes=[*notes, *dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)],
+            ramp=figures.gradient(),
+            view=(figures.WIDTH, figures.HEIGHT, figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM),
+        )
     )
 
 
@@ -100,12 +103,11 @@ def subtitle(entries: Sequence[Entry]) -> str:
 def basis(entry: Entry) -> str:
     """What an interval of this entry is over."""
     if len(entry.points) > 1:
-        return f"95 % intervals over {len(entry.points)} training seeds."
-    n, timings = len(entry.quality[0]), len(entry.first.seconds_runs)
+        return f"95 % intervals over {len(entry.points)} training seeds"
+    n = len(entry.quality[0])
     if n == 1:
-        return "One noise seed, so the noise is unknown."
-    speeds = f", of speeds over {timings} timing runs" if timings > 1 else ""
-    return f"95 % intervals: of distances over {n} noise seeds of one training{speeds}."
+        return "one noise seed, so the noise is unknown"
+    return f"95 % intervals over {n} noise seeds of one training"
 
 
 def against(entry: Entry, entries: Sequence[Entry]) -> tuple:
@@ -134,7 +136,7 @@ class Look:
     cost: float
 
 
-def looks(entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None) -> list[Look]:
+def looks(entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None, several: bool) -> list[Look]:
     """The points of the reference's model that have images or exits, cheap ones first."""
     full = full_depth(entries)
     model = entries[0].model if full is None else full.model

@@ -20,9 +20,9 @@ EQUAL = 0.02  # qualities, and costs within a budget, that differ by this share 
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # shares of the reference's full-depth seconds
 RULE = (
     "Settings are chosen on the selection seed and reported on the other noise seeds. Intervals are 95 %, Student's t, "
-    "of paired differences: over training seeds where there are several, else over noise seeds (of speeds, timing "
-    "runs). A difference counts if its interval, of three values or more, excludes zero; there is no correction for "
-    "how many methods take part. A plain sampling runs all layers at every call."
+    "of paired differences: over training seeds where there are several, else over noise seeds of one training. A "
+    "difference counts if three values or more exclude zero; there is no correction for how many methods take part. A "
+    "plain sampling runs all layers at every call."
 )
 
 
@@ -185,8 +185,7 @@ def against_rival(
         return tone, f"No better placed or fewer calls at full depth are as good and faster.{note}"
     noise = {True: "", False: ", inside the noise", None: ", with too few runs to tell"}[outside] if found else ""
     text = f"The best plain sampling of that quality is {calls(rival, several)}: early exit {costs(chosen, rival)} it"
-    word = quality_word(chosen.first.quality_key)
-    return tone, f"{text}{noise}, and its {word} differs by {signed(change(chosen, rival))}.{note}"
+    return tone, f"{text}{noise}.{note}"
 
 
 def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:

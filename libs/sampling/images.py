@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -52,8 +54,10 @@ def save_grid(path: str | Path, pixels: Tensor, columns: int = 8, scale: int = 0
     save_png(path, grid)
 
 
-def save_png(path: str | Path, pixels: Tensor) -> None:
-    """One image (C, H, W) uint8, written atomically."""
-    array = pixels.permute(1, 2, 0).numpy()
+def save_png(path: str | Path, pixels: Tensor, text: Mapping[str, str] = MappingProxyType({})) -> None:
+    """One image (C, H, W) uint8, written atomically; `text` goes into the file."""
+    array, info = pixels.permute(1, 2, 0).numpy(), PngInfo()
+    for name, value in text.items():
+        info.add_text(name, value)
     with atomic_write(path) as file:
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG", pnginfo=info)

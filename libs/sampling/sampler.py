@@ -61,6 +61,11 @@ class Sampler:
         return cls(model, regime, run, pred=config.pred, guidance=guidance, config=config)
 
     @classmethod
+    def open(cls, config, regime: Regime, run: Run) -> Sampler:
+        """With the weights of config.nnet_path."""
+        return cls.of(config, load_model(config, run), regime, run)
+
+    @classmethod
     def load(cls, path: str | Path, *, device: str | None = None, precision: str | None = None) -> Sampler:
         """From a checkpoint of this code alone, which knows its experiment; nothing is written.
 
@@ -86,9 +91,9 @@ class Sampler:
 
     # ---- what to sample with -----------------------------------------------------------------------------------------
 
-    def plan(self, steps: int | None = None, algorithm: str | None = None) -> Plan:
-        """The solver as a table: the experiment's, with another number of network evaluations or another solver."""
-        return make_plan(self.regime.process, self.config.sample, steps, algorithm)
+    def plan(self, steps: int | None = None, algorithm: str | None = None, grid: str | None = None) -> Plan:
+        """The experiment's solver as a table, with other `steps` (calls), `algorithm` or `grid` if given."""
+        return make_plan(self.regime.process, self.config.sample, steps, algorithm, grid)
 
     def policy(self, exit_threshold: float | None = None) -> ExitPolicy:
         """The experiment's exit policy, at the certainty `exit_threshold` in (0, 1] where it is given; 1 never exits.
@@ -214,6 +219,19 @@ class Sampler:
         if plan.nfe < plan.rows:
             trace = trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
         return Images(pixels, ids, labels_of(cond), trace)
+
+
+def load_model(config, run: Run) -> EarlyExitModel:
+    """The network with the weights of config.nnet_path, ready to sample.
+
+    A file of a network without exits is taken where no thresholds are asked for: nothing leaves early then.
+    """
+    if not config.nnet_path:
+        raise ValueError("nnet_path is not set: give the weights to evaluate with --nnet_path=FILE")
+    checkpoints.check_config(config.nnet_path, config)
+    model = build_model(config)
+    run.say(checkpoints.load(model, config.nnet_path, full_depth=not config.eval.thresholds))
+    return model.to(run.device).eval().requires_grad_(False)
 
 
 def labels_of(cond: torch.Tensor | None) -> np.ndarray | None:

@@ -1,0 +1,180 @@
+"""What an evaluation says about its points: keys, lines of results.jsonl, the recommended point, the last lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import time
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from libs import checkpoints
+from libs.evaluation.families import BASELINES
+from libs.evaluation.sweep import Point
+from libs.files import atomic_write
+from libs.metrics.cost import CONVENTION
+from libs.run import Run
+
+
+def weights_hash(config) -> str:
+    """Identifies a training run's result, wherever its file lies."""
+    return file_hash(checkpoints.file_of(config.nnet_path))
+
+
+def config_hash(config) -> str:
+    """Identifies a config together with its weights."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str) + weights_hash(config)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    stat = Path(path).stat()
+    return hash_once(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def hash_once(path: str, changed: int, size: int) -> str:
+    """Weights are large, and every point asks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def image_settings(point: Point) -> dict:
+    """What the images of a point depend on, besides the noise seed and their ids; JSON."""
+    config = point.sampler.config
+    settings = config.to_dict()
+    kept = {
+        name: settings[name] for name in ("regime", "process", "pred", "nnet", "uem", "autoencoder", "clip", "sample")
+    }
+    for key in ("n_samples", "path"):
+        kept["sample"].pop(key, None)
+    kept |= {"exit": point.exit, "p_uncond": config.dataset.p_uncond, "precision": point.sampler.run.precision}
+    if config.regime == "text" and not config.sample.prompts:
+        kept["dataset"] = settings["dataset"]
+    if config.sample.prompts:
+        kept["prompts"] = Path(config.sample.prompts).read_text().splitlines()
+    return json.loads(json.dumps(kept | {"weights": weights_hash(config)}))
+
+
+def point_key(point: Point, reference: str) -> str:
+    """Identifies what the measured quality and cost of a point depend on, and nothing else.
+
+    Neither other points nor timing, tolerance, training or the place of files are part of it. A calibration, a trace or
+    a plan counts by what it says. `reference` stands for the real images and their features.
+    """
+    config = point.sampler.config
+    measured = {name: config.eval.to_dict()[name] for name in ("seeds", "selection_seed", "paired", "metrics", "clip")}
+    parts = [image_settings(point), asdict(point.sampler.guidance), measured, config.sample.n_samples, reference]
+    if path := point.exit.get("path"):
+        parts[0]["exit"]["path"] = file_hash(path)
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    digest.update(point.plan.t.numpy().tobytes() + point.plan.table.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON knows, or None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def record(point: Point, measured: dict, seconds: list[float], machine: dict) -> dict:
+    """One line of results.jsonl."""
+    config, quality_key, median = point.sampler.config, measured["quality_key"], statistics.median(seconds)
+    return {
+        "slug": point.slug,
+        "family": point.family,
+        "label": point.label,
+        "exit": point.exit,
+        "sampler": point.solver,
+        "nfe": point.plan.nfe,
+        "seeds": list(config.eval.seeds),
+        "selection_seed": config.eval.selection_seed,
+        "n_images": config.sample.n_samples,
+        "batch_size": config.eval.timing_batch,
+        "guidance": asdict(point.sampler.guidance),
+        "quality_key": quality_key,
+        "metrics": {
+            quality_key: statistics.fmean(measured["per_seed"]),
+            f"{quality_key}_per_seed": measured["per_seed"],
+            f"{quality_key}_selection": measured["selection"],
+            "psnr": measured["psnr"],
+            "ssim": measured["ssim"],
+            **measured["more"],
+            "mean_depth": measured["mean_depth"],
+            "gmacs": measured["gmacs"],
+            "gmacs_convention": CONVENTION,
+            "seconds_per_image": median,
+            "seconds_per_image_runs": seconds,
+            "images_per_s": 1 / median,
+        },
+        "depth": point.sampler.model.depth,
+        "recommended": False,
+        "config_hash": measured["key"],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **machine,
+    }
+
+
+def recommend(records: list[dict], tolerance: float) -> None:
+    """Mark the fastest early-exit point whose distance on the selection seed is at most 1 + tolerance of full depth's.
+
+    It must be faster than full depth, or nothing is marked. The best fixed layer is marked by the same rule. The
+    reported seeds take no part in the choice.
+    """
+    full = records[0]["metrics"]
+    key = f"{records[0]['quality_key']}_selection"
+    good = [
+        r
+        for r in records
+        if r["metrics"][key] <= (1 + tolerance) * full[key]
+        and r["metrics"]["seconds_per_image"] < full["seconds_per_image"]
+    ]
+    exits = [r for r in good if r["family"] not in BASELINES]
+    for mark, able in (("recommended", exits), ("recommended_fixed", [r for r in good if r["family"] == "fixed"])):
+        if able:
+            min(able, key=lambda r: r["metrics"]["seconds_per_image"])[mark] = True
+
+
+def headline(records: list[dict]) -> str:
+    """Full depth, the recommended point and the fixed layer that the same rule picks, a line each."""
+    key = records[0]["quality_key"]
+    chosen = {"full depth": records[0]}
+    if any(r["family"] not in BASELINES for r in records):
+        chosen["recommended"] = next((r for r in records if r["recommended"]), None)
+    if any(r["family"] == "fixed" for r in records):
+        chosen["fixed layer"] = next((r for r in records if r.get("recommended_fixed")), None)
+    lines = []
+    for name, line in chosen.items():
+        if line is None:
+            lines.append(f"{name}: none is faster than full depth and close enough to it")
+            continue
+        m, full = line["metrics"], name == "full depth"
+        text = f"{name}: " if full else f"{name} ({line['label']}): "
+        text += f"{m['images_per_s']:.1f} images/s, {m['mean_depth']:.2f} of {line['depth']} layers, "
+        text += f"{m['gmacs']:.4f} GMACs per image, {key} {m[key]:.2f}"
+        if not full and m["ssim"] is not None:
+            text += ", images identical to full depth" if m["ssim"] == 1 else f", PSNR to full depth {m['psnr']:.1f} dB"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def write(records: list[dict], run: Run) -> None:
+    """results.jsonl."""
+    with atomic_write(run.dir / "results.jsonl", "w") as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
+
+
+def save_training_config(config, run: Run) -> None:
+    """training.json and train.jsonl: config and log of the run that made the weights, where they lie in its workdir."""
+    known = checkpoints.about(config.nnet_path).get("config")
+    if known and run.is_main:
+        run.write_json("training.json", known)
+        log = (
+            checkpoints.file_of(config.nnet_path).resolve().parent / "../../train.jsonl"
+        )  # of <workdir>/ckpts/<step>.ckpt
+        if log.is_file() and log.resolve().parent != run.dir.resolve():
+            shutil.copy(log, run.dir / "train.jsonl")

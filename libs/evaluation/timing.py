@@ -1,0 +1,87 @@
+"""Seconds per image, in turn: what slows the machine for a while hits everything that is compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from libs import regimes
+from libs.evaluation.sweep import Point, points
+from libs.files import read_json, write_json
+from libs.run import Alone, Run, describe_machine, hold, say_progress
+from libs.sampling.inflight import BATCHES as IN_FLIGHT
+from libs.sampling.sampler import Sampler
+
+
+def time_points(todo: Sequence[Point], run: Run) -> list[list[float]]:
+    """Seconds per image of every point, `eval.timing_runs` times, in this process alone."""
+    return time_in_turn([timing_job(point) for point in todo], todo[0].sampler.config.eval.timing_runs, run)
+
+
+def timing_job(point: Point) -> Callable[[], float]:
+    """Generates a batch of `eval.timing_batch` images; returns the seconds per image.
+
+    With `sample.inflight`, which is for more images than a batch, it is as many batches as are on their way at once.
+    """
+    sampler, config = point.sampler, point.sampler.config
+    alone = replace(point, sampler=replace(sampler, run=Alone(sampler.run.device, sampler.run.precision)))
+    size, inflight = config.eval.timing_batch, config.sample.inflight
+    ids = np.arange(size * (IN_FLIGHT if inflight else 1))
+
+    def job() -> float:
+        start = time.perf_counter()
+        list(alone.images(ids, seed=config.eval.selection_seed, batch_size=size, inflight=inflight))  # to the CPU
+        return (time.perf_counter() - start) / len(ids)
+
+    return job
+
+
+def time_in_turn(jobs: Sequence[Callable[[], float]], n_runs: int, run: Run) -> list[list[float]]:
+    """One warm-up each, then `n_runs` rounds through all jobs."""
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for number in say_progress(range(n_runs + 1), n_runs + 1, "seconds", run):
+        for job, runs in zip(jobs, seconds, strict=True):
+            spent = job()
+            if number:
+                runs.append(spent)
+    return seconds
+
+
+def time_together(directories: Sequence[Path], n_runs: int) -> dict[str, dict[str, float]]:
+    """Time the points of several evaluations in one run; writes timing.json into each directory.
+
+    Returns:
+        directory -> slug -> median seconds per image.
+
+    Raises:
+        ValueError: a directory without config.json, in use, or evaluations whose seconds are not alike.
+    """
+    configs = [ConfigDict(read_json(directory / "config.json", "the evaluation")) for directory in directories]
+    if len({(config.cpu, config.mixed_precision, config.eval.timing_batch) for config in configs}) > 1:
+        raise ValueError(
+            "the evaluations differ in cpu, mixed_precision or eval.timing_batch; such seconds are not alike"
+        )
+    locks = [hold(directory) for directory in directories]  # kept until the end
+    run = Alone("cpu" if configs[0].cpu else None, configs[0].mixed_precision or "no")
+    places, jobs = [], []
+    for config, directory in zip(configs, directories, strict=True):
+        for point in points(Sampler.open(config, regimes.of(config), run)):
+            jobs.append(timing_job(point))
+            places.append((directory, point.slug))
+    seconds = time_in_turn(jobs, n_runs, run)
+    timing = {"run": uuid.uuid4().hex, **describe_machine()}
+    found: dict[str, dict[str, float]] = {}
+    for directory in directories:
+        own = {slug: runs for (place, slug), runs in zip(places, seconds, strict=True) if place == directory}
+        write_json(directory / "timing.json", {**timing, "seconds": own})
+        found[str(directory)] = {slug: statistics.median(runs) for slug, runs in own.items()}
+    for lock in locks:
+        lock.release()
+    return found

@@ -1,0 +1,224 @@
+"""What an evaluation keeps, measures again and says: nothing stale, the same records for any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_configs import load
+
+from libs import regimes
+from libs.evaluation import measure, records
+from libs.evaluation.evaluate import evaluate
+from libs.evaluation.monitor import monitor
+from libs.files import read_json
+from libs.metrics import Moments, build_extractor
+from libs.models.build import build_model
+from libs.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The digits' quick twin with untrained weights, 12 images in batches of 4."""
+    config = load("digits_uvit_tiny", "quick")
+    torch.manual_seed(0)
+    torch.save(build_model(config).state_dict(), tmp_path / "nnet.pth")
+    config.nnet_path = str(tmp_path / "nnet.pth")
+    config.mixed_precision = "no"
+    config.sample.update(n_samples=12, mini_batch_size=4, sample_steps=3)
+    config.eval.update(thresholds=(0.6,), seeds=(1, 2), paired=6)
+    return config
+
+
+def run_it(config, directory) -> list[dict]:
+    return evaluate(config, regimes.of(config), Run.single(directory))
+
+
+def changed(config, **settings):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
+    return config
+
+
+def images(folder, shade: int):
+    folder.mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(shade, shade + 60, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def measured_points(monkeypatch) -> list[tuple[str, int]]:
+    """(point, seed) of every sampling from now on."""
+    seen, sample = [], measure.Bench.sample
+
+    def counted(bench, point, seed, *rest):
+        seen.append((point.slug, seed))
+        return sample(bench, point, seed, *rest)
+
+    monkeypatch.setattr(measure.Bench, "sample", counted)
+    return seen
+
+
+def test_a_point_depends_on_what_it_depends_on(config, tmp_path, monkeypatch):
+    """Catches one more threshold, or other timing, that measures every point again; and weights that do not."""
+    seen = measured_points(monkeypatch)
+    run_it(config, tmp_path / "out")
+    seen.clear()
+    more = changed(config, eval__thresholds=(0.6, 0.5), eval__timing_runs=2, eval__tolerance=0.1, eval__fixed=(2,))
+    assert len(run_it(more, tmp_path / "out")) == 4
+    assert {slug for slug, _ in seen} == {"threshold-0.5", "fixed-layer-2"}
+    for setting in (dict(eval__paired=5), dict(sample__n_samples=11), dict(eval__seeds=(1, 3)), dict(pred="noise")):
+        seen.clear()
+        run_it(changed(config, **setting), tmp_path / "out")
+        assert {slug for slug, _ in seen} == {"full-depth", "threshold-0.6"}, setting
+
+
+def test_a_damaged_result_is_measured_again(config, tmp_path, monkeypatch):
+    """Catches a traceback, or a value out of nowhere, where quality.json or the full-depth images are damaged."""
+    (wanted, early) = run_it(config, tmp_path / "out")
+    points = tmp_path / "out" / "points"
+    (points / "threshold-0.6" / "quality.json").write_text('{"key": ')
+    for file in (points / "full-depth").glob("baseline-*"):
+        file.write_bytes(file.read_bytes()[:50])
+    seen = measured_points(monkeypatch)
+    found = run_it(config, tmp_path / "out")
+    assert {slug for slug, _ in seen} == {"threshold-0.6"}
+    assert [line["metrics"]["psnr"] for line in found] == [wanted["metrics"]["psnr"], early["metrics"]["psnr"]]
+
+
+def test_the_reference_is_that_of_the_data(config, tmp_path):
+    """Catches statistics of data A that judge data B, in an evaluation and in a training's monitor."""
+    dark, bright = images(tmp_path / "dark", 0), images(tmp_path / "bright", 180)
+    key = "fd_pixels"
+    values = {}
+    for name, folder in (("dark", dark), ("bright", bright)):
+        alone = run_it(changed(config, eval__real=folder), tmp_path / f"eval-{name}")
+        shared = run_it(changed(config, eval__real=folder), tmp_path / "shared")
+        assert shared[0]["metrics"][key] == alone[0]["metrics"][key]
+        values[name] = alone[0]["metrics"][key]
+    assert values["dark"] != values["bright"]
+    watched = []
+    for folder in (dark, bright):
+        one = changed(config, eval__real=folder, train__monitor_samples=8, train__monitor_steps=2)
+        model = build_model(one).eval()
+        torch.manual_seed(0)
+        watched.append(monitor(model, one, regimes.of(one), Run.single(tmp_path / "training"))[key])
+    assert watched[0] != watched[1]
+
+
+def test_a_reference_of_nans_is_refused(config, tmp_path):
+    """Catches NaN in results.jsonl, which is not JSON."""
+    extractor = build_extractor("pixels", (1, 8, 8), "cpu")
+    moments = Moments(extractor.n_features)
+    moments.add(torch.rand(9, extractor.n_features))
+    statistics = moments.statistics(extractor)
+    statistics.sigma[3, 4] = float("nan")
+    statistics.save(tmp_path / "nan.npz")
+    with pytest.raises(ValueError, match=r"nan.npz has values that are not finite"):
+        run_it(changed(config, eval__reference=str(tmp_path / "nan.npz")), tmp_path / "out")
+
+
+def test_images_are_kept_where_asked(config, tmp_path):
+    """Catches sample.path that keeps nothing, or nothing of points measured before."""
+    run_it(config, tmp_path / "out")
+    kept = tmp_path / "images"
+    run_it(changed(config, sample__path=str(kept)), tmp_path / "out")
+    assert len(list(kept.glob("*/seed-*/*.png"))) == 2 * 3 * 12
+    shown = np.asarray(Image.open(kept / "full-depth" / "seed-1" / "0.png"))
+    tile = np.asarray(Image.open(tmp_path / "out" / "points" / "full-depth" / "grid.png").convert("L"))
+    assert shown.shape == (8, 8) and (tile[6, 6] == shown[0, 0] or tile[7, 7] == shown[0, 0])
+
+
+PROGRAM = """
+import sys, json
+from ml_collections import ConfigDict
+from accelerate import Accelerator
+from libs import regimes
+from libs.evaluation.evaluate import evaluate
+from libs.run import PATIENCE, Run
+accelerator = Accelerator(cpu=True, kwargs_handlers=[PATIENCE])
+for number, settings in enumerate(json.load(open(sys.argv[1]))):
+    config = ConfigDict(settings)
+    evaluate(config, regimes.of(config), Run(f"{sys.argv[2]}-{number}", accelerator))
+"""
+
+
+def comparable(directory: Path) -> list[dict]:
+    lines = [json.loads(line)["metrics"] for line in (directory / "results.jsonl").read_text().splitlines()]
+    timed = ("seconds_per_image", "seconds_per_image_runs", "images_per_s")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+@pytest.mark.slow
+def test_records_are_the_same_for_any_number_of_processes(config, tmp_path):
+    """Catches processes without a batch or a paired image that crash, and records that depend on their number."""
+    cases = [(4, 2), (12, 6), (6, 0), (12, 12)]  # images, of which are compared
+    configs = [changed(config, sample__n_samples=n, eval__paired=m, eval__metrics=("kid",)) for n, m in cases]
+    program, settings = tmp_path / "program.py", tmp_path / "cases.json"
+    program.write_text(PROGRAM)
+    settings.write_text(json.dumps([config.to_dict() for config in configs]))
+    for processes in (1, 2, 3):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [
+            sys.executable,
+            *launcher * (processes > 1),
+            str(program),
+            str(settings),
+            str(tmp_path / f"{processes}"),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for number in range(len(cases)):
+        one, *others = (comparable(tmp_path / f"{processes}-{number}") for processes in (1, 2, 3))
+        for mine, theirs in ((mine, theirs) for other in others for mine, theirs in zip(one, other, strict=True)):
+            assert mine.keys() == theirs.keys()
+            for key, value in mine.items():
+                assert theirs[key] == (value if isinstance(value, str | None) else pytest.approx(value, rel=1e-9)), key
+
+
+# ---- records -------------------------------------------------------------------------------------------------------
+
+
+def line(family, label, seconds, distance, ssim=0.9):
+    metrics = {"fd_x": distance, "fd_x_selection": distance, "seconds_per_image": seconds, "images_per_s": 1 / seconds}
+    metrics |= {"mean_depth": 3.0, "gmacs": 0.1, "psnr": 100.0 if ssim == 1 else 30.0, "ssim": ssim}
+    return dict(family=family, label=label, quality_key="fd_x", depth=7, recommended=False, metrics=metrics)
+
+
+def test_recommended_is_faster_than_full_depth():
+    """Catches a recommendation that costs more than what it replaces."""
+    lines = [line("full", "full depth", 1.0, 5.0), line("threshold", "threshold 0.9", 1.1, 5.0)]
+    records.recommend(lines, 0.05)
+    assert not lines[1]["recommended"]
+    assert "recommended: none is faster than full depth and close enough" in records.headline(lines)
+    assert "fixed layer" not in records.headline(lines), "none was evaluated"
+    lines.append(line("threshold", "threshold 0.8", 0.9, 5.2, ssim=1))
+    records.recommend(lines, 0.05)
+    assert lines[2]["recommended"] and "identical to full depth" in records.headline(lines)
+    assert "100.0 dB" not in records.headline(lines)
+
+
+def test_results_are_json(tmp_path):
+    """Catches NaN in a file that is called JSON."""
+    assert records.finite(float("nan")) is None and records.finite(1.5) == 1.5
+    with pytest.raises(ValueError, match="JSON"):
+        records.write([{"value": float("inf")}], Run.single(tmp_path))
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_the_reference_says_what_it_compared(config, tmp_path):
+    """Catches a distance of halves whose number of images is nowhere."""
+    run_it(config, tmp_path / "out")
+    found = read_json(tmp_path / "out" / "reference.json", "reference")
+    assert found["n_half"] == found["n_real"] // 2 and found["fd_pixels_real_halves"] > 0 and found["key"]
