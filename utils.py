@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import inspect
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,27 +16,40 @@ from absl import app, flags
 from accelerate import Accelerator
 from ml_collections import config_flags
 
+from configs import base
+from libs.build import check_ranges, flat, in_use, lookup, nearest
 from libs.checkpoints import file_of
+from libs.data import DATASETS
+from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
+from libs.files import atomic_write
+from libs.models import ESTIMATORS
 from libs.run import PATIENCE, Run
+from libs.sampling.plans import SAMPLERS
+from sde import PROCESSES, check_prediction
 
 FLAGS = flags.FLAGS
+MENUS = {"process": PROCESSES, "dataset.name": DATASETS, "exit.name": EXIT_POLICIES, "uem.name": ESTIMATORS}
+MENUS["sample.algorithm"] = SAMPLERS
+
+
+# ---- flags ---------------------------------------------------------------------------------------------------------
 
 
 def define_flags(kind: str) -> None:
     """Flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze" or "calibrate"."""
-    config_flags.DEFINE_config_file("config", None, "Experiment file (configs/*.py), settings as --config.a.b=value.")
-    flags.mark_flag_as_required("config")
-    flags.DEFINE_bool("dry_run", False, "Print the resolved config and the cost of every exit, then stop.")
+    stored = "" if kind == "train" else " Default: the one that the weights were trained with."
+    config_flags.DEFINE_config_file("config", None, f"Experiment, configs/FILE.py or configs/FILE.py:PRESET.{stored}")
+    flags.DEFINE_bool("dry_run", False, "Print what was chosen and the cost of every exit, then stop.")
     if kind == "train":
-        flags.DEFINE_string("workdir", None, "Directory of the run. Default: workdir/<config>/<overrides>.")
+        flags.DEFINE_string("workdir", None, "Folder of the run. Default: workdir/<config>/<preset and settings>.")
+        flags.DEFINE_alias("output", "workdir")
         flags.DEFINE_string("pretrained_weight", None, "Start from these U-ViT, AdaDiff, DDPM or own weights.")
     else:
-        flags.DEFINE_string("nnet_path", None, "Weights to evaluate: a file or a <step>.ckpt folder.")
-        where = "the weights' own" if kind == "calibrate" else f"<config>-{kind} below the weights' folder"
-        flags.DEFINE_string("output_path", None, f"Directory for results. Default: {where}.")
-    if kind == "sample":
-        flags.DEFINE_alias("output", "output_path")
+        flags.DEFINE_string("nnet_path", None, "Weights: a file, a <step>.ckpt folder, or a run's folder (last.ckpt).")
+        where = "the weights' own" if kind == "calibrate" else f"<config>-{kind} beside the weights"
+        flags.DEFINE_string("output", None, f"Folder for results. Default: {where}.")
+        flags.DEFINE_alias("output_path", "output")
     if kind in ("eval", "sample", "analyze"):
         flags.DEFINE_list(
             "exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps."
@@ -40,34 +57,118 @@ def define_flags(kind: str) -> None:
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
+def parse(kind: str, argv: list[str]) -> list[str]:
+    """Read the command line into FLAGS; a mistake ends the command in one line with the nearest right name."""
+    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
+        print(usage(kind))
+        sys.exit(0)
+    try:
+        argv = with_config(kind, argv)
+        rest = FLAGS(argv)
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}: settings are given as --config.name=value")
+        return rest
+    except (flags.Error, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
+        fail(error)
+
+
+def fail(error: Exception) -> None:
+    """One line on stderr, exit code 2."""
+    text = str(error) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def with_config(kind: str, argv: list[str]) -> list[str]:
+    """argv with --config, taken from the weights where it is not given, after a check of every --config.NAME."""
+    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:] if arg.startswith("-"))
+    at = next((i for i, arg in enumerate(argv) if arg in ("--config", "-config") and i + 1 < len(argv)), None)
+    spec = argv[at + 1] if at else given.get("config")
+    if not spec:
+        path = given.get("nnet_path") or given.get("config.nnet_path")
+        if kind == "train" or not path:
+            missing = "" if kind == "train" else ", or the weights of a training here, --nnet_path=FOLDER"
+            raise ValueError(f"--config is missing: name an experiment, --config=configs/FILE.py{missing}")
+        spec = f"{base.__file__}:{path}"
+        argv = [argv[0], f"--config={spec}", *argv[1:]]
+    elif not at:  # what is said about the experiment comes after its name
+        argv = [
+            argv[0],
+            f"--config={spec}",
+            *(arg for arg in argv[1:] if arg.partition("=")[0].lstrip("-") != "config"),
+        ]
+    known = names(load_experiment(spec).to_dict())
+    for name in given:
+        setting = name.removeprefix("config.")
+        if setting != name and setting not in known:
+            raise ValueError(f"--{name}: there is no such setting{nearest(setting, known)}")
+    return argv
+
+
+def load_experiment(spec: str):
+    """The config of FILE or FILE:ARGUMENT."""
+    file, _, arg = spec.partition(":")
+    if not Path(file).is_file():
+        files = sorted(f"configs/{path.name}" for path in Path(base.__file__).parent.glob("[!_]*.py"))
+        raise ValueError(f"--config={spec}: there is no file {file}{nearest(file, files)}")
+    module = importlib.util.spec_from_file_location("experiment", file)
+    code = importlib.util.module_from_spec(module)
+    module.loader.exec_module(code)
+    return code.get_config(arg) if arg else code.get_config()
+
+
+def names(tree: dict, prefix: str = "") -> list[str]:
+    """The full names of all settings and of their groups."""
+    below = [name for key, value in tree.items() if isinstance(value, dict) for name in names(value, f"{prefix}{key}.")]
+    return [*(f"{prefix}{key}" for key in tree), *below]
+
+
+def usage(kind: str) -> str:
+    """The command's own description, then every flag with its default."""
+    lines = [
+        inspect.getdoc(sys.modules["__main__"]) or "",
+        "",
+        "Flags (--NAME=VALUE; a switch also as --NAME, --noNAME):",
+    ]
+    modules = FLAGS.flags_by_module_dict()
+    own = {flag.name: flag for module in ("utils", sys.argv[0], "__main__") for flag in modules.get(module, [])}
+    for name in sorted(own):
+        flag = own[name]
+        alias = "" if "alias" not in (flag.help or "").lower() else f" {flag.help}"
+        default = "" if flag.default is None or "Default" in flag.help else f" Default: {flag.default_as_str}."
+        lines.append(f"  --{name}\n      {alias.strip() or (flag.help or '') + default}")
+    lines.append(
+        "  --config.GROUP.NAME\n      Any setting of the experiment; all stand, with units, in configs/base.py."
+    )
+    return "\n".join(lines)
+
+
+# ---- from flags to work --------------------------------------------------------------------------------------------
+
+
 def launch(work: Callable, regime: Callable, kind: str) -> None:
     """Run `work(config, regime(config), run)` as the main program; mistakes in settings become one clear line."""
 
-    def main(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --config.name=value")
+    def main(_):
         try:
             config = resolve(kind)
             if FLAGS.dry_run:
                 return dry_run(config)
             directory = workdir(config, kind)
             run = Run(directory, make_accelerator(config, directory))
-            run.accelerator.init_trackers(
-                "adaptive-depth-diffusion", flat(config.to_dict()), init_kwargs={"wandb": {"dir": directory}}
-            )
             with run.stopping:
+                start_trackers(config, run)
                 work(config, regime(config), run)
             run.accelerator.end_training()
-        except (ValueError, FileNotFoundError, ImportError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        except (ValueError, OSError, ImportError) as error:
+            fail(error)
 
     define_flags(kind)
-    app.run(main)
+    app.run(main, flags_parser=lambda argv: parse(kind, argv))
 
 
 def resolve(kind: str):
-    """The config with the command's own flags folded in, locked."""
+    """The config with the command's own flags folded in, locked, and checked as far as that is possible in no time."""
     config = FLAGS.config
     if FLAGS.is_train is not None:
         print("note: --is_train has no effect: training never exits early and sampling may", file=sys.stderr)
@@ -77,9 +178,30 @@ def resolve(kind: str):
         config.nnet_path = FLAGS.nnet_path or config.nnet_path
         if "exit_threshold" in FLAGS and FLAGS.exit_threshold:
             config.eval.thresholds = tuple(certainty(text) for text in FLAGS.exit_threshold)
-            if "certainty" not in (config.exit.get(config.exit.name) or {}):
-                config.exit.name = "threshold"
+            name = config.exit.name
+            lookup(EXIT_POLICIES, name, "exit.name")
+            if kind == "sample" and len(config.eval.thresholds) > 1:
+                raise ValueError(
+                    f"--exit_threshold={','.join(FLAGS.exit_threshold)}: one set of images needs one value"
+                )
+            if "certainty" not in (config.exit.get(name) or {}):
+                raise ValueError(
+                    f"--exit_threshold={','.join(FLAGS.exit_threshold)} needs a policy with a certainty, and exit.name "
+                    f"is {name!r}: add --config.exit.name=threshold, or leave --exit_threshold out"
+                )
+    if kind == "sample" and not FLAGS.exit_threshold and len(config.eval.thresholds) > 1:
+        config.eval.thresholds = ()  # a sweep is for evaluations; one set of images has the policy in `exit`
+    check_settings(config)
     return config
+
+
+def check_settings(config) -> None:
+    """ValueError for a number out of its range or a name that is on no menu: found now, not after hours."""
+    check_ranges(config)
+    check_prediction(config.pred)
+    for setting, menu in MENUS.items():
+        group, _, key = setting.rpartition(".")
+        lookup(menu, (config[group] if group else config)[key], setting)
 
 
 def certainty(text: str) -> float:
@@ -97,21 +219,50 @@ def certainty(text: str) -> float:
 
 
 def workdir(config, kind: str) -> Path:
-    stem = Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    if kind != "train":
-        if not config.nnet_path:
-            raise ValueError("--nnet_path is missing: give the weights to evaluate (a file or a <step>.ckpt folder)")
-        beside = file_of(config.nnet_path).parent
-        default = beside if kind == "calibrate" else Path(config.nnet_path).parent / f"{stem}-{kind}"
-        return Path(FLAGS.output_path or default)
-    return Path(FLAGS.workdir or Path("workdir", stem, run_name()))
+    """Where the command writes."""
+    file, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    stored = Path(file).resolve() == Path(base.__file__).resolve()
+    if kind == "train":
+        return Path(FLAGS.workdir or Path("workdir", Path(file).stem, run_name(arg, config.pretrained_weight)))
+    if not config.nnet_path:
+        raise ValueError("--nnet_path is missing: give the weights to evaluate (a file or a <step>.ckpt folder)")
+    beside = file_of(config.nnet_path).parent
+    given = Path(config.nnet_path)
+    run = given if (given / "last.ckpt").exists() else given.parent
+    name = kind if stored else f"{Path(file).stem}-{kind}"
+    return Path(FLAGS.output or (beside if kind == "calibrate" else run / name))
 
 
-def run_name() -> str:
-    """ "default", or the overrides as key=value joined by dashes, with the last part of each key (U-ViT's rule)."""
-    values = config_flags.get_override_values(FLAGS["config"])
-    parts = [f"{key.split('.')[-1]}={value}" for key, value in values.items() if not key.endswith("path")]
-    return "-".join(parts).replace("/", "_").replace(" ", "") or "default"
+def run_name(arg: str, pretrained: str) -> str:
+    """ "default", or what distinguishes the run, joined by dashes: the config's argument, then key=value.
+
+    As in U-ViT's code, of a key its last part stands for it; of `name` and `path`, the whole.
+    """
+    values = dict(config_flags.get_override_values(FLAGS["config"]))
+    values |= {"pretrained_weight": Path(pretrained).stem} if pretrained else {}
+    parts = [arg] if arg else []
+    for key, value in values.items():
+        last = key.split(".")[-1]
+        parts.append(f"{key if last in ('name', 'path') else last}={value}")
+    name = "-".join(parts).replace("/", "_").replace(" ", "") or "default"
+    if len(name) > 200:  # file systems allow 255 bytes
+        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
+
+
+def start_trackers(config, run: Run) -> None:
+    """TensorBoard or wandb, if asked for; a resumed run goes on in the wandb run whose id its folder holds."""
+    options: dict = {"dir": run.dir, "resume": "allow"}
+    path = run.dir / "wandb_id.txt"
+    if config.tracker == "wandb" and run.is_main:
+        if not path.exists():
+            with atomic_write(path, "w") as file:
+                file.write(secrets.token_hex(8))
+        options["id"] = path.read_text().strip()
+    values = {
+        key: value if isinstance(value, int | float) else str(value) for key, value in flat(config.to_dict()).items()
+    }
+    run.accelerator.init_trackers("adaptive-depth-diffusion", values, init_kwargs={"wandb": options})
 
 
 def make_accelerator(config, directory: Path) -> Accelerator:
@@ -134,23 +285,21 @@ def make_accelerator(config, directory: Path) -> Accelerator:
     return accelerator
 
 
-def flat(tree: dict, prefix: str = "") -> dict:
-    """Nested settings as one level of name -> number or text, which every tracker accepts."""
-    out = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        out |= (
-            flat(value, f"{name}.")
-            if isinstance(value, dict)
-            else {name: value if isinstance(value, int | float) else str(value)}
-        )
-    return out
-
-
 def dry_run(config) -> None:
+    """What was chosen, as differences from configs/base.py, and what every exit costs."""
     from libs.models.build import build_model
 
-    print(config)
+    plain = flat(base.config(config.nnet.name).to_dict())
+    print("settings in use that differ from configs/base.py:")
+    for name, value in flat(in_use(config.to_dict())).items():
+        if value != plain.get(name):
+            print(f"  {name} = {value!r}")
+    print("chosen, with their settings:")
+    for group in ("nnet", "uem", "exit", "dataset", "sample"):
+        tree = in_use(config[group].to_dict())
+        chosen = tree.get("name", tree.get("algorithm"))
+        own = tree if group == "nnet" else tree.get(chosen, {})
+        print(f"  {group}: {chosen}", *(f"{key}={value!r}" for key, value in own.items() if key != "name"))
     with torch.device("meta"):  # shapes only: the largest models take no memory
         model = build_model(config)
     macs = model.macs()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 
 from ml_collections import ConfigDict
 
 from libs.build import MAY_CHANGE, Number, group, menu, settings
+from libs.checkpoints import about
 from libs.codecs import KL, ClipText
 from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
@@ -133,6 +135,34 @@ def config(backbone: str = "uvit") -> ConfigDict:
         timing_batch=Number(64, 1),
     )
     return c
+
+
+def get_config(path: str) -> ConfigDict:
+    """The experiment that weights were trained with, as --config=configs/base.py:FILE: what commands take without one.
+
+    Settings that the file does not know have their defaults here; those of the machine are not taken over.
+    """
+    known = about(path).get("config")
+    if not known:
+        raise ValueError(f"{path} does not say which experiment it is from: name it, --config=configs/FILE.py")
+    c = config(known["nnet"]["name"])
+    machine = {
+        "cpu",
+        "tracker",
+        "nnet_path",
+        *(["mixed_precision"] if "ACCELERATE_MIXED_PRECISION" in os.environ else []),
+    }
+    fill(c, {key: value for key, value in known.items() if key not in machine})
+    return c
+
+
+def fill(tree: ConfigDict, known: dict) -> None:
+    """Set those settings of `tree` that `known` has; lists of JSON are tuples here."""
+    for key, value in known.items():
+        if isinstance(tree.get(key), ConfigDict):
+            fill(tree[key], value)
+        elif key in tree and value is not None:
+            tree[key] = tuple(value) if isinstance(value, list) else value
 
 
 def uvit(c: ConfigDict, size: str, **differences) -> None:

@@ -34,7 +34,8 @@ class Number:
             ("below", self.below, math.inf),
         ]
         kind = "numbers" if isinstance(self.default, tuple) else "a number"
-        return " and ".join([f"must be {kind}", *(f"{word} {end}" for word, end, open_ in bounds if end != open_)])
+        ends = " and ".join(f"{word} {end}" for word, end, open_ in bounds if end != open_)
+        return f"must be {kind}{', ' * bool(ends)}{ends}"
 
     def allows(self, value) -> bool:
         if isinstance(self.default, tuple):

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from absl import app, flags
+from ml_collections import config_flags
 from test_training import CONFIG, SMALL, finish, start
 
+import utils
 from libs import checkpoints as weights
+from libs import regimes, trainer
+from libs.evaluation import evaluate as evaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = ["--config.nnet.embed_dim=32", "--config.nnet.depth=4", "--config.mixed_precision=no"]
@@ -68,7 +75,22 @@ def mistakes(tmp_path, trained):
     evaluate = ["eval.py", f"--config={CONFIG}", *NETWORK, *SAMPLING]
     train = ["train.py", f"--config={CONFIG}", *SMALL]
     return [
-        ([*train, "--config.train.batchsize=3", f"--workdir={tmp_path}/a"], "batchsize"),
+        ([*train, "--config.train.batchsize=3"], "--config.train.batchsize: there is no such setting; did you mean"),
+        (["train.py", "--config=configs/digit_uvit_tiny.py"], "did you mean configs/digits_uvit_tiny.py?"),
+        ([*train, "--workdr=x"], "workdir"),
+        (["train.py"], "--config is missing"),
+        ([*train, "--config.train.grad_clip=-1"], "train.grad_clip is -1.0; it must be a number, at least 0"),
+        ([*train, "--config.train.ema_rate=2"], "train.ema_rate is 2.0"),
+        ([*train, "--config.train.n_steps=-5"], "train.n_steps is -5"),
+        ([*train, "--config.train.accumulate=0"], "train.accumulate is 0"),
+        ([*train, "--config.train.batch_size=0"], "train.batch_size is 0"),
+        ([*train, "--config.eval.seeds=()"], "eval.seeds is ()"),
+        ([*train, "--config.eval.seeds=(1,1)"], "eval.seeds is (1, 1)"),
+        ([*train, "--config.eval.seeds=(99,)"], "eval.selection_seed, 99"),
+        ([*train, f"--config.eval.seeds=({10**23},)"], "eval.seeds is (1000"),
+        ([*train, "--config.exit.name=treshold", "--dry_run"], "did you mean threshold?"),
+        ([*train, "--config.sample.algorithm=ddimm"], "sample.algorithm is 'ddimm'"),
+        ([*evaluate, f"--nnet_path={good}", "--config.exit.name=full", "--exit_threshold=0.9"], "exit.name is 'full'"),
         (
             [
                 *train,
@@ -84,7 +106,7 @@ def mistakes(tmp_path, trained):
         ([*evaluate, f"--nnet_path={good}", "--exit_threshold=0"], "--exit_threshold=0: it is a certainty"),
         ([*evaluate, f"--nnet_path={good}", "--exit_threshold=0.9,nan"], "--exit_threshold=nan: it is a certainty"),
         ([*evaluate, f"--nnet_path={good}", "--exit_threshold=1.2"], "--exit_threshold=1.2: it is a certainty"),
-        ([*evaluate, f"--nnet_path={truncated}"], "truncated.pth cannot be read as weights"),
+        ([*evaluate, f"--nnet_path={truncated}"], "truncated.pth"),
         ([*evaluate, f"--nnet_path={pickled}"], "pickled.pth cannot be read as weights"),
         ([*evaluate, f"--nnet_path={uvit}"], "--pretrained_weight"),
         ([*evaluate, f"--nnet_path={good}", "--config.nnet.embed_dim=64"], "in the file"),
@@ -92,25 +114,70 @@ def mistakes(tmp_path, trained):
     ]
 
 
-@pytest.mark.slow
-def test_mistakes_end_in_one_clear_line(tmp_path, trained):
-    """Each names the setting, the value and what is allowed, ends with a failure code and without a traceback."""
-    cases = mistakes(tmp_path, trained)
-    for first in range(0, len(cases), 4):
-        group = cases[first : first + 4]
-        for (arguments, message), process in zip(group, [start(*arguments) for arguments, _ in group], strict=True):
-            _, err = process.communicate(timeout=120)
-            assert process.returncode != 0, arguments
-            assert message in err, (arguments, err[-2000:])
-            if "batchsize" not in message:  # ml_collections reports an unknown key by an exception of its own
-                assert "Traceback" not in err, err[-2000:]
+def in_process(arguments, monkeypatch, capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a train or eval command, run here: no seconds of imports each time."""
+    script, *rest = arguments
+    monkeypatch.setattr(utils, "FLAGS", flags.FlagValues())
+    for module, name in [
+        (config_flags, "config_file"),
+        *((flags, name) for name in ("bool", "string", "list", "alias")),
+    ]:
+        define = partial(getattr(module, f"DEFINE_{name}"), flag_values=utils.FLAGS)
+        monkeypatch.setattr(module, f"DEFINE_{name}", define)
+    monkeypatch.setattr(sys, "argv", [script, *rest])
+    kind = "train" if script.startswith("train") else "eval"
+    work = trainer.fit if kind == "train" else evaluator.evaluate
+    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))
+    try:
+        utils.launch(work, regimes.pixels, kind)
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    finally:
+        monkeypatch.undo()
+    return code, *capsys.readouterr()
 
 
 @pytest.mark.slow
-def test_dry_run(tmp_path):
-    """Prints settings and cost, and leaves nothing behind."""
-    out = finish(start("train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"))
-    assert "parameters" in out and re.search(r"after +7 of 7 layers", out)
+def test_mistakes_end_in_one_clear_line(tmp_path, trained, capsys):
+    """Each names the setting, the value and what is allowed, and ends with a failure code, not with a traceback."""
+    for arguments, message in mistakes(tmp_path, trained):
+        with pytest.MonkeyPatch.context() as patch:
+            code, _, err = in_process(arguments, patch, capsys)
+        assert code == 2 and message in err, (arguments, code, err[-2000:])
+        assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
+
+
+@pytest.mark.slow
+def test_a_mistake_as_a_process():
+    """The same through a real start: no traceback, one line, a failure code."""
+    process = start("train.py", f"--config={CONFIG}", "--config.train.batchsize=3")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and err.splitlines() == [
+        "error: --config.train.batchsize: there is no such setting; did you mean train.batch_size?"
+    ]
+
+
+@pytest.mark.slow
+def test_help_names_every_flag():
+    """Catches a --help without flags, or that ends as a failure."""
+    out = finish(start("eval.py", "--help"))
+    assert all(f"--{name}" in out for name in ("config", "nnet_path", "output", "exit_threshold", "dry_run")), out
+
+
+@pytest.mark.slow
+def test_weights_know_their_experiment(trained, monkeypatch, capsys):
+    """The run's folder is enough for a command: catches a network of one's own that must be retyped everywhere."""
+    code, out, _ = in_process(["eval.py", f"--nnet_path={trained}", "--dry_run"], monkeypatch, capsys)
+    assert code == 0 and "nnet.embed_dim = 32" in out and re.search(r"after +5 of 5 layers", out)
+
+
+def test_dry_run(tmp_path, monkeypatch, capsys):
+    """Prints what was chosen and its cost, not what was not, and leaves nothing behind."""
+    command = ["train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"]
+    code, out, _ = in_process(command, monkeypatch, capsys)
+    assert code == 0 and "parameters" in out and re.search(r"after +7 of 7 layers", out)
+    assert "optimizer.name = 'muon'" in out and "time_bank" not in out and len(out.splitlines()) < 80
     assert not (tmp_path / "run").exists()
 
 

@@ -20,7 +20,8 @@ LAYERS = [
     ["libs.evaluation"],
     ["libs.trainer", "libs.report"],
     ["libs.analysis"],
-    ["utils", "configs"],
+    ["configs"],
+    ["utils"],
     ["scripts"],
     ["benchmarks", "train", "eval", "train_ldm", "eval_ldm", "train_t2i_discrete", "eval_t2i_discrete"],
 ]
