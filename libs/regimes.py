@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Protocol
 
@@ -251,6 +253,32 @@ def labels(config) -> Labels:
             + (f"they must lie in 0..{n_classes - 1}" if n_classes else "this network has no classes")
         )
     return Labels(n_classes, has_null, chosen)
+
+
+def class_numbers(labels: str, names: Sequence[str] | None, setting: str = "--labels") -> tuple[int, ...]:
+    """Classes as people write them: "207,360", "0-9" or, where the names are known, "cat,dog"; a number is a number.
+
+    Args:
+        names: of the classes in the order of their numbers (a checkpoint's or a data set's `class_names`), or None.
+        setting: what errors call the flag.
+
+    Raises:
+        ValueError: no number, range or name; it lists the nearest names.
+    """
+    found: list[int] = []
+    for part in (part.strip() for part in labels.split(",")):
+        if match := re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part):
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not first <= last < 1_000_000:
+                raise ValueError(f"{setting}={labels}: {part} is no range of classes such as 0-999")
+            found += range(first, last + 1)
+        elif part in (names or ()):
+            found.append(names.index(part))
+        else:
+            near = get_close_matches(part, names or (), n=3, cutoff=0.4) or (names or ())[:5]
+            known = f"; names are {', '.join(near)}, ..." if names else ", and these weights know no names of classes"
+            raise ValueError(f"{setting}={labels}: {part!r} is no class number and no range such as 0-9{known}")
+    return tuple(found)
 
 
 def open_dataset(config, shape: tuple[int, int, int], **changes):

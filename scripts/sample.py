@@ -23,6 +23,7 @@ from absl import flags
 
 import utils
 from libs import regimes
+from libs.checkpoints import about
 from libs.evaluation import samples
 from libs.regimes import Regime
 from libs.run import Run
@@ -46,7 +47,7 @@ def regime(config) -> Regime:
     if FLAGS.labels:
         if config.regime == "text":
             raise ValueError("--labels belongs to models with classes; this one takes --prompts")
-        config.sample.labels = numbers(FLAGS.labels, "--labels")
+        config.sample.labels = regimes.class_numbers(FLAGS.labels, about(config.nnet_path).get("class_names"))
     if FLAGS.prompts:
         if config.regime != "text":
             raise ValueError(f"--prompts belongs to text-to-image models; this one is of {config.regime}")
@@ -81,7 +82,7 @@ def work(config, regime: Regime, run: Run) -> None:
 if __name__ == "__main__":
     flags.DEFINE_integer("n", None, "How many images: seeds 0 to n - 1. Default: sample.n_samples.")
     flags.DEFINE_string("seeds", None, "Which images: 0-49999, or 3,5,8-12; 16 is the one image of seed 16.")
-    flags.DEFINE_string("labels", None, "Their classes, in turn: 207,360 or 0-999. Default: drawn.")
+    flags.DEFINE_string("labels", None, "Their classes, in turn: 207,360, 0-999 or cat,dog. Default: drawn.")
     flags.DEFINE_string("prompts", None, "File with a prompt per line, taken in turn. Default: captions, drawn.")
     flags.DEFINE_bool("npz", False, "Also write samples.npz.")
     utils.launch(work, regime, "sample")

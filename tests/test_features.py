@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
+from libs import regimes
 from libs.codecs import KL, ClipText
 from libs.data import batches, features
 from libs.data import extract as extraction
@@ -121,6 +122,27 @@ def test_latents_are_the_encoders(tmp_path, pictures, dtype):
         torch.testing.assert_close(moments[row], expected_moments(pictures, i, flip), rtol=tolerance, atol=tolerance)
         assert torch.equal(data.get(i, flip)[0], moments[row])  # float32 whatever is stored
     assert not torch.allclose(moments[0].flip(-1), moments[5], atol=0.01)
+
+
+def test_class_names_travel(tmp_path, pictures):
+    """Catches names of classes that are lost between the folders and the features, and a label asked for by name that
+    is another class."""
+    extract(pictures, tmp_path, Sharded())
+    data = LatentShards(path=str(tmp_path))
+    assert data.class_names == pictures.class_names == ("a", "b", "c")
+    assert regimes.class_numbers("c, 0-1,2,a", data.class_names) == (2, 0, 1, 2, 0)
+    for labels, names, message in (
+        ("dog", ("cat", "dogs"), "'dog' is no class number and no range such as 0-9; names are dogs, ..."),
+        ("dog", None, "these weights know no names of classes"),
+        ("3-1", None, "3-1 is no range"),
+        ("", ("cat",), "'' is no class number"),
+    ):
+        with pytest.raises(ValueError, match=f"--labels={labels}: .*{message}"):
+            regimes.class_numbers(labels, names)
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["class_names"]  # as written before there were names
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert LatentShards(path=str(tmp_path)).class_names is None
 
 
 def test_captions_are_clips(tmp_path, coco, text):
