@@ -1,5 +1,6 @@
 """Data sets, and the order in which training reads them."""
 
+import gzip
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from libs.data.images import centre_crop
 from libs.data.storage import natural
 from scripts import check_images
 
-IMAGES = ("digits", "images", "cifar10", "celeba", "imagenet", "synthetic")
+IMAGES = ("digits", "images", "cifar10", "fashion_mnist", "celeba", "imagenet", "synthetic")
 BAD = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
 
 
@@ -103,7 +104,23 @@ def make(tmp_path, monkeypatch):
     def images():
         return {"path": make_zip(tmp_path / "images.zip", CLASSES)}
 
-    settings = {"cifar10": cifar10, "celeba": celeba, "imagenet": imagenet, "images": images}
+    def fashion_mnist(split="train"):
+        folder = tmp_path / "fashion"
+        folder.mkdir()
+        for prefix, number in (("train", 3), ("t10k", 2)):
+            (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(clothes(number)))
+            (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
+                bytes([0, 0, 8, 1, 0, 0, 0, number, *range(9, 9 - number, -1)])
+            )
+        return {"path": str(folder), "split": split}
+
+    settings = {
+        "fashion_mnist": fashion_mnist,
+        "cifar10": cifar10,
+        "celeba": celeba,
+        "imagenet": imagenet,
+        "images": images,
+    }
 
     def build(name, **more):
         return DATASETS[name](**(settings[name](**more) if name in settings else more))
@@ -171,6 +188,31 @@ def test_cifar10_layout(make):
     assert np.array_equal(data.pixels(1).flatten().numpy(), stored[1])
     expected = (torch.from_numpy(stored[1]).float() / 255 - 0.5) / 0.5  # ToTensor, Normalize(0.5, 0.5)
     torch.testing.assert_close(data.get(1, False)[0].flatten(), expected)
+
+
+def test_fashion_mnist_layout(make, tmp_path, monkeypatch):
+    """Test images among the training ones, a picture off its centre, rows read as columns, names of other classes."""
+    data = make("fashion_mnist")
+    assert len(data) == 3 and data.shape == (1, 32, 32) and data.n_classes == 10
+    assert data.labels.tolist() == [9, 8, 7] and data.class_names[9] == "Ankle boot" and len(data.class_names) == 10
+    stored = np.frombuffer(clothes(3), np.uint8, offset=16).reshape(3, 28, 28)
+    assert np.array_equal(data.pixels(1)[0, 2:-2, 2:-2].numpy(), stored[1])
+    assert data.pixels(1).sum() == stored[1].sum() and data.get(1, False)[0][0, 0, 0] == -1
+    path = str(tmp_path / "fashion")
+    assert len(DATASETS["fashion_mnist"](path=path, split="test")) == 2
+    refused("fashion_mnist", "split is 'val'; it must be train or test", split="val")
+    monkeypatch.setattr("libs.data.fashion_mnist.DEBIAN", "nowhere")
+    refused("fashion_mnist", "dataset.path='x' must hold train-images-idx3-ubyte", "dataset-fashion-mnist", path="x")
+    (tmp_path / "fashion" / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 1, 1]))
+    refused("fashion_mnist", "t10k-labels-idx1-ubyte", "(2, 28, 28) and (3,)", path=path, split="test")
+    (tmp_path / "fashion" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(clothes(3))[:-50])
+    refused("fashion_mnist", "train-images-idx3-ubyte.gz cannot be read", path=path)
+
+
+def clothes(number: int) -> bytes:
+    """The content of an idx file of pictures."""
+    noise = np.random.default_rng(number).integers(0, 256, (number, 28, 28), dtype=np.uint8)
+    return bytes([0, 0, 8, 3, 0, 0, 0, number, 0, 0, 0, 28, 0, 0, 0, 28]) + noise.tobytes()
 
 
 @pytest.mark.parametrize("row, column, corner", [(57, 25, (0, 0)), (184, 152, (-1, -1)), (57, 152, (0, -1))])

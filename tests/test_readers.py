@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from libs.codecs import KL
 from libs.codecs.kl import compvis
 from libs.data.coco import CocoImages
 from libs.data.extract import begin, verify
+from libs.data.fashion_mnist import FashionMNIST
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles
 from libs.data.images import Images
@@ -135,6 +137,15 @@ def examples(folder: Path) -> list[tuple[dict[str, bytes], object]]:
             {"train/0.npy": plain_array(moments), "train/0_0.npy": plain_array(np.ones((3, 4), "f4"))}
             | {"empty_context.npy": plain_array(np.ones((3, 4), "f4"))},
             lambda folder: read_latents(folder, CaptionFiles),
+        ),
+        (
+            {
+                "train-images-idx3-ubyte.gz": gzip.compress(
+                    bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 28, 0, 0, 0, 28] + [7] * 784)
+                ),
+                "train-labels-idx1-ubyte": bytes([0, 0, 8, 1, 0, 0, 0, 1, 5]),
+            },
+            lambda folder: FashionMNIST(path=str(folder)),
         ),
         (coco(), lambda folder: CocoImages(path=str(folder), captions=str(folder / "captions.json"), resolution=8)),
         ({"prompts.txt": "\ufeffa cat\r\n\x0cun café\u2028x\n".encode()}, lambda f: read_lines(f / "prompts.txt", "x")),

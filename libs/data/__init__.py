@@ -5,6 +5,7 @@ from libs.data.celeba import CelebA
 from libs.data.cifar10 import CIFAR10
 from libs.data.dataset import Dataset
 from libs.data.digits import Digits
+from libs.data.fashion_mnist import FashionMNIST
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles
 from libs.data.imagenet import ImageNet
@@ -15,6 +16,7 @@ DATASETS = {
     "digits": Digits,
     "images": Images,
     "cifar10": CIFAR10,
+    "fashion_mnist": FashionMNIST,
     "celeba": CelebA,
     "imagenet": ImageNet,
     "latents": LatentShards,

@@ -1,0 +1,87 @@
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), from its idx files, padded to 32 x 32."""
+
+import gzip
+import math
+import os
+import zlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from libs.data.dataset import InMemory
+from libs.data.storage import read_file, said
+
+CLASS_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+DEBIAN = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts the files
+SPLITS = {"train": "train", "test": "t10k"}
+PAD = 2  # pixels of background on each side: 28 is no multiple of 8
+
+
+class FashionMNIST(InMemory):
+    """60,000 training or 10,000 test pictures of clothes, 32 x 32 grey, ten classes, in [-1, 1]; shoes point left.
+
+    Args:
+        path: folder with the idx files (`train-images-idx3-ubyte` and so on, packed as .gz or not), or the folder that
+            torchvision makes, with them in `FashionMNIST/raw/`.
+        split: "train" or "test".
+        download: fetch the files through torchvision when they are missing.
+
+    Raises:
+        ValueError: an unknown split, or files that are missing or damaged.
+    """
+
+    name, class_names = "fashion_mnist", CLASS_NAMES
+
+    def __init__(self, *, path: str = "assets/datasets/fashion_mnist", split: str = "train", download: bool = False):
+        if split not in SPLITS:
+            raise ValueError(f"dataset.fashion_mnist.split is {split!r}; it must be train or test.")
+        folders = [path, os.path.join(path, "FashionMNIST", "raw"), DEBIAN]
+        names = [f"{SPLITS[split]}-images-idx3-ubyte", f"{SPLITS[split]}-labels-idx1-ubyte"]
+        files = [find(folders, name) for name in names]
+        if download and None in files:
+            from torchvision import datasets
+
+            datasets.FashionMNIST(path, download=True)
+            files = [find(folders, name) for name in names]
+        if None in files:
+            raise ValueError(
+                f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz). Put them there, set "
+                "dataset.fashion_mnist.download=True, or install Debian's package dataset-fashion-mnist, whose files "
+                f"in {DEBIAN} are found."
+            )
+        levels, labels = (read_idx(file, axes) for file, axes in zip(files, (3, 1), strict=True))
+        if levels.shape[1:] != (28, 28) or len(labels) != len(levels) or not len(labels) or labels.max() > 9:
+            raise ValueError(
+                f"{files[0]} and {files[1]} must hold pictures of 28 x 28 and as many labels from 0 to 9; they have the "
+                f"shapes {levels.shape} and {labels.shape}."
+            )
+        levels = F.pad(torch.from_numpy(levels)[:, None], (PAD,) * 4)  # (n, 1, 32, 32), 0 is black
+        super().__init__(levels, torch.from_numpy(labels).long(), n_classes=10)
+
+
+def find(folders: list[str], name: str) -> str | None:
+    """The first of folder/name and folder/name.gz that exists."""
+    paths = (os.path.join(folder, file) for folder in folders for file in (name, f"{name}.gz"))
+    return next(filter(os.path.isfile, paths), None)
+
+
+def read_idx(path: str, axes: int) -> np.ndarray:
+    """The bytes of an idx file (LeCun's format: two zeros, type, axes, big-endian sizes, values), packed or not.
+
+    Raises:
+        ValueError: the file cannot be read, or is no idx file of bytes with so many axes; the message names it.
+    """
+    data = read_file(path)
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        sizes = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
+        if data[:4] != bytes([0, 0, 8, axes]) or len(data) != 4 + 4 * axes + math.prod(sizes):
+            raise ValueError(f"it is no idx file of bytes with {axes} axes, or it was cut")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {said(error)}.") from error
+    return np.frombuffer(bytearray(data), np.uint8, offset=4 + 4 * axes).reshape(sizes)
