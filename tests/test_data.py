@@ -190,7 +190,7 @@ def test_cifar10_layout(make):
     torch.testing.assert_close(data.get(1, False)[0].flatten(), expected)
 
 
-def test_fashion_mnist_layout(make, tmp_path, monkeypatch):
+def test_fashion_mnist_layout(make, tmp_path):
     """Test images among the training ones, a picture off its centre, rows read as columns, names of other classes."""
     data = make("fashion_mnist")
     assert len(data) == 3 and data.shape == (1, 32, 32) and data.n_classes == 10
@@ -201,7 +201,6 @@ def test_fashion_mnist_layout(make, tmp_path, monkeypatch):
     path = str(tmp_path / "fashion")
     assert len(DATASETS["fashion_mnist"](path=path, split="test")) == 2
     refused("fashion_mnist", "split is 'val'; it must be train or test", split="val")
-    monkeypatch.setattr("libs.data.fashion_mnist.DEBIAN", "nowhere")
     refused("fashion_mnist", "dataset.path='x' must hold train-images-idx3-ubyte", "dataset-fashion-mnist", path="x")
     (tmp_path / "fashion" / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 1, 1]))
     refused("fashion_mnist", "t10k-labels-idx1-ubyte", "(2, 28, 28) and (3,)", path=path, split="test")

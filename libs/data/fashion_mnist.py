@@ -4,18 +4,20 @@ import gzip
 import math
 import os
 import zlib
+from io import BytesIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from libs.data.dataset import InMemory
-from libs.data.storage import read_file, said
+from libs.data.storage import LARGEST, read_file, said
 
 CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+DEFAULT = "assets/datasets/fashion_mnist"
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts the files
 SPLITS = {"train": "train", "test": "t10k"}
 PAD = 2  # pixels of background on each side: 28 is no multiple of 8
@@ -36,37 +38,42 @@ class FashionMNIST(InMemory):
 
     name, class_names = "fashion_mnist", CLASS_NAMES
 
-    def __init__(self, *, path: str = "assets/datasets/fashion_mnist", split: str = "train", download: bool = False):
+    def __init__(self, *, path: str = DEFAULT, split: str = "train", download: bool = False):
         if split not in SPLITS:
             raise ValueError(f"dataset.fashion_mnist.split is {split!r}; it must be train or test.")
-        folders = [path, os.path.join(path, "FashionMNIST", "raw"), DEBIAN]
         names = [f"{SPLITS[split]}-images-idx3-ubyte", f"{SPLITS[split]}-labels-idx1-ubyte"]
-        files = [find(folders, name) for name in names]
-        if download and None in files:
+        files = find(path, names)
+        if download and not files:
             from torchvision import datasets
 
             datasets.FashionMNIST(path, download=True)
-            files = [find(folders, name) for name in names]
-        if None in files:
+            files = find(path, names)
+        if not files:
             raise ValueError(
                 f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz). Put them there, set "
                 "dataset.fashion_mnist.download=True, or install Debian's package dataset-fashion-mnist, whose files "
-                f"in {DEBIAN} are found."
+                f"in {DEBIAN} are found where no path is set."
             )
         levels, labels = (read_idx(file, axes) for file, axes in zip(files, (3, 1), strict=True))
         if levels.shape[1:] != (28, 28) or len(labels) != len(levels) or not len(labels) or labels.max() > 9:
             raise ValueError(
-                f"{files[0]} and {files[1]} must hold pictures of 28 x 28 and as many labels from 0 to 9; they have the "
-                f"shapes {levels.shape} and {labels.shape}."
+                f"{files[0]} and {files[1]} must hold pictures of 28 x 28 and as many labels from 0 to 9; they have "
+                f"the shapes {levels.shape} and {labels.shape}."
             )
         levels = F.pad(torch.from_numpy(levels)[:, None], (PAD,) * 4)  # (n, 1, 32, 32), 0 is black
         super().__init__(levels, torch.from_numpy(labels).long(), n_classes=10)
 
 
-def find(folders: list[str], name: str) -> str | None:
-    """The first of folder/name and folder/name.gz that exists."""
-    paths = (os.path.join(folder, file) for folder in folders for file in (name, f"{name}.gz"))
-    return next(filter(os.path.isfile, paths), None)
+def find(path: str, names: list[str]) -> list[str]:
+    """The files of these names, or name.gz, in the first folder that has all of them; [] where there is none."""
+    for folder in (path, os.path.join(path, "FashionMNIST", "raw"), *([DEBIAN] if path == DEFAULT else [])):
+        found = [
+            next(filter(os.path.isfile, (os.path.join(folder, file) for file in (name, f"{name}.gz"))), None)
+            for name in names
+        ]
+        if all(found):
+            return found
+    return []
 
 
 def read_idx(path: str, axes: int) -> np.ndarray:
@@ -78,7 +85,7 @@ def read_idx(path: str, axes: int) -> np.ndarray:
     data = read_file(path)
     try:
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            data = gzip.GzipFile(fileobj=BytesIO(data)).read(LARGEST)  # bounded: a small file may unpack to anything
         sizes = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
         if data[:4] != bytes([0, 0, 8, axes]) or len(data) != 4 + 4 * axes + math.prod(sizes):
             raise ValueError(f"it is no idx file of bytes with {axes} axes, or it was cut")
