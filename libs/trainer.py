@@ -114,7 +114,7 @@ def fit(config, regime: Regime, run: Run) -> None:
                         sums[name] = sums.get(name, 0) + part.sum()
                 grad_norm = run.accelerator.clip_grad_norm_(ddp.parameters(), train.grad_clip or math.inf)
                 optimizer.step()
-                lr = lr_scheduler.get_last_lr()[0]
+                lr = optimizer.param_groups[0]["lr"]
                 lr_scheduler.step()
                 optimizer.zero_grad()
                 ema_update(ema, model, train.ema_rate)

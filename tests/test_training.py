@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from test_configs import load
 
 from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.checkpoints import training_state as checkpoints
-from libs.run import Run
+from libs.run import PATIENCE, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/digits_uvit_tiny.py"
@@ -65,30 +68,94 @@ def log(workdir) -> list[dict]:
     return [json.loads(line) for line in (Path(workdir) / "train.jsonl").read_text().splitlines()]
 
 
+def forked_fit(directory: Path, world: int) -> list[int]:
+    """Start a training of `world` processes as forks of this one, which has everything imported; their ids."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            torch.set_num_threads(1)
+            if world > 1:
+                os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+                os.environ |= dict(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
+            AcceleratorState._reset_state(reset_partial_state=True)
+            config = load("digits_uvit_tiny", "quick")
+            config.cpu, config.mixed_precision = True, "no"
+            config.train.update(n_steps=32, save_interval=3, sample_interval=25, eval_interval=8, monitor_samples=8)
+            run = Run(directory, Accelerator(cpu=True, kwargs_handlers=[PATIENCE]))
+            with run.stopping:
+                trainer.fit(config, regimes.pixels(config), run)
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        finally:
+            os._exit(code)
+    return children
+
+
+def killed_fit(directory: Path, world: int, number: signal.Signals, goal: int, dice: random.Random) -> None:
+    """Start a training and kill its processes, shortly after one another, once its log has `goal` lines or so."""
+    children, path = forked_fit(directory, world), directory / "train.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not path.exists() or path.read_text().count("\n") < goal):
+        time.sleep(0.002)
+    time.sleep(dice.random() * 0.05)
+    for child in dice.sample(children, world):
+        os.kill(child, number)
+        time.sleep(dice.random() * 0.02)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if number == signal.SIGTERM:  # it may have come before the first step of a start, or after the last
+        assert codes[0] in (143, 0), codes
+        trained = [line["step"] for line in log(directory) if "loss" in line] if path.exists() else []
+        assert not trained or int(checkpoints.found(directory)[-1].stem) >= trained[-1], "more than the step in flight"
+
+
 @pytest.mark.slow
-def test_killed_ten_times_equals_never_killed(tmp_path):
-    """Real SIGKILLs at random moments: catches forgotten state, torn checkpoints, steps done or logged twice."""
-    flags = ["--config.train.n_steps=60", "--config.train.save_interval=4"]
-    whole = train(tmp_path / "whole", *flags)
-    dice = random.Random(0)
-    kills = 0
-    while kills < 10:
-        process = train(tmp_path / "killed", *flags)
-        goal = dice.randint(5 * kills, 5 * kills + 4)
-        path = tmp_path / "killed" / "train.jsonl"
-        while process.poll() is None and (not path.exists() or len(path.read_text().splitlines()) < goal):
-            time.sleep(0.005)
-        time.sleep(dice.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    finish(train(tmp_path / "killed", *flags))
-    finish(whole)
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_equals_never_killed(tmp_path, world):
+    """Real signals at random moments of a training with best.pth: catches forgotten state, torn or lost files.
+
+    KILLS=100 in the environment makes a campaign of it.
+    """
+    kills = int(os.environ.get("KILLS", 4))
+    dice = random.Random(world)
+    for child in forked_fit(tmp_path / "whole", world):
+        assert os.waitpid(child, 0)[1] == 0
+    for number in range(kills):
+        if number % 4 == 0:  # every fourth kill begins another run
+            directory = tmp_path / f"killed-{number}"
+        goal = 8 * (number % 4) + dice.randint(0, 8)
+        killed_fit(directory, world, dice.choice([signal.SIGKILL, signal.SIGTERM]), goal, dice)
+        if number % 4 == 3 or number == kills - 1:
+            for child in forked_fit(directory, world):
+                assert os.waitpid(child, 0)[1] == 0
+            check_equal(tmp_path / "whole", directory)
+
+
+def check_equal(whole: Path, killed: Path) -> None:
+    """The same weights, moments, best weights, samples and log; nothing half-written is left."""
     for name in ("nnet.pth", "nnet_ema.pth"):
-        a, b = (weights.read(tmp_path / run / "ckpts/60.ckpt" / name) for run in ("whole", "killed"))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    assert [line["step"] for line in log(tmp_path / "killed")] == list(range(1, 61))
-    assert [line["loss"] for line in log(tmp_path / "killed")] == [line["loss"] for line in log(tmp_path / "whole")]
+        a, b = (weights.read(run / "ckpts/32.ckpt" / name) for run in (whole, killed))
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    a, b = (weights.read(run / "best.pth") for run in (whole, killed))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (torch.load(run / "ckpts/32.ckpt/optimizer.pth", weights_only=True)["state"] for run in (whole, killed))
+    assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i] if isinstance(a[i][key], torch.Tensor))
+    timeless = ("seconds", "images_per_s", "memory_gb")
+    a, b = ([{k: v for k, v in line.items() if k not in timeless} for line in log(run)] for run in (whole, killed))
+    assert a == b
+    files = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (whole, killed)]
+    assert files[0] == files[1]
+    for grid in whole.glob("samples/*.png"):
+        assert grid.read_bytes() == (killed / "samples" / grid.name).read_bytes()
 
 
 @pytest.mark.slow
