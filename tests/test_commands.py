@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -207,3 +210,57 @@ def test_readme_policy_runs():
     x, t, time, _ = inputs()
     _, used = run_with_exits(tiny(), names["Mine"](slack=0.05), x, t, time, None)
     assert len(set(used)) > 1
+
+
+@pytest.fixture
+def scripts(tmp_path) -> Path:
+    """A copy of the shell scripts whose python and accelerate print what they are given."""
+    shutil.copytree(
+        ROOT / "scripts", tmp_path / "scripts", ignore=lambda _, names: [n for n in names if ".sh" not in n]
+    )
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "accelerate"):
+        (binaries / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (binaries / name).chmod(0o755)
+    (binaries / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    (binaries / "nvidia-smi").chmod(0o755)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "installed").touch()
+    return tmp_path
+
+
+def shell(scripts: Path, name: str, *flags: str, **variables: str) -> subprocess.CompletedProcess:
+    env = {"PATH": f"{scripts / '.venv' / 'bin'}:{os.environ['PATH']}", **variables}
+    return subprocess.run(["sh", f"scripts/{name}", *flags], cwd=scripts, env=env, capture_output=True, text=True)
+
+
+SHELL = sorted(path.name for pattern in ("train_*.sh", "eval_*.sh") for path in (ROOT / "scripts").glob(pattern))
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_shell_scripts(name, scripts):
+    """By sh, without a GPU, without weights, and with them: catches 62 lines under a launcher, and a lost setting."""
+    assert "PRECISION=no PROCESSES=1" in shell(scripts, name).stderr
+    two = dict(PRECISION="fp16", PROCESSES="2")
+    missing = shell(scripts, name, **two)
+    remedy = "python -m scripts.download" if name.startswith("train") else "scripts/train_"
+    assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1 and remedy in missing.stderr
+    job, config = (
+        name.split("_")[0],
+        re.search(r"configs/(\w+)", shell(scripts, name, **two, **there(scripts)).stdout)[1],
+    )
+    assert (ROOT / "configs" / f"{config}.py").is_file()
+    many = shell(scripts, name, "--seed=1", **two, **there(scripts))
+    assert many.returncode == 0 and re.match(rf"accelerate launch .*--num_processes 2 .*{job}\w*\.py", many.stdout)
+    assert "--seed=1" in many.stdout and ("lr=" in many.stdout) == (name[6:-3] in ("cifar10", "celeba64", "imagenet64"))
+    one = shell(scripts, name, PRECISION="no", PROCESSES="1", **there(scripts))
+    assert re.match(rf"python {job}\w*\.py --config=", one.stdout)
+    if job == "train":
+        scratch = shell(scripts, name, PRETRAINED="", **two)
+        assert f"--workdir=workdir/{config}-scratch" in scratch.stdout and "pretrained" not in scratch.stdout
+
+
+def there(scripts: Path) -> dict[str, str]:
+    (scripts / "weights.pth").touch()
+    return dict(PRETRAINED="weights.pth", NNET="weights.pth")
