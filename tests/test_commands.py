@@ -65,6 +65,16 @@ def test_train_evaluate_report(trained):
     assert all(record["label"].split()[-1] in page for record in records)
 
 
+@pytest.mark.slow
+def test_sample(trained, tmp_path):
+    """Catches --n that is not there, and the evaluation's list of thresholds that refuses a set of images."""
+    flags = [f"--config={CONFIG}", f"--nnet_path={trained / 'last.ckpt'}", *NETWORK, f"--output={tmp_path}"]
+    line = finish(start("-m", "scripts.sample", *flags, "--n=3", "--labels=1", "--config.sample.sample_steps=2"))
+    assert json.loads(line.splitlines()[-1])["images"] == 3
+    noted = json.loads((tmp_path / "sample.json").read_text())["images"]
+    assert {i: image["label"] for i, image in noted.items()} == {"0": 1, "1": 1, "2": 1}
+
+
 def mistakes(tmp_path, trained):
     good = str(trained / "last.ckpt")
     truncated, text, pickled = (tmp_path / name for name in ("truncated.pth", "text.pth", "pickled.pth"))

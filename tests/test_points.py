@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from test_configs import load
@@ -9,7 +11,7 @@ from test_configs import load
 from libs import regimes
 from libs.evaluation import evaluate as evaluator
 from libs.evaluation import sweep as points_module
-from libs.evaluation.sweep import Method, parse, points
+from libs.evaluation.sweep import Method, parse, points, read
 from libs.exits import Refresh, Residual
 from libs.models.build import build_model
 from libs.run import Alone
@@ -30,6 +32,8 @@ def quick(**settings):
     [
         ("fixed.layer=3", "fixed", "fixed layer 3", {"layer": 3}),
         ("steps=10", "steps", "full depth 10 steps", {}),
+        ("steps=7,grid=power:2.5", "plain", "full depth, 7 steps, grid power:2.5", {}),
+        ("steps=3,grid=(1,0.6,0.2,0.001)", "plain", "full depth, 3 steps, grid 1,0.6,0.2,0.001", {}),
         ("full", "full", "full depth", {}),
         ("sampler=ddim, steps=4", "sampler", "full depth, ddim, 4 steps", {}),
         ("threshold.certainty=0.98", "threshold", "threshold 0.98", {"certainty": 0.98}),
@@ -71,13 +75,41 @@ def test_sweep_entries(entry, family, label, settings):
         ("residual=1", "residual is '1'; a value of type bool"),
         ("sampler=euler", "sampler is 'euler'"),
         ("", "must be one of"),
+        ({"policy": "threshold", "certanty": 0.9}, "certanty is no setting; threshold has at, certainty"),
+        ({"policy": "treshold"}, "the policy is 'treshold'"),
+        ({"steps": "many"}, "steps is 'many'; a value of type int"),
     ],
 )
 def test_sweep_mistakes(entry, message):
     """Catches a typing error that evaluates something else; the entry and what is allowed must be named."""
     with pytest.raises(ValueError) as caught:
-        parse(entry)
+        read(entry)
     assert message in str(caught.value) and f"eval.sweep entry {entry!r}" in str(caught.value)
+
+
+def test_entries_as_dicts_and_files(tmp_path):
+    """Catches entries that mean another method as a dict or in a file than as text."""
+    text = ("threshold.certainty=0.9,steps=7,grid=power:2.5", "schedule.shares=(0.5,1.0),refresh=2", "full")
+    dicts = [
+        {"policy": "threshold", "certainty": 0.9, "steps": 7, "grid": "power:2.5"},
+        {"policy": "schedule", "shares": [0.5, 1.0], "refresh": 2},
+        {},
+    ]
+    assert [read(entry) for entry in dicts] == [[parse(entry)] for entry in text]
+    (tmp_path / "sweep.json").write_text(json.dumps([*dicts[:2], "full"]))
+    assert read(str(tmp_path / "sweep.json")) == [parse(entry) for entry in text]
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match="eval.sweep is .*sweep.json"):
+        read(str(tmp_path / "sweep.json"))
+
+
+def test_points_on_grids():
+    """Catches two grids under one name, and a record that does not say its grid."""
+    sampler = quick(eval__sweep=("steps=4,grid=power:2.5", "steps=4,grid=logsnr", "steps=4", "threshold,grid=logsnr"))
+    found = [point for point in points(sampler) if point.solver["grid"]]
+    assert [p.solver["grid"] for p in found] == ["power:2.5", "logsnr", "logsnr"]
+    assert [p.family for p in found] == ["plain", "plain", "threshold"] and len({p.slug for p in found}) == 3
+    assert not torch.equal(found[0].plan.t, found[1].plan.t)
 
 
 def test_points_of_an_evaluation():

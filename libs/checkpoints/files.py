@@ -149,7 +149,9 @@ def about(path: str | Path) -> dict:
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError, RecursionError, OverflowError, zipfile.BadZipFile, struct.error, zlib.error) as error:
-        raise ValueError(f"{path}: what was written with the weights cannot be read ({first_line(error)})") from error
+        raise ValueError(
+            f"{path} cannot be read as weights: it is truncated or damaged ({first_line(error)})"
+        ) from error
     if found:
         return found
     folders = {"nnet.pth": ".", "nnet_ema.pth": ".", "best.pth": "last.ckpt"}

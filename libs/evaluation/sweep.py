@@ -215,11 +215,14 @@ def checked(entry: str | Mapping, policy: str, own: dict, common: dict) -> Metho
             raise ValueError(f"{foreign[0]} is no setting; {policy} has {', '.join([*known, *COMMON])}")
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
         own = {key: float(value) if type(known[key]) is float else value for key, value in own.items()}
+        for key, value in common.items():
+            if type(value) is not type(COMMON[key]):
+                raise ValueError(f"{key} is {value!r}; a value of type {type(COMMON[key]).__name__} is needed")
         lookup(SAMPLERS | {"": None}, common.get("sampler", ""), "sampler")
         if common.get("steps", 1) < 1:
             raise ValueError(f"steps is {common['steps']}; it must be at least 1")
         return Method(policy, own, **common)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"eval.sweep entry {entry!r}: {error}") from error
 
 
