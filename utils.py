@@ -54,6 +54,8 @@ def define_flags(kind: str) -> None:
         flags.DEFINE_list(
             "exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps."
         )
+    if kind in ("eval", "sample"):
+        flags.DEFINE_string("plan", None, "File of scripts.calibrate --budget: solver, times and depths of all calls.")
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
@@ -189,6 +191,10 @@ def resolve(kind: str):
                     f"--exit_threshold={','.join(FLAGS.exit_threshold)} needs a policy with a certainty, and exit.name "
                     f"is {name!r}: add --config.exit.name=threshold, or leave --exit_threshold out"
                 )
+        if "plan" in FLAGS and FLAGS.plan:
+            if FLAGS.exit_threshold:
+                raise ValueError("--plan and --exit_threshold are both given; a plan holds its own depths")
+            config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", FLAGS.plan, ()
     if kind == "sample" and not FLAGS.exit_threshold and len(config.eval.thresholds) > 1:
         config.eval.thresholds = ()  # a sweep is for evaluations; one set of images has the policy in `exit`
     check_settings(config)

@@ -26,6 +26,7 @@ import utils
 from libs import regimes, rng
 from libs.analysis import explain as analysis
 from libs.analysis import figures
+from libs.analysis.calibrate import Bench, all_images, distance_of
 from libs.analysis.dense import sample_dense
 from libs.data import batches
 from libs.evaluation.families import BASELINES
@@ -36,7 +37,6 @@ from libs.metrics.paired import Paired
 from libs.regimes import Regime
 from libs.run import Run
 from libs.sampling.sampler import Sampler, load_model
-from scripts.calibrate import Bench, all_images, distance_of
 
 FLAGS = flags.FLAGS
 

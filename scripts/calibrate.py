@@ -1,327 +1,58 @@
-"""Find a static schedule and thresholds per (time, exit) that spend a given share of the full-depth MACs.
+"""Spend a budget where it keeps the most quality: how many calls, when, and how deep each of them goes.
 
-    python -m scripts.calibrate --config=configs/digits_uvit_tiny.py --nnet_path=.../1500.ckpt --budget=0.6
-    python -m scripts.calibrate --config=configs/digits_uvit_tiny.py --nnet_path=.../1500.ckpt --max_quality_loss=0.05
-    python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=.../1500.ckpt \
-        --config.exit.name=schedule --config.exit.schedule.path=.../1500.ckpt/budget-0.6-dpm_solver_pp_2m-20.json
+    python -m scripts.calibrate --config=configs/digits_uvit_tiny.py --nnet_path=.../2000.ckpt --budget=0.2
+    python -m scripts.calibrate ... --seconds=0.2            the same, of the measured seconds
+    python -m scripts.calibrate ... --max_quality_loss=0.05  the smallest budget that loses no more
+    python -m scripts.calibrate ... --budget=0.35 --depth=full   full depth: only the calls are placed
+    python eval.py ... --plan=.../2000.ckpt/plan-budget-0.2.json
 
-Learns from full-depth samplings in which every exit is looked at, then runs what it found: early exits change where
-later calls are evaluated, so what the closed loop spends is measured and corrected on one noise seed, and reported
-from another. The file lies beside the weights; exit.name=schedule and exit.name=calibrated read it. It knows
-config.sample.residual, given config.sample.refresh. One process; the last line, on stdout, is JSON.
+A budget is a share of what the reference spends: full depth, config.sample.sample_steps calls on the configured grid.
+One noise seed teaches, the next selects, the one after is reported (libs/analysis/budget.py says how). The file lies
+beside the weights, where Sampler(..., budget=0.2) finds it.
+
+--nodes=keep leaves the calls where the configured sampler makes them, and finds a schedule and thresholds for them: the
+file is read by exit.name=schedule and exit.name=calibrated. One process; the last line, on stdout, is JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
 
-import numpy as np
-import torch
 from absl import flags
 
 import utils
 from libs import regimes
-from libs.analysis import calibration
-from libs.analysis.calibration import Bins, Evidence
-from libs.analysis.dense import DenseCall, sample_dense
-from libs.evaluation.records import config_hash
-from libs.evaluation.reference import open_reference
-from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, looking_back
-from libs.metrics.cost import CONVENTION, macs_per_image
-from libs.metrics.extractors import build_extractor
-from libs.metrics.frechet import Frechet
-from libs.metrics.paired import Paired
-from libs.models import EarlyExitModel
+from libs.analysis.budget import OBJECTIVES, spend
+from libs.analysis.calibrate import POLICIES, calibrate, summary
 from libs.regimes import Regime
-from libs.run import Run, describe_machine
-from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import generate, make_plan
-from libs.sampling.images import Images
-from libs.sampling.sampler import load_model
+from libs.run import Run
 
 FLAGS = flags.FLAGS
-POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What samples are made with. Noise seed `seed` is learned from, the next corrects, the one after is reported."""
-
-    config: object
-    model: EarlyExitModel
-    regime: Regime
-    run: Run
-    n: int
-    seed: int
-
-    @cached_property
-    def plan(self):
-        return make_plan(self.regime.process, self.config.sample)
-
-    @cached_property
-    def options(self) -> dict:
-        """What all samplings share."""
-        return dict(
-            pred=self.config.pred,
-            plan=self.plan,
-            guidance=Guidance(self.config.sample.scale, self.config.sample.pair),
-            run=self.run,
-        )
-
-    @property
-    def batches(self) -> list[np.ndarray]:
-        size = self.config.sample.mini_batch_size
-        return [np.arange(start, min(start + size, self.n)) for start in range(0, self.n, size)]
-
-    def policy(self, part: str, path: Path) -> ExitPolicy:
-        """The policy that reads `part` of the file, with the configured residual correction."""
-        policy = EXIT_POLICIES[POLICIES[part]](path=str(path))
-        return looking_back(policy, residual=self.config.sample.residual, refresh=self.config.sample.refresh)
-
-    def images(self, policy: ExitPolicy, seed: int, n: int | None = None) -> list[Images]:
-        options = self.options | dict(policy=policy, seed=seed, batch_size=self.config.sample.mini_batch_size)
-        return list(generate(self.model, self.regime, ids=np.arange(n or self.n), **options))
-
-    def share(self, images: list[Images]) -> float:
-        """MACs spent, as a share of full depth."""
-        trace = Trace.concatenate([batch.trace for batch in images])
-        full = trace.used.shape[0] * trace.used.shape[1] * self.model.macs().at(self.model.depth)
-        return float(macs_per_image(trace, self.model.macs()).mean() / full)
-
-    def evidence(self) -> Evidence:
-        """Dense runs along full-depth trajectories of all images."""
-        rows = [self.dense_batch(ids) for ids in self.batches]
-        macs, points = self.model.macs(), self.model.points
-        full = macs.at(self.model.depth)
-        ask = np.array([macs.ask[k] for k in points[:-1]] + [0]) / full
-        ahead = self.model.uem.ahead
-        refresh = self.config.sample.refresh
-        return Evidence(
-            t=self.plan.t.numpy(),
-            u=np.concatenate([u for u, _, _ in rows], axis=2),
-            loss=np.concatenate([loss for _, loss, _ in rows], axis=2),
-            static=np.average([static for _, _, static in rows], axis=0, weights=[len(ids) for ids in self.batches]),
-            free=np.array([not refresh or number % refresh > 0 for number in range(self.plan.nfe)]),
-            cost=np.array([macs.at(k) for k in points]) / full,
-            ask=ask * (not ahead),
-            ahead=macs.ask[0] / full if ahead else 0.0,
-        )
-
-    def dense_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """u, loss (calls, E, B) and static loss (calls, E) of one batch; see `Evidence`."""
-        scale, refresh, residual = (getattr(self.config.sample, name) for name in ("scale", "refresh", "residual"))
-        reach = calibration.reach(self.plan)
-        u, losses, statics = [], [], []
-        base: torch.Tensor | float = 0.0
-
-        def look(call: DenseCall) -> None:
-            nonlocal base
-            if residual and call.number % refresh == 0:
-                base = call.gap  # what a corrected early output is short of later on
-            gap = call.gap - base  # (E, B, C, H, W)
-            loss = gap.square().flatten(2).mean(2)  # (E, B)
-            static = loss.mean(1)
-            if scale:
-                cond, null = gap.chunk(2, dim=1)
-                static = ((1 + scale) * cond - scale * null).square().flatten(1).mean(1)
-                loss = torch.cat([(1 + scale) ** 2 * loss[:, : len(ids)], scale**2 * loss[:, len(ids) :]], dim=1)
-            weight = float(reach[call.number]) ** 2
-            u.append(call.u.cpu().numpy())
-            losses.append(weight * loss.double().cpu().numpy())
-            statics.append(weight * static.double().cpu().numpy())
-
-        sample_dense(self.model, self.regime, look, seed=self.seed, ids=ids, **self.options)
-        return np.stack(u).astype(np.float64), np.stack(losses), np.stack(statics)
-
-
-class Search:
-    """Makes the two parts of a calibration file, and measures each by writing it and running what reads it."""
-
-    def __init__(self, bench: Bench, path: Path, facts: dict, n_bins: int):
-        self.bench, self.facts = bench, facts
-        self.draft = path.with_name(f"{path.name}.part")
-        self.seen = bench.evidence()
-        self.bins = Bins.of(self.seen.t, n_bins)
-        self.floors = {
-            "schedule": self.seen.cheapest,
-            "thresholds": calibration.cheapest_thresholds(self.seen, self.bins),
-        }
-
-    def make(self, part: str, budget: float) -> dict:
-        if part == "schedule":
-            chosen, spent = calibration.schedule(self.seen, budget)
-            loss = float(self.seen.static[np.arange(len(chosen)), chosen].sum())
-            layers = np.array(self.bench.model.points)[chosen].tolist()
-            return {"t": self.seen.t.tolist(), "layers": layers, "open_loop": spent, "loss": loss}
-        table, spent = calibration.thresholds(self.seen, self.bins, budget)
-        chosen = calibration.exits_taken(self.seen, self.bins, table)  # (calls, B)
-        loss = float(np.take_along_axis(self.seen.loss, chosen[:, None], axis=1).mean(2).sum())
-        return {"edges": self.bins.edges, "max_u": table.tolist(), "open_loop": spent, "loss": loss}
-
-    def images(self, part: str, content: dict, seed: int, n: int | None = None) -> list[Images]:
-        self.draft.write_text(json.dumps(self.facts | {part: content}))
-        return self.bench.images(self.bench.policy(part, self.draft), seed, n)
-
-    def spends(self, part: str, content: dict) -> float:
-        """Closed loop, on the correcting seed. A schedule spends the same on every image: one is enough."""
-        n = 1 if part == "schedule" else None
-        return self.bench.share(self.images(part, content, self.bench.seed + 1, n))
-
-    def for_budget(self, part: str, budget: float) -> dict:
-        return calibration.meet(
-            budget,
-            self.floors[part],
-            lambda target: self.make(part, target),
-            lambda content: self.spends(part, content),
-        )
-
-    def for_quality(self, part: str, most: float, distance) -> dict:
-        """The cheapest content with a `distance` at most a share `most` above full depth's, on the correcting seed.
-
-        Of as many images as an evaluation's: the same loss is a smaller share of the distance of fewer.
-        """
-        seed, n = self.bench.seed + 1, self.bench.config.sample.n_samples
-        full = distance(self.bench.images(EXIT_POLICIES["full"](), seed, n))
-        return calibration.cheapest_within(
-            most,
-            self.floors[part],
-            lambda target: self.make(part, target),
-            lambda content: distance(self.images(part, content, seed, n)) / full - 1,
-        )
-
-
-def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss=None, n_images, seed, n_bins) -> dict:
-    """Write the calibration file into the run's directory; returns its content."""
-    check(config, run, budget, max_quality_loss, n_images, seed, n_bins)
-    bench = Bench(config, load_model(config, run), regime, run, n_images, seed)
-    full_macs = bench.plan.nfe * (1 + (config.sample.scale > 0)) * bench.model.macs().at(bench.model.depth)
-    asked = {"budget": budget} if budget is not None else {"max_quality_loss": max_quality_loss}
-    path = run.dir / file_name(config, asked)
-    facts = {
-        "asked": asked,
-        "points": list(bench.model.points),
-        "depth": bench.model.depth,
-        "sampler": {"name": config.sample.algorithm, "steps": config.sample.sample_steps},
-        "guidance": asdict(bench.options["guidance"]),
-        "residual": config.sample.residual,
-        "refresh": config.sample.refresh,
-        "convention": f"share of the full-depth {CONVENTION}",
-        "full_depth_gmacs": full_macs / 1e9,
-        "n_images": n_images,
-        "seeds": {"learned": seed, "corrected": seed + 1, "reported": seed + 2},
-        "config_hash": config_hash(config),
-        "nnet_path": config.nnet_path,
-        **describe_machine(),
-    }
-    search = Search(bench, path, facts, n_bins)
-    distance = None if max_quality_loss is None else distance_of(config, regime, run)
-    n = n_images if distance is None else config.sample.n_samples
-    full = bench.images(EXIT_POLICIES["full"](), seed + 2, n)
-    for part in POLICIES:
-        if distance is None:
-            content = search.for_budget(part, budget)
-        else:
-            content = search.for_quality(part, max_quality_loss, distance)
-        facts[part] = content | report(search, part, content, full, distance)
-        run.say(f"{part}: " + ", ".join(f"{key} {value:.4g}" for key, value in summary(facts[part]).items()))
-    search.draft.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(search.draft, path)
-    return facts | {"path": str(path)}
-
-
-def report(search: Search, part: str, content: dict, full: list[Images], distance) -> dict:
-    """What the finished part does on noise seeds that shaped nothing."""
-    images = search.images(part, content, search.bench.seed + 2, sum(len(batch.ids) for batch in full))
-    paired = Paired(all_images(full))
-    for batch in images:
-        paired.update(batch)
-    trace = Trace.concatenate([batch.trace for batch in images])
-    found = {"closed_loop": search.bench.share(images), "mean_depth": float(trace.used.mean())}
-    budget = search.facts["asked"].get("budget")
-    if budget is not None:
-        found["met"] = bool(abs(found["closed_loop"] - budget) <= 0.02 * budget)
-        if not found["met"]:
-            costs = np.array([search.bench.model.macs().at(k) for k in search.bench.model.points])
-            step = np.diff(costs).max() / costs[-1] / search.bench.plan.nfe
-            search.bench.run.say(
-                f"{part}: the budget {budget:g} is missed by more than 2 %: at one call, the next "
-                f"exit is up to {step:.4f} of full depth away"
-            )
-    found |= paired.compute(search.bench.run)
-    if distance is not None:
-        most, lost = search.facts["asked"]["max_quality_loss"], distance(images) / distance(full) - 1
-        found |= {"quality_loss": lost, "met": bool(lost <= most)}
-        if not found["met"]:
-            search.bench.run.say(
-                f"{part}: it loses {lost:.4g} and not {most:g} on a noise seed that did not choose it; more images "
-                "(sample.n_samples) leave less to chance"
-            )
-    return found
-
-
-def all_images(batches: list[Images]) -> Images:
-    """One set, without a trace."""
-    pixels, ids = torch.cat([b.pixels for b in batches]), np.concatenate([b.ids for b in batches])
-    return Images(pixels, ids, None, Trace(0))
-
-
-def summary(part: dict) -> dict[str, float]:
-    return {key: value for key, value in part.items() if isinstance(value, float)}
-
-
-def distance_of(config, regime: Regime, run: Run):
-    """images -> Frechet distance to the configured reference."""
-    extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)
-    reference = open_reference(config, regime, extractor, run)
-
-    def distance(images: list[Images]) -> float:
-        frechet = Frechet(extractor, reference)
-        for batch in images:
-            frechet.update(batch)
-        return frechet.compute(run)[Frechet.key_of(extractor)]
-
-    return distance
-
-
-def file_name(config, asked: dict) -> str:
-    ((name, value),) = asked.items()
-    parts = [name.replace("_", "-"), f"{value:g}", config.sample.algorithm, str(config.sample.sample_steps)]
-    if config.sample.residual or config.sample.refresh:
-        parts.append(f"{'residual' if config.sample.residual else 'refresh'}-{config.sample.refresh}")
-    return "-".join(parts) + ".json"
-
-
-def check(config, run: Run, budget, max_quality_loss, n_images: int, seed: int, n_bins: int) -> None:
-    if (budget is None) == (max_quality_loss is None):
-        raise ValueError("give either --budget (a share of the full-depth MACs) or --max_quality_loss, not both")
-    if max_quality_loss is not None and not max_quality_loss >= 0:
-        raise ValueError(f"--max_quality_loss={max_quality_loss:g}: it is a share of full depth's distance, at least 0")
-    for name, value in (("images", n_images), ("bins", n_bins)):
-        if value < 1:
-            raise ValueError(f"--{name}={value}: it must be at least 1")
-    evaluated = {*config.eval.seeds, config.eval.selection_seed}
-    if {seed, seed + 1, seed + 2} & evaluated:
-        raise ValueError(f"--seed={seed}: it and the next two must not be among the evaluation's {sorted(evaluated)}")
-    if config.sample.residual and not config.sample.refresh:
-        raise ValueError("sample.residual is on: calibration needs sample.refresh, which says when it is measured")
-    if run.world > 1:
-        raise ValueError(f"calibration runs in one process; {run.world} were started")
 
 
 def work(config, regime: Regime, run: Run) -> None:
     asked = dict(budget=FLAGS.budget, max_quality_loss=FLAGS.max_quality_loss)
-    found = calibrate(config, regime, run, **asked, n_images=FLAGS.images, seed=FLAGS.seed, n_bins=FLAGS.bins)
-    print(json.dumps({"path": found["path"], **{part: summary(found[part]) for part in POLICIES}}))
+    options = dict(n_images=FLAGS.images, seed=FLAGS.seed)
+    if FLAGS.nodes == "keep":
+        if FLAGS.seconds is not None or FLAGS.depth == "full":
+            raise ValueError("--nodes=keep finds depths for a budget of MACs: leave --seconds and --depth=full out")
+        found = calibrate(config, regime, run, **asked, **options, n_bins=FLAGS.bins)
+        print(json.dumps({"path": found["path"], **{part: summary(found[part]) for part in POLICIES}}))
+        return
+    found = spend(
+        config, regime, run, **asked, **options, seconds=FLAGS.seconds, depth=FLAGS.depth, objective=FLAGS.objective
+    )
+    print(json.dumps({"path": found["path"], **found["plan"], **found["report"]}))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_float("budget", None, "Share of the full-depth MACs to spend, heads and questions included.")
+    flags.DEFINE_float("budget", None, "Share of the reference's MACs to spend, heads and questions included.")
+    flags.DEFINE_float("seconds", None, "Instead: share of the reference's seconds, as measured on this machine.")
     flags.DEFINE_float("max_quality_loss", None, "Instead: as few MACs as this relative rise of the distance allows.")
-    flags.DEFINE_integer("images", 256, "Images per noise seed; distances are of sample.n_samples.")
-    flags.DEFINE_integer("seed", 7001, "Noise seed to learn from; the next two correct and report.")
-    flags.DEFINE_integer("bins", 50, "Bins of time for the thresholds; fewer calls than that get one each.")
+    flags.DEFINE_enum("nodes", "search", ["search", "keep"], "Whether the times of the calls are searched or kept.")
+    flags.DEFINE_enum("depth", "search", ["search", "full"], "Whether calls may leave early.")
+    flags.DEFINE_enum("objective", "frechet", list(OBJECTIVES), "What selects: Frechet distance, or the fine teacher.")
+    flags.DEFINE_integer("images", 256, "Images per noise seed to learn from; distances are of sample.n_samples.")
+    flags.DEFINE_integer("seed", 7001, "Noise seed to learn from; the next two select and report.")
+    flags.DEFINE_integer("bins", 50, "Bins of time for thresholds (--nodes=keep); fewer calls than that get one each.")
     utils.launch(work, regimes.of, "calibrate")

@@ -31,12 +31,12 @@ for seed in $SEEDS; do
     for budget in $BUDGETS; do
         file=$excess/calibrated/budget-$budget-$STEPS.json
         [ -f "$file" ] || python -m scripts.calibrate --config=$CONFIG --nnet_path="$excess/last.ckpt" \
-            --output_path="$excess/calibrated" --budget=$budget
+            --output_path="$excess/calibrated" --nodes=keep --budget=$budget
         sweep+=",'schedule.path=$file','calibrated.path=$file'"
     done
     file=$excess/calibrated/budget-0.45-$STEPS-residual-4.json
     [ -f "$file" ] || python -m scripts.calibrate --config=$CONFIG --nnet_path="$excess/last.ckpt" \
-        --output_path="$excess/calibrated" $RESIDUAL
+        --output_path="$excess/calibrated" --nodes=keep $RESIDUAL
     sweep+=",'schedule.path=$file,residual=True,refresh=4','fixed.layer=2,residual=True,refresh=4'"
     sweep+=",'threshold.certainty=0.97,residual=True,refresh=4'"
     evaluate excess "$excess" eval --config=$CONFIG --exit_threshold=0.995,0.99,0.985,0.98,0.97 \

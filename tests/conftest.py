@@ -72,6 +72,15 @@ def calibration_file(points=tuple(range(1, 8))) -> str:
     return str(path)
 
 
+def plan_file(points=tuple(range(1, 8)), max_u=(0.0, 0.52, 0.0)) -> str:
+    """A plan as scripts.calibrate --budget writes it, for `tiny`: four steps, the third of them a forecast."""
+    path = Path(FILES.name, f"plan-{len(points)}-{max_u[1]}.json")
+    plan = {"nodes": [1.0, 0.6, 0.3, 0.1, 0.001], "computed": [True, True, False, True], "order": 1}
+    plan |= {"lower_order_final": False, "layers": [2, 4, 7], "max_u": max_u}
+    path.write_text(json.dumps({"points": points, "plan": plan}))
+    return str(path)
+
+
 def trace_file() -> str:
     """The trace of some policy on 40 images in four calls: 3 or 5 layers, then one layer fewer at every call."""
     path = Path(FILES.name, "trace.npz")

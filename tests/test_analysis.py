@@ -12,11 +12,11 @@ from configs import digits_uvit_tiny
 from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import explain as analysis
+from libs.analysis.calibrate import Bench
 from libs.losses import LAYER_WEIGHTS
 from libs.models import ESTIMATORS
 from libs.models.build import build_model
 from scripts.analyze import analyze, gradient_flow
-from scripts.calibrate import Bench
 
 RNG = np.random.default_rng(0)
 

@@ -14,6 +14,7 @@ from configs import digits_uvit_tiny
 from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import calibration
+from libs.analysis.calibrate import calibrate
 from libs.analysis.calibration import ALWAYS, Bins, Evidence
 from libs.analysis.dense import sample_dense
 from libs.exits import EXIT_POLICIES, oracle
@@ -21,7 +22,6 @@ from libs.models.build import build_model
 from libs.sampling.denoiser import Guidance
 from libs.sampling.generate import generate_batch, make_plan
 from libs.sampling.plans import SAMPLERS, State, advance
-from scripts.calibrate import calibrate
 from sde import VPLinear
 
 BUDGETS = (0.3, 0.45, 0.6, 0.75, 0.9)
@@ -261,7 +261,7 @@ def test_quality_is_that_of_an_evaluation(setup, monkeypatch, capsys):
         full = all((batch.trace.used == model.depth).all() for batch in images)
         return 1.0 if full else 1.05 if len(sizes) <= 8 else 2.0  # fine while searched, bad when reported
 
-    monkeypatch.setattr("scripts.calibrate.distance_of", lambda *_: distance)
+    monkeypatch.setattr("libs.analysis.calibrate.distance_of", lambda *_: distance)
     ask = dict(budget=None, max_quality_loss=0.1, n_images=4, seed=7, n_bins=4)
     found = calibrate(config, regime, run, **ask)
     assert set(sizes) == {24} and not found["schedule"]["met"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import calibration_file, inputs, tiny, trace_file
+from conftest import calibration_file, inputs, plan_file, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
 import libs.exits
@@ -25,6 +25,7 @@ SETTINGS = {
     "patience": {"certainty": 0.5, "times": 2, "consecutive": True},
     "schedule": {},
     "power": {"exponent": 2.0},
+    "planned": {"path": plan_file()},
     "calibrated": {"path": calibration_file()},
     "similarity": {"cosine": 0.852},
     "matched_random": {"path": trace_file()},

@@ -17,9 +17,11 @@ from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.files import read_json
 from libs.models import Missing
 from libs.sampling.denoiser import Guidance
+from libs.sampling.generate import make_plan
 from libs.sampling.images import Images
 from libs.sampling.plans import SAMPLERS, Plan
 from libs.sampling.sampler import Sampler
+from libs.sampling.stored import plan_of
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,18 @@ def make_point(method: Method, sampler: Sampler) -> Point:
     policy = lookup(EXIT_POLICIES, method.policy, "exit.name")(**options)
     policy = looking_back(policy, residual=method.residual, refresh=method.refresh)
     policy.check(model)  # refused before any work
+    solver = {
+        "name": method.sampler or config.sample.algorithm,
+        "steps": config.sample.sample_steps if method.steps is None else method.steps,
+        "grid": config.sample.get("grid", "") if method.grid is None else method.grid,
+    }
+    if method.policy == "planned":
+        if (method.steps, method.sampler, method.grid) != (None,) * 3:
+            raise ValueError(f"{options['path']} holds the solver and its calls: leave steps, sampler and grid out")
+        plan = plan_of(sampler.regime.process, policy.stored)
+        solver = {"name": "dpm_solver_pp_2m", "steps": plan.nfe, "grid": ",".join(f"{t:.6g}" for t in plan.t.tolist())}
+    else:  # full depth beside a configured plan keeps the configured grid
+        plan = make_plan(sampler.regime.process, config.sample, method.steps, method.sampler, method.grid)
     exits = {"name": method.policy, **options}
     if method.residual or method.refresh:
         exits |= {"residual": method.residual, "refresh": method.refresh}
@@ -142,12 +156,8 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         policy=policy,
         sampler=replace(sampler, guidance=Guidance(config.sample.scale, method.pair or config.sample.pair)),
         exit=exits,
-        plan=sampler.plan(method.steps, method.sampler, method.grid),
-        solver={
-            "name": method.sampler or config.sample.algorithm,
-            "steps": config.sample.sample_steps if method.steps is None else method.steps,
-            "grid": config.sample.get("grid", "") if method.grid is None else method.grid,
-        },
+        plan=plan,
+        solver=solver,
     )
 
 

@@ -37,6 +37,7 @@ from libs.exits.caching import Cache, Refresh, Residual, Reuse, looking_back
 from libs.exits.calls import Answer, start_calls
 from libs.exits.controls import MatchedRandom, MatchedStatic
 from libs.exits.execute import oracle, run_dense, run_with_exits
+from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, GuidancePairs, Look
 from libs.exits.similarity import Similarity
 from libs.exits.static import Fixed, Full, Power, Schedule
@@ -50,6 +51,7 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "patience": Patience,
     "schedule": Schedule,
     "power": Power,
+    "planned": Planned,
     "calibrated": Calibrated,
     "similarity": Similarity,
     "matched_random": MatchedRandom,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -98,6 +98,10 @@ class GuidancePairs(ExitPolicy):
 
     def asked(self, points):
         return self.inner.asked(points)
+
+    def at_call(self, number):
+        inner = self.inner.at_call(number)
+        return self if inner is self.inner else replace(self, inner=inner)
 
     def start(self, n_rows, depth, t):
         inner = self.inner.start(n_rows, depth, t)

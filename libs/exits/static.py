@@ -18,7 +18,11 @@ from torch import Tensor
 from libs.exits.policy import Decide, ExitPolicy
 
 ASE_DEMO = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
-NEEDED = {"schedule": ("t", "layers"), "thresholds": ("edges", "max_u")}
+NEEDED = {
+    "schedule": ("t", "layers"),
+    "thresholds": ("edges", "max_u"),
+    "plan": ("layers", "max_u", "nodes", "computed", "order", "lower_order_final"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,7 @@ class Power(ExitPolicy):
 
 
 def read_calibration(path: str, part: str, setting: str) -> dict:
-    """The `part` ("schedule" or "thresholds") of a calibration file, with the model's exits as "points".
+    """The `part` (a key of NEEDED) of a calibration file, with the model's exits as "points".
 
     ValueError, naming `setting`, where there is no such file or it lacks what is needed.
     """
@@ -150,8 +154,13 @@ def read_calibration(path: str, part: str, setting: str) -> dict:
         raise ValueError(f"{setting} is {path}, which cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{setting} is {path}, which is no file of scripts.calibrate ({error!r})") from error
-    rows, columns = (found[name] for name in NEEDED[part])
-    if len(columns) != len(rows) + (part == "thresholds"):
+    if part == "plan":
+        fit = len(found["layers"]) == len(found["max_u"]) == sum(found["computed"])
+        fit &= len(found["nodes"]) == len(found["computed"]) + 1
+    else:
+        rows, columns = (found[name] for name in NEEDED[part])
+        fit = len(columns) == len(rows) + (part == "thresholds")
+    if not fit:
         raise ValueError(f"{setting} is {path}, whose {part} do not fit together: the file is damaged")
     return found
 

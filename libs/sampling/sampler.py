@@ -24,6 +24,7 @@ from libs.sampling.generate import make_plan
 from libs.sampling.images import Images
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import Plan, sample
+from libs.sampling.stored import beside, plan_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +88,15 @@ class Sampler:
         run = Alone(device, precision or config.mixed_precision or "no")
         model = build_model(config)
         checkpoints.load(model, path, full_depth=True)
+        config.nnet_path = str(checkpoints.file_of(path))  # its plans lie beside it
         return cls.of(config, model.to(run.device).eval().requires_grad_(False), regimes.of(config), run)
 
     # ---- what to sample with -----------------------------------------------------------------------------------------
 
     def plan(self, steps: int | None = None, algorithm: str | None = None, grid: str | None = None) -> Plan:
         """The experiment's solver as a table, with other `steps` (calls), `algorithm` or `grid` if given."""
+        if (steps, algorithm, grid) == (None,) * 3 and self.config.exit.name == "planned":
+            return plan_of(self.regime.process, self.policy().stored)
         return make_plan(self.regime.process, self.config.sample, steps, algorithm, grid)
 
     def policy(self, exit_threshold: float | None = None) -> ExitPolicy:
@@ -135,6 +139,7 @@ class Sampler:
         seed: int = 0,
         labels: Sequence[int] = (),
         prompts: Sequence[str] = (),
+        budget: float | None = None,
         exit_threshold: float | None = None,
         steps: int | None = None,
         plan: Plan | None = None,
@@ -147,6 +152,8 @@ class Sampler:
             n: how many.
             seed: of the noise, of classes and captions where they are drawn.
             labels, prompts: classes or texts of the images, taken in turn; the default draws classes.
+            budget: share of the reference's MACs, one of those that scripts.calibrate has made a plan for: it decides
+                the number of calls, their times and depths, instead of what follows.
             exit_threshold: certainty in (0, 1] above which an image leaves; the default is the experiment's.
             steps: network evaluations per image; the default is the experiment's.
             plan, policy: a solver and an exit policy of your own, instead of `steps` and `exit_threshold`.
@@ -159,6 +166,11 @@ class Sampler:
             raise ValueError(f"n is {n}; at least 1 image can be made")
         if plan is not None and steps is not None or policy is not None and exit_threshold is not None:
             raise ValueError("give either plan or steps, and either policy or exit_threshold")
+        if budget is not None:
+            if any(given is not None for given in (exit_threshold, steps, plan, policy)):
+                raise ValueError("budget decides steps and depths: leave exit_threshold, steps, plan and policy out")
+            policy = beside(self.config.nnet_path, budget)
+            plan = plan_of(self.regime.process, policy.stored)
         batches = self.told(labels, prompts).images(
             np.arange(n),
             seed=seed,

@@ -1,0 +1,305 @@
+"""From a budget to a file: learn, search (libs/analysis/joint.py), meet the budget in the closed loop, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from libs.analysis.calibrate import all_images, distance_of
+from libs.analysis.joint import WITHIN, Choice, Search
+from libs.analysis.trajectory import learn
+from libs.evaluation.records import config_hash
+from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, run_with_exits
+from libs.files import read_json, write_json
+from libs.metrics.cost import CONVENTION, macs_per_image
+from libs.models import Missing
+from libs.regimes import Regime
+from libs.run import Run, describe_machine
+from libs.sampling.images import Images
+from libs.sampling.plans import Plan, dpm_solver_pp_2m
+from libs.sampling.sampler import Sampler
+from libs.sampling.stored import plan_of
+
+OBJECTIVES = ("frechet", "teacher")
+FINE, FINE_GRID = 40, "power:2"  # the teacher's calls
+FEW = 512  # images that sort the proposals
+LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_quality_loss tries
+
+
+@dataclass
+class Bench:
+    """What plans are made with. Noise seed `seed` is learned from, the next selects, the one after is reported."""
+
+    sampler: Sampler
+    n: int
+    seed: int
+    draft: Path  # of the plan that is tried
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def config(self):
+        return self.sampler.config
+
+    @cached_property
+    def teacher(self) -> Plan:
+        return dpm_solver_pp_2m(self.sampler.regime.process, steps=FINE, grid=FINE_GRID)
+
+    @cached_property
+    def t_end(self) -> float:
+        return max(1e-3, self.sampler.regime.process.t_min)
+
+    def images(self, plan: Plan, policy: ExitPolicy, seed: int, n: int) -> list[Images]:
+        options = dict(seed=seed, plan=plan, policy=policy, batch_size=self.config.sample.mini_batch_size)
+        return list(self.sampler.images(np.arange(n), **options))
+
+    def planned(self, stored: dict, seed: int, n: int) -> list[Images]:
+        write_json(self.draft, self.facts | {"plan": stored})
+        policy = EXIT_POLICIES["planned"](path=str(self.draft))
+        return self.images(plan_of(self.sampler.regime.process, stored), policy, seed, n)
+
+    def reference(self, seed: int, n: int) -> list[Images]:
+        return self.images(self.sampler.plan(), EXIT_POLICIES["full"](), seed, n)
+
+    def spends(self, images: list[Images], cost: np.ndarray, reference: float) -> float:
+        """Mean share of the reference, by what each call of each image ran: MACs, or the measured seconds."""
+        trace = Trace.concatenate([batch.trace for batch in images])
+        macs = self.sampler.model.macs()
+        if "seconds" not in self.facts["asked"]:
+            branches = trace.used.shape[1]
+            return float(
+                macs_per_image(trace, macs).mean() / (reference * branches * macs.at(self.sampler.model.depth))
+            )
+        by_layers = np.zeros(self.sampler.model.depth + 1)
+        by_layers[list(self.facts["points"])] = cost
+        return float(by_layers[trace.used].sum(0).mean() / reference)
+
+    def quality(self, objective: str) -> Callable[[list[Images], int], float]:
+        """(images, noise seed) -> less is better."""
+        if objective == "frechet":
+            distance = distance_of(self.config, self.sampler.regime, self.sampler.run)
+            return lambda images, seed: distance(images)
+        wanted: dict[int, torch.Tensor] = {}
+
+        def far(images: list[Images], seed: int) -> float:
+            pixels = all_images(images).pixels.float()
+            if len(wanted.get(seed, ())) < len(pixels):
+                full = self.images(self.teacher, EXIT_POLICIES["full"](), seed, len(pixels))
+                wanted[seed] = all_images(full).pixels.float()
+            return float((pixels - wanted[seed][: len(pixels)]).square().mean())
+
+        return far
+
+
+def spend(
+    config,
+    regime: Regime,
+    run: Run,
+    *,
+    budget: float | None = None,
+    seconds: float | None = None,
+    max_quality_loss: float | None = None,
+    depth: str = "search",
+    objective: str = "frechet",
+    n_images: int = 256,
+    seed: int = 7001,
+) -> dict:
+    """Write the plan for a budget beside the weights; returns the file's content and its path."""
+    asked = dict(budget=budget, seconds=seconds, max_quality_loss=max_quality_loss)
+    asked = {name: value for name, value in asked.items() if value is not None}
+    check(config, run, asked, n_images, seed)
+    ((name, value),) = asked.items()
+    sampler = Sampler.open(config, regime, run)
+    path = run.dir / f"plan-{name.replace('_', '-')}-{value:g}{'-full' if depth == 'full' else ''}.json"
+    bench = Bench(
+        sampler, n_images, seed, path.with_name(f".{path.name}.draft"), facts_of(sampler, asked, n_images, seed)
+    )
+    try:
+        found = Planner(bench, depth, objective).plan(name, value)
+    finally:
+        bench.draft.unlink(missing_ok=True)
+    write_json(path, found)
+    return found | {"path": str(path)}
+
+
+class Planner:
+    """One network's search, for any number of budgets."""
+
+    def __init__(self, bench: Bench, depth: str, objective: str):
+        self.bench, self.objective = bench, objective
+        sampler, self.reference = bench.sampler, float(bench.config.sample.sample_steps)
+        model, self.points = sampler.model, list(sampler.model.points)
+        if "seconds" in bench.facts["asked"]:
+            cost = seconds_of(sampler, bench.config.eval.timing_batch)
+        else:
+            macs = model.macs()
+            cost = np.array([macs.at(k) for k in self.points]) / macs.at(model.depth)
+        ids = np.arange(min(bench.n, bench.config.sample.mini_batch_size))
+        seen = learn(sampler, bench.teacher, bench.t_end, ids, bench.seed)
+        self.all_costs = cost
+        self.exits = slice(-1, None) if depth == "full" else slice(None)
+        seen = replace(seen, error=seen.error[..., self.exits], depth=seen.depth[:, self.exits])
+        rng = np.random.default_rng(bench.seed)
+        self.search = Search(sampler.regime.process, seen, cost[self.exits], self.reference, rng)
+        self.measure = bench.quality(objective)
+
+    def plan(self, name: str, value: float) -> dict:
+        if name != "max_quality_loss":
+            return self.finish(*self.best(value), value)
+        seed, n = self.bench.seed + 1, self.bench.config.sample.n_samples
+        most = (1 + value) * self.measure(self.bench.reference(seed, n), seed)
+        found = None
+        for budget in LADDER:
+            choice, quality = self.best(budget)
+            if quality > most:
+                break
+            found = choice, quality, budget
+        if found is None:
+            raise ValueError(f"--max_quality_loss={value:g}: a budget of {LADDER[0]} already loses more")
+        return self.finish(*found)
+
+    def best(self, budget: float) -> tuple[Choice, float]:
+        least = self.search.cost[0] / self.reference
+        if not least <= budget <= 1:
+            raise ValueError(
+                f"the budget is {budget:g}; with these exits it must lie between {least:.4f} (one call) and 1"
+            )
+        seed = self.bench.seed + 1
+        sizes = self.bench.config.sample.n_samples, min(FEW, self.bench.config.sample.n_samples)
+
+        def quality(choice: Choice, everything: bool) -> float:
+            stored = choice.stored(self.points[self.exits])
+            return self.measure(self.bench.planned(stored, seed, sizes[0 if everything else 1]), seed)
+
+        return self.search.select(budget, quality, self.smaller(budget), say=self.bench.sampler.run.say)
+
+    def smaller(self, budget: float) -> list[Choice]:
+        """The plans of smaller budgets that lie there already: with more to spend, nothing should get worse."""
+        found = []
+        for path in sorted(self.bench.draft.parent.glob("plan-*.json")):
+            content = read_json(path, "a plan beside the weights")
+            same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash"))
+            layers = content["plan"]["layers"] if same else []
+            if layers and set(layers) <= set(self.points[self.exits]) and content["report"]["spends"] < budget:
+                exits = tuple(self.points[self.exits].index(k) for k in layers)
+                nodes, lower = content["plan"]["nodes"], content["plan"]["lower_order_final"]
+                found.append(Choice(tuple(nodes), exits, lower, path.stem))
+        return found
+
+    def finish(self, choice: Choice, quality: float, budget: float) -> dict:
+        """The file: the budget met in the closed loop, and what the plan does on a noise seed that chose nothing."""
+        bench = self.bench
+        stored = self.met(choice, budget)
+        seed, n = bench.seed + 2, bench.config.sample.n_samples
+        images = bench.planned(stored, seed, n)
+        spends = bench.spends(images, self.all_costs, self.reference)
+        report = {
+            "budget": budget,
+            "spends": spends,
+            "met": bool(abs(spends - budget) <= WITHIN * budget),
+            "objective": self.objective,
+            "selected_at": quality,
+            "quality": self.measure(images, seed),
+            "reference_quality": self.measure(bench.reference(seed, n), seed),
+        }
+        say = ", ".join(f"{key} {value:.4g}" for key, value in report.items() if isinstance(value, float))
+        bench.sampler.run.say(f"{say}; {len(stored['layers'])} calls of depths {stored['layers']}")
+        if not report["met"]:
+            bench.sampler.run.say(f"the budget {budget:g} is not met within {WITHIN:.0%}: what is left buys no exit")
+        schedule = {"t": stored["nodes"][:-1], "layers": stored["layers"]}
+        return bench.facts | {"plan": stored, "schedule": schedule, "report": report}
+
+    def met(self, choice: Choice, budget: float) -> dict:
+        """The choice with what is left of the budget spent on one call's most uncertain images."""
+        bench, search = self.bench, self.search
+        points = self.points[self.exits]
+        plain = choice.stored(points)
+        left = budget * self.reference - search.cost[list(choice.exits)].sum()
+        loss = search.trajectory.depth_loss(choice.table(search.process))
+        up = [
+            c for c, e in enumerate(choice.exits) if e + 1 < len(points) and search.cost[e + 1] - search.cost[e] > left
+        ]
+        if left < 0.25 * WITHIN * budget * self.reference or not up or isinstance(bench.sampler.model.uem, Missing):
+            return plain
+        call = max(up, key=lambda c: loss[c, choice.exits[c]] - loss[c, choice.exits[c] + 1])
+
+        def split(max_u: float) -> dict:
+            return plain | {"max_u": [max_u if c == call else 0.0 for c in range(len(choice.exits))]}
+
+        low, high = 1e-7, 1.0  # max u: the lower, the more images go on
+        for _ in range(16):
+            middle = (low * high) ** 0.5
+            spent = bench.spends(bench.planned(split(middle), bench.seed + 1, bench.n), self.all_costs, self.reference)
+            low, high = (middle, high) if spent > budget else (low, middle)
+        return split(high)
+
+
+@torch.inference_mode()
+def seconds_of(sampler: Sampler, batch: int, rounds: int = 9) -> np.ndarray:
+    """(E,): seconds of a call that leaves at each exit, in full-depth calls; medians of interleaved rounds."""
+    model, device = sampler.model, sampler.run.device
+    x = torch.randn(batch, *sampler.regime.shape, device=device)
+    t = torch.full((batch,), 0.5, dtype=torch.float64)
+    time_in = sampler.regime.process.network_time(t).to(device, torch.float32)
+    cond = sampler.regime.conditions.for_ids(0, np.arange(batch))
+    cond = None if cond is None else cond.to(device)
+    taken = np.zeros((rounds, len(model.points)))
+    with sampler.run.autocast():
+        for turn in range(-1, rounds):  # the first warms up
+            for e, k in enumerate(model.points):
+                start = time.perf_counter()
+                run_with_exits(model, EXIT_POLICIES["fixed"](layer=k), x, t, time_in, cond)[0].cpu()
+                taken[turn, e] = time.perf_counter() - start
+    median = np.maximum.accumulate(np.median(taken, axis=0))
+    return (median + 1e-6 * np.arange(len(median))) / median[-1]
+
+
+def facts_of(sampler: Sampler, asked: dict, n_images: int, seed: int) -> dict:
+    config, model = sampler.config, sampler.model
+    branches = 1 + (config.sample.scale > 0)
+    macs = config.sample.sample_steps * branches * model.macs().at(model.depth)
+    return {
+        "asked": asked,
+        "points": list(model.points),
+        "depth": model.depth,
+        "reference": {
+            "sampler": config.sample.algorithm,
+            "steps": config.sample.sample_steps,
+            "grid": config.sample.get("grid") or "",
+            "depth": "full",
+            "gmacs": macs / 1e9,
+        },
+        "convention": f"share of the reference's {CONVENTION}",
+        "guidance": asdict(sampler.guidance),
+        "n_images": n_images,
+        "seeds": {"learned": seed, "selected": seed + 1, "reported": seed + 2},
+        "config_hash": config_hash(config),
+        "nnet_path": config.nnet_path,
+        **describe_machine(),
+    }
+
+
+def check(config, run: Run, asked: dict, n_images: int, seed: int) -> None:
+    if len(asked) != 1:
+        raise ValueError("give one of --budget, --seconds (shares of the reference's) and --max_quality_loss")
+    ((name, value),) = asked.items()
+    if name == "max_quality_loss" and not value >= 0:
+        raise ValueError(f"--max_quality_loss={value:g}: it is a share of the reference's distance, at least 0")
+    if name != "max_quality_loss" and not 0 < value <= 1:
+        raise ValueError(f"--{name}={value:g}: it is a share of what the reference spends and must lie in (0, 1]")
+    if n_images < 1:
+        raise ValueError(f"--images={n_images}: it must be at least 1")
+    evaluated = {*config.eval.seeds, config.eval.selection_seed}
+    if {seed, seed + 1, seed + 2} & evaluated:
+        raise ValueError(f"--seed={seed}: it and the next two must not be among the evaluation's {sorted(evaluated)}")
+    if config.sample.residual or config.sample.refresh:
+        raise ValueError(
+            "sample.residual and sample.refresh look back over evenly made calls; a plan takes none of them"
+        )
+    if run.world > 1:
+        raise ValueError(f"calibration runs in one process; {run.world} were started")

@@ -1,0 +1,192 @@
+"""One budget for how many calls a sampling makes, when, and how deep each of them goes.
+
+1. Learn what steps and exits cost in accuracy from one fine trajectory (libs/analysis/trajectory.py).
+2. Propose: dynamic programming over times and depths under a price per MAC, and a family of named grids with every
+   number of calls, whose depths are either all the same or bought call by call (calibration.schedule). What a person
+   would try by hand is in the family, so the search is not worse than that on the seed that selects.
+3. Select in the closed loop on one noise seed: many candidates on few images, the best on all, then small changes of
+   times and depths are kept while they help. The objective is a Frechet distance where there is an extractor, else the
+   squared distance to the teacher's images.
+4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
+
+The report is from a noise seed that chose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from libs.analysis import calibration
+from libs.analysis.calibration import Evidence
+from libs.analysis.trajectory import Trajectory, best_path
+from libs.sampling.plans import Plan, dpm_solver_pp_2m
+from libs.sampling.stored import plan_of
+from sde import Process
+
+POWERS = (1.5, 2.0, 2.5)
+MOST_CALLS, COUNTS = 16, 5  # numbers of calls that are tried: COUNTS of them up to MOST_CALLS
+WITHIN = 0.02  # of the budget
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan: times (calls + 1,) from 1 down, and the position of each call's exit among the model's."""
+
+    nodes: tuple[float, ...]
+    exits: tuple[int, ...]
+    lower_order_final: bool
+    origin: str
+
+    def stored(self, points: Sequence[int]) -> dict:
+        """The "plan" part of a file."""
+        return {
+            "nodes": list(self.nodes),
+            "computed": [True] * len(self.exits),
+            "order": 1,
+            "lower_order_final": self.lower_order_final,
+            "layers": [points[e] for e in self.exits],
+            "max_u": [0.0] * len(self.exits),
+            "origin": self.origin,
+        }
+
+    def table(self, process: Process) -> Plan:
+        return plan_of(process, self.stored(range(max(self.exits) + 1)))
+
+
+@dataclass(frozen=True)
+class Search:
+    """`cost` (E,) of a call by its exit, in full-depth calls; `reference`: the full-depth calls that budget 1 buys."""
+
+    process: Process
+    trajectory: Trajectory
+    cost: np.ndarray
+    reference: float
+    rng: np.random.Generator
+
+    def spends(self, choice: Choice) -> float:
+        return float(self.cost[list(choice.exits)].sum() / self.reference)
+
+    # ---- proposals ---------------------------------------------------------------------------------------------------
+
+    def programmed(self, budget: float) -> list[Choice]:
+        """By dynamic programming: the two choices whose prices bracket the budget."""
+        low, high, found = 1e-14, 1e6, {}
+        for _ in range(50):
+            price = (low * high) ** 0.5
+            nodes, exits = best_path(self.trajectory, self.cost, price)
+            times = tuple(self.trajectory.nodes[nodes].tolist())
+            choice = Choice(times, tuple(exits), False, "programmed")
+            over = self.spends(choice) > budget
+            low, high = (price, high) if over else (low, price)
+            found[over] = choice
+        return [self.fit(choice, budget) for choice in found.values()]
+
+    def family(self, budget: float) -> list[Choice]:
+        """Named grids with every number of calls that the budget can pay: depths all the same, or bought."""
+        calls, shallow = budget * self.reference, self.cost[min(1, len(self.cost) - 1)]
+        most = min(max(calls / shallow, 1), MOST_CALLS)
+        counts = np.unique(np.geomspace(max(1, np.ceil(calls - 1e-9)), most, COUNTS).round().astype(int))
+        if len(self.cost) == 1:
+            counts = [max(1, int(calls * (1 + WITHIN)))]
+        found = []
+        for n in counts:
+            affordable = np.flatnonzero(self.cost * n <= calls * (1 + WITHIN))
+            even = int(affordable[-1]) if len(affordable) else 0
+            for power in POWERS:
+                for lower in (False, True):
+                    found.append(Choice(self.grid(n, power), (even,) * n, lower, f"power:{power:g}"))
+                found.append(self.bought(found[-2], budget))
+        return list({(c.nodes, c.exits, c.lower_order_final): c for c in found}.values())
+
+    def grid(self, n: int, power: float) -> tuple[float, ...]:
+        t = dpm_solver_pp_2m(self.process, steps=n, grid=f"power:{power:g}").t.tolist()
+        return (*t, float(self.trajectory.nodes[-1]))
+
+    def bought(self, choice: Choice, budget: float) -> Choice:
+        """The depths that the trajectory's losses buy for this budget at the choice's times."""
+        calls = len(choice.exits)
+        share = budget * self.reference / calls
+        loss = self.trajectory.depth_loss(choice.table(self.process))
+        nothing = np.zeros((calls, len(self.cost), 0))
+        evidence = Evidence(np.array(choice.nodes[:-1]), nothing, nothing, loss, np.ones(calls, bool), self.cost, None)
+        exits, _ = calibration.schedule(evidence, min(max(share, evidence.cheapest), 1.0))
+        return replace(choice, exits=tuple(int(e) for e in exits))
+
+    def fit(self, choice: Choice, budget: float) -> Choice:
+        """The choice with its depths changed, one exit at a time, until it is within the budget."""
+        loss = self.trajectory.depth_loss(choice.table(self.process))
+        exits = np.array(choice.exits)
+        for _ in range(len(exits) * len(self.cost)):
+            left = budget * (1 + WITHIN / 2) * self.reference - self.cost[exits].sum()
+            up = [c for c in range(len(exits)) if exits[c] + 1 < len(self.cost)]
+            pays = [c for c in up if self.cost[exits[c] + 1] - self.cost[exits[c]] <= left]
+            if left < 0:
+                down = [c for c in range(len(exits)) if exits[c] > 0]
+                if not down:
+                    break
+                call = min(down, key=lambda c: loss[c, exits[c] - 1] - loss[c, exits[c]])
+                exits[call] -= 1
+            elif pays:
+                call = max(pays, key=lambda c: loss[c, exits[c]] - loss[c, exits[c] + 1])
+                exits[call] += 1
+            else:
+                break
+        return replace(choice, exits=tuple(int(e) for e in exits))
+
+    def changed(self, choice: Choice, budget: float) -> Choice:
+        """A small random change that spends about the same: a time moves, or depth goes from one call to another."""
+        nodes, exits = list(choice.nodes), np.array(choice.exits)
+        calls = len(exits)
+        kind = self.rng.integers(3) if len(self.cost) > 1 and calls > 1 else 0
+        if kind == 2:  # from one call to another
+            a, b = self.rng.choice(calls, 2, replace=False)
+            exits[a], exits[b] = min(exits[a] + 1, len(self.cost) - 1), max(exits[b] - 1, 0)
+        elif kind == 1 or calls == 1:  # all times
+            p = float(np.exp(0.15 * self.rng.standard_normal()))
+            nodes[1:-1] = [t**p for t in nodes[1:-1]]
+        else:
+            i = int(self.rng.integers(1, calls))
+            part = 0.4 * self.rng.uniform(-1, 1)
+            nodes[i] += part * (nodes[i - 1] - nodes[i] if part > 0 else nodes[i] - nodes[i + 1])
+        new = replace(choice, nodes=tuple(nodes), exits=tuple(int(e) for e in exits))
+        rises = any(a <= b for a, b in zip(nodes[:-1], nodes[1:], strict=True))
+        return choice if rises else self.fit(new, budget)
+
+    # ---- selection ---------------------------------------------------------------------------------------------------
+
+    def select(
+        self,
+        budget: float,
+        quality: Callable[[Choice, bool], float],
+        more: Iterable[Choice] = (),
+        keep: int = 8,
+        changes: int = 24,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Choice, float]:
+        """The best choice for `budget` and its quality; `quality(choice, all images)`: less is better."""
+        proposed = [self.fit(c, budget) for c in more] + self.programmed(budget) + self.family(budget)
+        able = {(c.nodes, c.exits, c.lower_order_final): c for c in proposed if self.affords(c, budget)}
+        if not able:
+            raise ValueError(
+                f"the budget {budget:g} is {budget * self.reference:.2f} full-depth calls, which no choice of calls "
+                "and exits spends within 2 %; full depth alone takes whole calls"
+            )
+        few = sorted(able.values(), key=lambda c: quality(c, False))[:keep]
+        best, value = min(((c, quality(c, True)) for c in few), key=lambda pair: pair[1])
+        say(f"budget {budget:g}: {len(able)} proposals; best {best.origin}, {len(best.exits)} calls, {value:.4g}")
+        for _ in range(changes):
+            new = self.changed(best, budget)
+            if new == best or not self.affords(new, budget):
+                continue
+            now = quality(new, True)
+            if now < value:
+                best, value = replace(new, origin=f"{best.origin.removesuffix(', changed')}, changed"), now
+        return best, value
+
+    def affords(self, choice: Choice, budget: float) -> bool:
+        """Whether the choice spends the budget, or less where deeper exits can take what is left."""
+        least = 0 if min(choice.exits) + 1 < len(self.cost) else budget * (1 - WITHIN)
+        return least <= self.spends(choice) <= budget * (1 + WITHIN)

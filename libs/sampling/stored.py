@@ -1,0 +1,39 @@
+"""Plans of sampling in files of scripts.calibrate --budget, which lie beside the weights they were made for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from libs.exits.planned import Planned
+from libs.sampling.plans import Plan, dpm_solver_pp_2m, forecasting
+from sde import Process
+
+
+def plan_of(process: Process, stored: dict) -> Plan:
+    """The table of the "plan" part of a file: DPM-Solver++(2M) at the stored times, with the stored forecasts."""
+    nodes = ",".join(map(repr, stored["nodes"]))
+    rows = len(stored["nodes"]) - 1
+    plan = dpm_solver_pp_2m(process, steps=rows, grid=nodes, lower_order_final=stored["lower_order_final"])
+    return plan if all(stored["computed"]) else forecasting(plan, process, stored["computed"], stored["order"])
+
+
+def beside(weights: str | Path, budget: float, unit: str = "budget") -> Planned:
+    """The plan of `budget` that lies beside the weights.
+
+    Raises:
+        ValueError: there is none; the message lists those that are there.
+    """
+    folder = Path(weights)
+    folder = folder if folder.is_dir() else folder.parent
+    found = {}
+    for path in folder.glob(f"plan-{unit}-*.json"):
+        if match := re.fullmatch(rf"plan-{unit}-([0-9.]+)\.json", path.name):
+            found[float(match[1])] = path
+    if budget not in found:
+        there = ", ".join(f"{value:g}" for value in sorted(found)) or "none"
+        raise ValueError(
+            f"{unit} is {budget}; beside {weights} there are plans for: {there}. "
+            f"Make one with python -m scripts.calibrate --{unit}={budget}"
+        )
+    return Planned(path=str(found[budget]))
