@@ -1,8 +1,9 @@
-"""Diffusion processes: how signal fades into noise, and how noise, x0 and v predictions become one another.
+"""Diffusion processes: how signal fades into noise, and how noise, x0, v and velocity predictions become one another.
 
-Every process is variance preserving: x_t = alpha(t) x0 + sigma(t) eps, alpha^2 + sigma^2 = 1, t in [0, 1], noise at 1.
-Its stochastic differential equation is dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw (Song et al. 2021, eq. 11), so
-beta = -2 d log(alpha) / dt. Solvers step in lam = log(alpha / sigma), half the log signal-to-noise ratio.
+x_t = alpha(t) x0 + sigma(t) eps, t in [0, 1], noise at 1. The stochastic differential equation with these marginals is
+dx = -beta(t) x / 2 dt + sqrt(g2(t)) dw, beta = -2 d log(alpha) / dt and g2 = d sigma^2 / dt + beta sigma^2 (Kingma et
+al. 2021, section 3). All processes but `Flow` preserve the variance, alpha^2 + sigma^2 = 1, and have g2 = beta (Song et
+al. 2021, eq. 11). Solvers step in lam = log(alpha / sigma), half the log signal-to-noise ratio.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PREDICTIONS = ("noise", "x0", "v")
+PREDICTIONS = ("noise", "x0", "v", "velocity")
 SIGMA_FLOOR = 1e-4  # smallest sigma that an x0 prediction is divided by
 
 
@@ -26,6 +27,7 @@ class Process:
 
     t_min: float  # the smallest time at which a sampler may call the network, and where samplers stop by default
     time_scale: float  # network time at t = 1
+    predictions: tuple[str, ...] = ("noise", "x0", "v")  # what a network of this process may regress
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -39,8 +41,14 @@ class Process:
     def _sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
 
+    def _g2(self, t: Tensor) -> Tensor:
+        return self._beta(t)
+
     def _lam(self, t: Tensor) -> Tensor:
         return self._log_alpha(t) - self._sigma(t).log()
+
+    def _t_of_lam(self, lam: Tensor) -> Tensor:
+        return self._t_of_log_alpha(-torch.logaddexp(-2 * lam, torch.zeros_like(lam)) / 2)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return in_double(self._log_alpha, t)
@@ -52,16 +60,20 @@ class Process:
         return in_double(self._sigma, t)
 
     def beta(self, t: Tensor) -> Tensor:
-        """g(t)^2 = -2 d log(alpha) / dt, per unit of t."""
+        """-2 d log(alpha) / dt, per unit of t."""
         return in_double(self._beta, t)
+
+    def g2(self, t: Tensor) -> Tensor:
+        """g(t)^2, the variance that a unit of t adds."""
+        return in_double(self._g2, t)
 
     def lam(self, t: Tensor) -> Tensor:
         """log(alpha / sigma); decreases in t, infinite at t = 0."""
         return in_double(self._lam, t)
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
-        """The inverse of `lam`, from log(alpha) = -log(1 + exp(-2 lam)) / 2."""
-        return in_double(lambda lam: self._t_of_log_alpha(-torch.logaddexp(-2 * lam, torch.zeros_like(lam)) / 2), lam)
+        """The inverse of `lam`; where the variance is preserved, log(alpha) = -log(1 + exp(-2 lam)) / 2."""
+        return in_double(self._t_of_lam, lam)
 
     def network_time(self, t: Tensor) -> Tensor:
         """What the network reads for t: 999 t (continuous), or the level N t in 1..N (discrete; DDPM counts from 0)."""
@@ -77,37 +89,51 @@ class Process:
         return alpha * x0 + sigma * eps
 
     def target(self, pred: str, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What a network of kind `pred` regresses, (B, C, H, W). v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
-        check_prediction(pred)
+        """What a network of kind `pred` regresses, (B, C, H, W).
+
+        v = alpha eps - sigma x0 (Salimans & Ho 2022); velocity = eps - x0, along which `Flow` moves towards the noise.
+        """
+        self.check_prediction(pred)
         if pred == "noise":
             return eps
         if pred == "x0":
             return x0
+        if pred == "velocity":
+            return eps - x0
         alpha, sigma = self._coefficients(t, x0)
         return alpha * eps - sigma * x0
 
     def eps(self, pred: str, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The noise that the network's output `out` stands for, (B, C, H, W).
 
-        noise: out. v: sigma x + alpha out, safe at every t. x0: (x - alpha out) / sigma; as sigma -> 0, x holds nothing
-        about the noise, so sigma is kept above 1e-4 (t = 1e-7 in VPLinear): the result stays finite and fades to 0.
+        noise: out. v: sigma x + alpha out, velocity: x + alpha out, both safe at every t. x0: (x - alpha out) / sigma;
+        as sigma -> 0, x holds nothing about the noise, so sigma is kept above 1e-4 (t = 1e-7 in VPLinear): the result
+        stays finite and fades to 0.
         """
-        check_prediction(pred)
+        self.check_prediction(pred)
         if pred == "noise":
             return out
         alpha, sigma = self._coefficients(t, x)
         if pred == "v":
             return sigma * x + alpha * out
+        if pred == "velocity":
+            return x + alpha * out
         return (x - alpha * out) / sigma.clamp_min(SIGMA_FLOOR)
 
     def x0(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The image that a noise prediction stands for, (x - sigma eps) / alpha, (B, C, H, W).
 
         Finite at every t, because alpha never reaches 0; at t = 1 it multiplies errors of eps by sigma / alpha: 152 in
-        VPLinear, 323 in VPCosine, 15 in the Stable Diffusion schedule.
+        VPLinear, 323 in VPCosine, 15 in the Stable Diffusion schedule, 999 in Flow.
         """
         alpha, sigma = self._coefficients(t, x)
         return (x - sigma * eps) / alpha
+
+    def check_prediction(self, pred: str) -> None:
+        if pred not in PREDICTIONS:
+            raise ValueError(f"pred is {pred!r}; it must be one of {', '.join(PREDICTIONS)}")
+        if pred not in self.predictions:
+            raise ValueError(f"pred is {pred!r}; this process knows {', '.join(self.predictions)}")
 
     def _coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at t (B,) as (B, 1, 1, 1), in the dtype and on the device of x."""
@@ -229,7 +255,41 @@ class DiscreteVP(Process):
         return ((u * self.n).floor() + 1).clamp_max(self.n) / self.n
 
 
-PROCESSES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "sd": DiscreteVP.stable_diffusion, "ddpm": DiscreteVP.ddpm}
+class Flow(Process):
+    """Flow matching on a straight path: alpha = 1 - s, sigma = s, s = 0.999 t (Lipman et al. 2023; SiT, section 2).
+
+    At s = 1 there is no signal, and a noise prediction says nothing about the image: no solver that works with eps
+    could start. So t = 1 stands for s = 0.999, where SiT's own code starts whenever it divides by alpha (its
+    sample_eps is 1e-3), and samplers take noise for x there. The network reads 1000 s.
+    """
+
+    t_min, time_scale = 1e-3, 999.0
+    end = 0.999  # s at t = 1
+    predictions = ("noise", "x0", "velocity")
+
+    def _log_alpha(self, t):
+        return torch.log1p(-self.end * t)
+
+    def _sigma(self, t):
+        return self.end * t
+
+    def _beta(self, t):
+        return 2 * self.end / (1 - self.end * t)
+
+    def _g2(self, t):
+        return self._beta(t) * self._sigma(t)
+
+    def _t_of_lam(self, lam):
+        return torch.sigmoid(-lam) / self.end
+
+
+PROCESSES = {
+    "vp_linear": VPLinear,
+    "vp_cosine": VPCosine,
+    "sd": DiscreteVP.stable_diffusion,
+    "ddpm": DiscreteVP.ddpm,
+    "flow": Flow,
+}
 
 
 def floating(t: Tensor) -> Tensor:
@@ -241,8 +301,3 @@ def floating(t: Tensor) -> Tensor:
 def in_double(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """function(t), computed in float64 and returned in the dtype of t."""
     return function(floating(t).double()).to(t.dtype)
-
-
-def check_prediction(pred: str) -> None:
-    if pred not in PREDICTIONS:
-        raise ValueError(f"pred is {pred!r}; it must be one of {', '.join(PREDICTIONS)}")

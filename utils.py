@@ -26,7 +26,7 @@ from libs.files import atomic_write
 from libs.models import ESTIMATORS
 from libs.run import PATIENCE, Run
 from libs.sampling.plans import SAMPLERS
-from sde import PROCESSES, check_prediction
+from sde import PROCESSES
 
 FLAGS = flags.FLAGS
 MENUS = {"process": PROCESSES, "dataset.name": DATASETS, "exit.name": EXIT_POLICIES, "uem.name": ESTIMATORS}
@@ -204,10 +204,10 @@ def resolve(kind: str):
 def check_settings(config) -> None:
     """ValueError for a number out of its range or a name that is on no menu: found now, not after hours."""
     check_ranges(config)
-    check_prediction(config.pred)
     for setting, menu in MENUS.items():
         group, _, key = setting.rpartition(".")
         lookup(menu, (config[group] if group else config)[key], setting)
+    PROCESSES[config.process]().check_prediction(config.pred)
 
 
 def certainty(text: str) -> float:

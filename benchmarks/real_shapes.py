@@ -70,7 +70,7 @@ def make_job(name: str, size: str, options: argparse.Namespace) -> Callable[[], 
                 model.backbone(x0, process.network_time(t).to(device, torch.float32), labels)
             else:
                 policy = EXIT_POLICIES["threshold"](certainty=1 - 1e-9)
-                guidance = Guidance(config.sample.scale, "tied")
+                guidance = Guidance.of(config.sample, "tied")
                 Denoiser(model, process, config.pred, policy, cond=labels, null=null, guidance=guidance)(x0, t)
 
     return sample

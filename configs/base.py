@@ -13,7 +13,7 @@ from libs.codecs import KL, ClipText
 from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
-from libs.models import BACKBONES, ESTIMATORS, SIZES
+from libs.models import BACKBONES, DIT_SIZES, ESTIMATORS, SIZES
 from libs.sampling.plans import SAMPLERS
 
 # What a resumed run may change: it takes effect and is recorded with the step it began at. A change of anything else
@@ -35,9 +35,9 @@ def config(backbone: str = "uvit") -> ConfigDict:
         "",
         regime="pixels",  # pixels | latents | text: which of train.py, train_ldm.py, train_t2i_discrete.py this is for
         seed=Number(1234, 0, below=2**63),
-        process="vp_linear",  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas) | ddpm
-        pred="noise",  # what the network regresses: noise | x0 | v
-        pretrained_weight="",  # start from this U-ViT, AdaDiff, DDPM or own file
+        process="vp_linear",  # vp_linear | vp_cosine | sd (Stable Diffusion's discrete betas) | ddpm | flow
+        pred="noise",  # what the network regresses: noise | x0 | v | velocity (flow)
+        pretrained_weight="",  # start from this U-ViT, AdaDiff, DDPM, DiT, SiT or own file
         nnet_path="",  # evaluate this one
         cpu=False,  # run on the CPU although there is a GPU
         mixed_precision="",  # no | fp16 | bf16; "" = what the launcher says
@@ -105,6 +105,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
             n_samples=Number(50_000, 1),  # images per seed in an evaluation
             mini_batch_size=Number(500, 1),
             scale=Number(0.0),  # guidance: eps = cond + scale (cond - null)
+            guided_channels=Number(0, 0),  # guide these first channels only; 0 = all (3 in DiT's and SiT's samplers)
             pair="free",  # free | tied | cond: guidance rows leave alone, where both would, where the cond row would
             labels=(),  # classes of images 0, 1, ... in turn; () draws them
             prompts="",  # text-to-image: a file with one prompt per line; "" draws captions of the validation split
@@ -171,6 +172,12 @@ def uvit(c: ConfigDict, size: str, **differences) -> None:
     c.nnet.update(differences)
 
 
+def dit(c: ConfigDict, size: str, **differences) -> None:
+    """Set config.nnet to a published size (libs/models/dit.py) with `differences`."""
+    c.nnet.update(DIT_SIZES[size])
+    c.nnet.update(differences)
+
+
 def adadiff(c: ConfigDict, certainty: float, **train) -> None:
     """Turn a U-ViT experiment into AdaDiff's released recipe: fine-tune the U-ViT, leave by its rule at `certainty`."""
     c.uem.linear.norm = False
@@ -213,10 +220,13 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
 
 
 def halve(nnet: ConfigDict) -> None:
-    """About half the MACs: half the depth of a U-ViT, three quarters of the widths of a U-Net."""
+    """About half the MACs: half the depth of a transformer, three quarters of the widths of a U-Net."""
     if nnet.name == "unet":
         nnet.widths = tuple(width * 3 // 4 for width in nnet.widths)
         nnet.groups = math.gcd(nnet.groups, *nnet.widths)
+    elif nnet.name == "dit":
+        nnet.depth = nnet.depth // 2
+        nnet.points = tuple(k for k in nnet.points if k <= nnet.depth)
     else:
         nnet.depth = nnet.depth // 4 * 2  # even, as skips join the first half to the second
         nnet.points = tuple(k for k in nnet.points if k <= nnet.depth + 1)
@@ -230,7 +240,8 @@ def shrink(c: ConfigDict) -> None:
         c.nnet.update(img_size=side, widths=(8,) * depth, n_blocks=1, attention=(1,), groups=4)
     else:
         side, depth = c.nnet.patch_size * (4 if c.regime == "pixels" else 2), 5
-        c.nnet.update(img_size=side, embed_dim=32, depth=depth - 1, num_heads=4, use_checkpoint=False)
+        middle = c.nnet.name == "uvit"  # a U-ViT has one layer more than its setting says
+        c.nnet.update(img_size=side, embed_dim=32, depth=depth - middle, num_heads=4, use_checkpoint=False)
     c.nnet.points = tuple(k for k in c.nnet.points if k <= depth)
     if c.nnet.num_classes > 0:
         classes = min(classes, 10)

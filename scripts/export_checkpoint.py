@@ -1,10 +1,10 @@
-"""Rewrite a weight file in the layout of U-ViT, AdaDiff or the UvA replication, or in this code base's own.
+"""Rewrite a weight file in the layout of U-ViT, AdaDiff, the UvA replication or DiT, or in this code base's own.
 
     python -m scripts.export_checkpoint workdir/run/last.ckpt adadiff.pth --layout=adadiff
     python -m scripts.export_checkpoint adadiff.pth uvit.safetensors --layout=uvit
 
-The numbers stay as they are to the last bit, apart from the sign of AdaDiff's certainty heads. "uvit" drops estimators
-and own heads; the other layouts refuse a network that they cannot hold.
+The numbers stay as they are to the last bit, apart from the sign of AdaDiff's certainty heads. "uvit" and "dit" drop
+estimators and own heads; the other layouts refuse a network that they cannot hold.
 """
 
 import argparse

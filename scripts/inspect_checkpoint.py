@@ -3,7 +3,8 @@
     python -m scripts.inspect_checkpoint assets/uvit/cifar10_uvit_small.pth
 
 Reads .pth and .safetensors files, or a <step>.ckpt folder (its EMA weights), of this code base, U-ViT, AdaDiff, the UvA
-replication, and DDPM's U-Net as diffusers stores it. Nothing in a file is executed.
+replication, of DDPM's U-Net as diffusers stores it, and of DiT and SiT (.pt, or diffusers' folder). Nothing in them
+is executed.
 """
 
 import argparse
@@ -47,8 +48,9 @@ def describe(path: Path) -> list[str]:
     exits = "uem.name" in settings
     if not exits:
         model.drop_exits(heads=False)
-    ours = checkpoints.to_ours(state)
-    checkpoints.check_fit(path, kind, ours, model.state_dict(), network="the network that its tensors describe")
+    own = model.state_dict()
+    ours = checkpoints.complete(checkpoints.to_ours(state), own)
+    checkpoints.check_fit(path, kind, ours, own, network="the network that its tensors describe")
 
     guesses = checkpoints.ASSUMED[settings["nnet.name"]]
     assumed = {key: how for key, how in guesses.items() if key not in written}

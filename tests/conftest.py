@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from libs.exits import Trace
-from libs.models import ESTIMATORS, EarlyExitModel, UNet, UViT
+from libs.models import ESTIMATORS, DiT, EarlyExitModel, UNet, UViT
 from libs.run import Run
 
 torch.set_num_threads(1)
@@ -31,6 +31,17 @@ def tiny_unet(uem="linear", heads="own", seed=0, points=(), spread=True, **nnet)
     torch.manual_seed(seed)
     options = dict(img_size=8, in_chans=1, widths=(8, 16, 16, 8), n_blocks=1, attention=(1, 2), groups=4) | nnet
     return spread_out(EarlyExitModel(UNet(**options), ESTIMATORS[uem], points=points, heads=heads), spread)
+
+
+def tiny_dit(uem="linear", heads="shared", seed=0, points=(), spread=True, **nnet) -> EarlyExitModel:
+    """As `tiny`, seven layers of a DiT whose modulations, zero at the start, are random."""
+    torch.manual_seed(seed)
+    options = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=7, num_heads=4) | nnet
+    network = DiT(**options)
+    for name, parameter in network.named_parameters():
+        if "adaLN" in name or "final_layer" in name:
+            parameter.data = 0.1 * torch.randn_like(parameter)
+    return spread_out(EarlyExitModel(network, ESTIMATORS[uem], points=points, heads=heads), spread)
 
 
 def spread_out(model: EarlyExitModel, spread: bool) -> EarlyExitModel:

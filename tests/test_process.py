@@ -7,17 +7,20 @@ import math
 import pytest
 import torch
 
-from sde import PREDICTIONS, PROCESSES, DiscreteVP, VPCosine, VPLinear
+from sde import PROCESSES, DiscreteVP, Flow, VPCosine, VPLinear
 
 f8 = torch.float64
 every_process = pytest.mark.parametrize("name", PROCESSES)
+every_prediction = pytest.mark.parametrize(
+    ("name", "pred"), [(name, pred) for name, process in PROCESSES.items() for pred in process().predictions]
+)
 
 
 def times(process, n=257):
     return torch.linspace(process.t_min, 1, n, dtype=f8)
 
 
-@every_process
+@pytest.mark.parametrize("name", PROCESSES.keys() - {"flow"})
 def test_signal_and_noise_power_add_to_one(name):
     """Catches a sigma that is a variance, or an alpha that is a squared one."""
     process, t = PROCESSES[name](), torch.linspace(0, 1, 101, dtype=f8)
@@ -25,7 +28,7 @@ def test_signal_and_noise_power_add_to_one(name):
 
 
 @every_process
-@pytest.mark.parametrize("function", ["log_alpha", "alpha", "sigma", "beta", "lam"])
+@pytest.mark.parametrize("function", ["log_alpha", "alpha", "sigma", "beta", "g2", "lam"])
 def test_single_precision_keeps_its_digits(name, function):
     """Catches 1 - alpha^2 in float32, which is wrong by percents at t = 1e-4; and a lost shape or dtype."""
     process = PROCESSES[name]()
@@ -56,6 +59,20 @@ def test_beta_is_the_slope_of_the_schedule(name):
     dt = 1e-6
     slope = -(process.log_alpha(t + dt) - process.log_alpha(t - dt)) / dt
     torch.testing.assert_close(process.beta(t), slope, rtol=1e-4, atol=0)
+    added = (process.sigma(t + dt) ** 2 - process.sigma(t - dt) ** 2) / (2 * dt)
+    torch.testing.assert_close(process.g2(t), added + slope * process.sigma(t) ** 2, rtol=1e-4, atol=1e-6)
+
+
+def test_flow_is_a_straight_line():
+    """Catches a path that is bent, that starts without any signal, or a network that reads another time than its s."""
+    process, t = Flow(), torch.linspace(0, 1, 50, dtype=f8)
+    s = 0.999 * t
+    torch.testing.assert_close(process.alpha(t), 1 - s, rtol=1e-12, atol=0)
+    torch.testing.assert_close(process.sigma(t), s, rtol=1e-12, atol=0)
+    torch.testing.assert_close(process.network_time(t), 1000 * s)
+    x0, eps, t, x = fields(process)
+    step = process.noised(x0, t - 1e-4, eps)
+    torch.testing.assert_close((x - step) / (0.999 * 1e-4), process.target("velocity", x0, eps, t))
 
 
 def test_linear_schedule_values():
@@ -120,8 +137,7 @@ def fields(process, dtype=f8):
     return x0, eps, t, process.noised(x0, t, eps)
 
 
-@every_process
-@pytest.mark.parametrize("pred", PREDICTIONS)
+@every_prediction
 def test_predictions_round_trip(name, pred):
     """Catches a wrong sign in v, alpha and sigma exchanged, and coefficients given to the wrong sample."""
     process = PROCESSES[name]()
@@ -139,13 +155,13 @@ def test_conversions_by_hand(name):
     for i, time in enumerate(t):
         a, s = float(process.alpha(time)), float(process.sigma(time))
         torch.testing.assert_close(x[i], a * x0[i] + s * eps[i])
-        torch.testing.assert_close(process.target("v", x0, eps, t)[i], a * eps[i] - s * x0[i])
+        if name != "flow":
+            torch.testing.assert_close(process.target("v", x0, eps, t)[i], a * eps[i] - s * x0[i])
         torch.testing.assert_close(process.eps("x0", x0 + 1, x, t)[i], (x[i] - a * (x0[i] + 1)) / s)
     assert process.target("noise", x0, eps, t) is eps and process.target("x0", x0, eps, t) is x0
 
 
-@every_process
-@pytest.mark.parametrize("pred", PREDICTIONS)
+@every_prediction
 def test_conversions_stay_finite_without_noise(name, pred):
     """Catches 0 / 0 at t = 0 and at the first float above it, which training can draw."""
     process = PROCESSES[name]()
@@ -171,6 +187,9 @@ def test_bad_settings_are_refused():
         VPLinear().noised(torch.zeros(1, 1, 2, 2), torch.tensor([500]), torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match="'epsilon'.*noise, x0, v"):
         VPLinear().target("epsilon", *torch.zeros(2, 1, 1, 2, 2), torch.ones(1))
+    for process, pred in ((VPLinear(), "velocity"), (Flow(), "v")):
+        with pytest.raises(ValueError, match=f"pred is '{pred}'; this process knows noise, x0, "):
+            process.eps(pred, *torch.zeros(2, 1, 1, 2, 2), torch.ones(1))
     with pytest.raises(ValueError, match="beta_min, beta_max are 20, 0.1"):
         VPLinear(20, 0.1)
     with pytest.raises(ValueError, match="s is 0"):

@@ -59,7 +59,7 @@ class Bench:
         return dict(
             pred=self.config.pred,
             plan=self.plan,
-            guidance=Guidance(self.config.sample.scale, self.config.sample.pair),
+            guidance=Guidance.of(self.config.sample),
             run=self.run,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from libs.checkpoints.files import about, file_of, read, write
 from libs.checkpoints.infer import ASSUMED, infer, settings_of
-from libs.checkpoints.layouts import LAYOUTS, export, kind, to_ours
+from libs.checkpoints.layouts import LAYOUTS, complete, export, kind, to_ours
 from libs.checkpoints.load import check_config, check_fit, flags, flat, known, load
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "about",
     "check_config",
     "check_fit",
+    "complete",
     "export",
     "file_of",
     "flags",

@@ -113,7 +113,8 @@ def first_line(error: Exception) -> str:
 
 
 def file_of(path: str | Path) -> Path:
-    """The file meant by `path`: itself, the EMA weights of a <step>.ckpt folder, or those of a run's last.ckpt.
+    """The file meant by `path`: itself, the EMA weights of a <step>.ckpt folder, those of a run's last.ckpt, or of a
+    folder of diffusers.
 
     Raises:
         ValueError: there is none; where `scripts.download` knows the path, the message has the command.
@@ -121,7 +122,9 @@ def file_of(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         folder = path / "last.ckpt" if (path / "last.ckpt").exists() else path
-        inside = [folder / name for name in ("nnet_ema.pth", "diffusion_pytorch_model.safetensors")]
+        diffusers = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+        inside = [folder / name for name in ("nnet_ema.pth", *diffusers)]
+        inside += [folder / "transformer" / name for name in diffusers]  # of a DiT pipeline
         path = next((file for file in inside if file.is_file()), inside[0])
     if not path.is_file():
         from libs.checkpoints.assets import how_to_get

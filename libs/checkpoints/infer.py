@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from libs.checkpoints.layouts import ESTIMATOR, HEADS, NET, count, kind, to_ours
-from libs.models import SIZES
+from libs.checkpoints.layouts import DIT_MARK, ESTIMATOR, HEADS, NET, count, kind, to_ours
+from libs.models import DIT_SIZES, SIZES
 
 # What the tensors of a network do not say. It is guessed, and never held against a config.
 ASSUMED = {
@@ -20,6 +20,10 @@ ASSUMED = {
     "unet": {
         "nnet.img_size": "32, DDPM's for CIFAR-10, or the least for so many levels",
         "nnet.groups": "32, or the least width if that is smaller",
+    },
+    "dit": {
+        "nnet.num_heads": "as published for this width, else embed_dim / 64",
+        "nnet.convention": "dit: a SiT has the same tensors, and needs sit",
     },
 }
 
@@ -43,6 +47,8 @@ def infer_network(state: Mapping[str, Tensor]) -> dict[str, object]:
     state = to_ours(state)
     if any(key.startswith(NET) for key in state):
         return infer_unet(state)
+    if DIT_MARK in state:
+        return infer_dit(state)
     net = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     try:
         width, channels, patch, _ = net["patch_embed.proj.weight"].shape
@@ -101,6 +107,44 @@ def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
         "nnet.num_classes": -1 if label is None else len(label),
     }
     return found | infer_exits(state, depth)
+
+
+def infer_dit(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """`infer` for DiT and SiT. Without a table of positions (diffusers) the latents are taken for ImageNet-256's."""
+    net = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    try:
+        width, channels, patch, _ = net["x_embedder.proj.weight"].shape
+        hidden, outputs = len(net["blocks.0.mlp.fc1.bias"]), len(net["final_layer.linear.bias"])
+    except KeyError as error:
+        raise ValueError(f"these weights are no DiT's: {error.args[0]} is missing") from error
+    depth, label = count(net, "blocks."), net.get("y_embedder.embedding_table.weight")
+    table = net.get("pos_embed")
+    if table is not None and not is_square(table.shape[1]):
+        raise ValueError(f"these weights are no DiT's: {table.shape[1]} positions are no square grid of patches")
+    published = {size["embed_dim"]: size["num_heads"] for size in DIT_SIZES.values()}
+    found = {
+        "nnet.name": "dit",
+        "nnet.img_size": 32 if table is None else math.isqrt(table.shape[1]) * patch,
+        "nnet.patch_size": patch,
+        "nnet.in_chans": channels,
+        "nnet.embed_dim": width,
+        "nnet.depth": depth,
+        "nnet.num_heads": published.get(width, max(1, width // 64)),
+        "nnet.mlp_ratio": hidden / width,
+        "nnet.num_classes": -1 if label is None else len(label),
+        "nnet.learn_sigma": outputs == 2 * patch * patch * channels,
+        "nnet.convention": "dit",
+    }
+    return found | infer_exits(state, depth)
+
+
+def experiment(settings: Mapping[str, object]) -> str:
+    """The file of configs/ for a network with these settings, as far as its size tells."""
+    name = settings["nnet.name"]
+    if name == "dit" and settings["nnet.embed_dim"] == DIT_SIZES["XL"]["embed_dim"]:
+        size = 8 * settings["nnet.img_size"]
+        return f"configs/imagenet{size}_dit_xl.py (SiT: configs/imagenet{size}_sit_xl.py)"
+    return f"configs/*_{name}_*.py"
 
 
 def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:

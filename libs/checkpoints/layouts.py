@@ -7,6 +7,8 @@ With k the layers used before an exit, K of them in all:
     adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
     uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.* (MLP probes), k = 0..K - 1, and a head for each of these exits
     ddpm      the keys of diffusers' UNet2DModel (google/ddpm-cifar10-32): no exits; read, not written
+    dit       the keys of DiT's and SiT's .pt files, which are the same: no exits
+    diffusers_dit   those of diffusers' DiTTransformer2DModel, which has no table of positions: read, not written
 """
 
 from __future__ import annotations
@@ -14,17 +16,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from libs.checkpoints.files import shorten
 
-LAYOUTS = ("uvit", "adadiff", "uva")
+LAYOUTS = ("uvit", "adadiff", "uva", "dit")
 ESTIMATOR, HEADS, NET = "uem.", "heads.", "backbone.net."
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' first names
+DIT_MARK = "backbone.x_embedder.proj.weight"  # every DiT has it, and nothing else
+DIFFUSERS_DIT = (  # diffusers' prefixes -> DiT's; {i} stands in both for the number of a block
+    ("pos_embed.proj.", "x_embedder.proj."),
+    ("transformer_blocks.{i}.norm1.linear.", "blocks.{i}.adaLN_modulation.1."),
+    ("transformer_blocks.{i}.attn1.to_out.0.", "blocks.{i}.attn.proj."),
+    ("transformer_blocks.{i}.ff.net.0.proj.", "blocks.{i}.mlp.fc1."),
+    ("transformer_blocks.{i}.ff.net.2.", "blocks.{i}.mlp.fc2."),
+    ("proj_out_1.", "final_layer.adaLN_modulation.1."),
+    ("proj_out_2.", "final_layer.linear."),
+)
+CONDITION = (  # parts that diffusers stores once more in every block
+    ("timestep_embedder.linear_1.", "t_embedder.mlp.0."),
+    ("timestep_embedder.linear_2.", "t_embedder.mlp.2."),
+    ("class_embedder.embedding_table.", "y_embedder.embedding_table."),
+)
 
 
 def kind(state: Mapping[str, Tensor]) -> str:
-    """ "ours", "ddpm" or one of LAYOUTS, by what the keys say."""
+    """ "ours", "ddpm", "diffusers_dit" or one of LAYOUTS, by what the keys say."""
     if any(key.startswith("backbone.") for key in state):
         return "ours"
     if any(key.startswith("lte_classifer.") for key in state):
@@ -35,9 +53,13 @@ def kind(state: Mapping[str, Tensor]) -> str:
         return "uvit"
     if "down_blocks.0.resnets.0.conv1.weight" in state:
         return "ddpm"
+    if "x_embedder.proj.weight" in state:
+        return "dit"
+    if "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight" in state:
+        return "diffusers_dit"
     raise ValueError(
-        "unknown weights: the keys are none of this code base's, U-ViT's, AdaDiff's, the replication's or DDPM's "
-        f"({shorten(list(state), 3)})"
+        "unknown weights: the keys are none of this code base's, U-ViT's, AdaDiff's, the replication's, DDPM's, DiT's "
+        f"or SiT's ({shorten(list(state), 3)})"
     )
 
 
@@ -81,6 +103,10 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if layout == "ddpm":
         old = re.compile(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.")
         return {NET + old.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): state[key] for key in state}
+    if layout == "dit":
+        return convert(state, [("", "backbone.")], negated=None)
+    if layout == "diffusers_dit":
+        return from_diffusers_dit(state)
     half = count(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
     if layout == "adadiff":  # with an odd depth the public code makes one head more than it runs
         unused = re.compile(rf"lte_classifer\.{2 * half + 1}\.")
@@ -88,10 +114,47 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return convert(state, names(layout, half), negated="lte_classifer.")
 
 
+def from_diffusers_dit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Diffusers' names -> ours. Queries, keys and values are one map in DiT, and the embeddings of time and label one.
+
+    Raises:
+        ValueError: a key has no place, or two blocks embed the time or the label differently.
+    """
+    blocks = range(count(state, "transformer_blocks."))
+    pairs = [
+        (old.format(i=i), new.format(i=i)) for old, new in DIFFUSERS_DIT for i in (blocks if "{i}" in old else (0,))
+    ]
+    pairs += [(f"transformer_blocks.0.norm1.emb.{old}", new) for old, new in CONDITION]
+    state, joined = dict(state), {}
+    for i in blocks:
+        for part in ("weight", "bias"):
+            maps = [state.pop(f"transformer_blocks.{i}.attn1.to_{name}.{part}") for name in "qkv"]
+            joined[f"backbone.blocks.{i}.attn.qkv.{part}"] = torch.cat(maps)
+    for key in [key for key in state if re.match(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.", key)]:
+        first, copy = state.get(re.sub(r"\.\d+\.", ".0.", key, count=1)), state.pop(key)
+        if first is None or not (copy.is_meta or torch.equal(first, copy)):
+            raise ValueError(f"{key} differs from block 0's; a DiT embeds the time and the label once for all blocks")
+    return convert(state, [(old, f"backbone.{new}") for old, new in pairs], negated=None) | joined
+
+
+def complete(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with what its layout leaves out because it is constant: a DiT's table of positions, from the network."""
+    key = "backbone.pos_embed"
+    return {key: own[key], **state} if DIT_MARK in state and key in own else dict(state)
+
+
 def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """This code base's state dict in a released layout; "uvit" drops estimators and own heads, all else must fit."""
+    """This code base's state dict in a released layout.
+
+    "uvit" and "dit" drop estimators and own heads; in the others all must fit.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    if layout == "dit":
+        if DIT_MARK not in state:
+            raise ValueError("layout dit holds a DiT or SiT; these weights are another network's")
+        network = {key: value for key, value in state.items() if key.startswith("backbone.")}
+        return convert(network, [("backbone.", "")], negated=None)
     half = count(state, "backbone.in_blocks.")
     if not half:
         raise ValueError(f"layout {layout} holds a U-ViT; these weights are another network's")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from libs.checkpoints.files import about, file_of, read, shorten, whole
-from libs.checkpoints.infer import ASSUMED, settings_of
-from libs.checkpoints.layouts import ESTIMATOR, HEADS, kind, to_ours
+from libs.checkpoints.infer import ASSUMED, experiment, settings_of
+from libs.checkpoints.layouts import ESTIMATOR, HEADS, complete, kind, to_ours
 from libs.files import read_json
-from libs.models import DDPM, EarlyExitModel, UNet
+from libs.models import DDPM, DiT, EarlyExitModel, UNet
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -40,8 +40,9 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     own = model.state_dict()
     if start and settings_of(state).get("uem.name") != settings_of(own).get("uem.name"):
         state = {key: value for key, value in state.items() if not key.startswith(ESTIMATOR)}
-    if what == "ddpm":
-        check_ddpm(path, model)
+    if what in ("ddpm", "diffusers_dit"):
+        check_beside(path, model)
+        state = complete(state, own)
     lacks = [part for part in (ESTIMATOR, HEADS) if not any(key.startswith(part) for key in state)]
     dropped = full_depth and not start and ESTIMATOR in lacks
     no_heads = dropped and HEADS in lacks and bool(model.heads)
@@ -84,7 +85,11 @@ def known(path: str | Path) -> dict[str, object]:
         theirs = read_json(beside, "the network's description")
         if "UNet2DModel" in str(theirs.get("_class_name", "")):
             names = {"sample_size": "nnet.img_size", "norm_num_groups": "nnet.groups"}
-            found |= {ours: theirs[name] for name, ours in names.items() if type(theirs.get(name)) is int}
+        elif "DiTTransformer2DModel" in str(theirs.get("_class_name", "")):
+            names = {"sample_size": "nnet.img_size", "num_attention_heads": "nnet.num_heads"}
+        else:
+            names = {}
+        found |= {ours: theirs[name] for name, ours in names.items() if type(theirs.get(name)) is int}
     return found
 
 
@@ -133,17 +138,23 @@ def plain(value):
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def check_ddpm(path: Path, model: EarlyExitModel) -> None:
-    """Refuse weights of diffusers whose config.json, if it lies beside them, describes another network than DDPM's."""
-    beside = path.with_name("config.json")
-    if not (beside.is_file() and isinstance(model.backbone, UNet)):
+def check_beside(path: Path, model: EarlyExitModel) -> None:
+    """Refuse weights of diffusers whose config.json, if it lies beside them, describes another network than ours."""
+    beside, network = path.with_name("config.json"), model.backbone
+    if not beside.is_file():
+        return
+    if isinstance(network, UNet):
+        ours, what = DDPM | {"norm_num_groups": network.settings["groups"]}, "U-Net"
+    elif isinstance(network, DiT):
+        ours, what = {"sample_size": network.img_size, "num_attention_heads": network.num_heads}, "DiT"
+        ours |= {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero"}
+    else:
         return
     theirs = read_json(beside, "the network's description")
-    ours = DDPM | {"norm_num_groups": model.backbone.settings["groups"]}
     differ = [key for key in ours if theirs.get(key, ours[key]) != ours[key]]
     if differ:
         found = ", ".join(f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in differ)
-        raise ValueError(f"{path} holds another U-Net than the configured one: its config.json has {found}")
+        raise ValueError(f"{path} holds another {what} than the configured one: its config.json has {found}")
 
 
 def check_fit(
@@ -162,7 +173,10 @@ def check_fit(
     theirs, ours = settings_of(state), settings_of(own)
     name = "nnet.name"
     if theirs and ours and theirs[name] != ours[name]:
-        raise ValueError(f"{lines[0]} it is a {theirs[name]} and nnet.name is {ours[name]!r}; take another experiment")
+        raise ValueError(
+            f"{lines[0]} it is a {theirs[name]} and nnet.name is {ours[name]!r}; take {experiment(theirs)}, or see "
+            f"which experiments fit: python -m scripts.inspect_checkpoint {path}"
+        )
     told = [key for key in theirs if key in ours and key not in ASSUMED[theirs[name]]] if theirs else []
     differ = [key for key in told if ours[key] != theirs[key]]
     lines += [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]

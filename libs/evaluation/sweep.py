@@ -154,7 +154,7 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         family=method.family,
         label=method.label,
         policy=policy,
-        sampler=replace(sampler, guidance=Guidance(config.sample.scale, method.pair or config.sample.pair)),
+        sampler=replace(sampler, guidance=Guidance.of(config.sample, method.pair)),
         exit=exits,
         plan=plan,
         solver=solver,

@@ -226,6 +226,8 @@ class Cache(Full):
 
     def check(self, model):
         one_size("cache", model)
+        if not model.backbone.skip:
+            raise ValueError("exit.name is 'cache', which joins old features to new ones by long skips: here are none")
         if not 1 <= self.layers <= model.depth // 2:
             raise ValueError(
                 f"exit.cache.layers is {self.layers}; each half of this network has {model.depth // 2} layers"

@@ -81,6 +81,7 @@ class Backbone(nn.Module):
     depth: int  # K
     channels: int  # C
     blocks: Sequence[nn.Module]  # what it is made of, but for embeddings and the last maps to the image
+    skip = False  # whether the last layers read what the first ones gave (long skips)
     decodes = False  # whether a head is a decoder: different at every exit, and a reader of the skips
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:

@@ -45,6 +45,20 @@ def unpatchify(tokens: Tensor, channels: int) -> Tensor:
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=side, w=side, p=patch, q=patch, c=channels)
 
 
+def check_one_of(**settings: tuple[str, tuple[str, ...]]) -> None:
+    """Refuse a setting of nnet that is none of its allowed values: name=(value, allowed)."""
+    for name, (value, allowed) in settings.items():
+        if value not in allowed:
+            raise ValueError(f"nnet.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def check_multiples(**settings: tuple[int, str, int]) -> None:
+    """Refuse a setting of nnet that is no multiple of another: name=(value, the other's name, the other's value)."""
+    for name, (value, other, unit) in settings.items():
+        if unit < 1 or value < 1 or value % unit:
+            raise ValueError(f"nnet.{name} {value} is not a multiple of nnet.{other} {unit}")
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, backend: str):
         super().__init__()
@@ -76,12 +90,14 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    """`gelu`: "none" is exact, "tanh" its approximation (DiT)."""
+
+    def __init__(self, dim: int, hidden: int, gelu: str = "none"):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.fc1, self.fc2, self.gelu = nn.Linear(dim, hidden), nn.Linear(hidden, dim), gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))
 
 
 class Block(nn.Module):
@@ -157,15 +173,10 @@ class UViT(Backbone):
         init: str = "released",
     ):
         super().__init__()
-        for name, value, allowed in (("attention", attention, ATTENTION), ("init", init, INITS)):
-            if value not in allowed:
-                raise ValueError(f"nnet.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        check_one_of(attention=(attention, ATTENTION), init=(init, INITS))
         if depth < 2 or depth % 2:
             raise ValueError(f"nnet.depth is {depth}; it must be even and at least 2 (the middle layer comes on top)")
-        if img_size % patch_size:
-            raise ValueError(f"nnet.img_size {img_size} is not a multiple of nnet.patch_size {patch_size}")
-        if embed_dim % num_heads:
-            raise ValueError(f"nnet.embed_dim {embed_dim} is not a multiple of nnet.num_heads {num_heads}")
+        check_multiples(img_size=(img_size, "patch_size", patch_size), embed_dim=(embed_dim, "num_heads", num_heads))
         if num_classes > 0 and clip_dim > 0:
             raise ValueError("a U-ViT takes labels (nnet.num_classes) or text (nnet.clip_dim), not both")
         self.depth = depth + 1

@@ -20,17 +20,34 @@ class Guidance:
     """eps = cond + scale (cond - null), U-ViT's convention: scale 0 is the conditional prediction alone.
 
     `pair`: the two rows of an image leave the network on their own ("free"), together where both would ("tied"), or
-    together where the conditional row would ("cond").
+    together where the conditional row would ("cond"). `channels`: guide the first ones only, and take the rest from
+    the conditional prediction; 0 guides all. The released samplers of DiT and SiT guide three of four.
     """
 
     scale: float = 0.0
     pair: str = "free"
+    channels: int = 0
+
+    @classmethod
+    def of(cls, sample, pair: str = "") -> Guidance:
+        """From config.sample; `pair` in place of its own."""
+        return cls(sample.scale, pair or sample.pair, sample.guided_channels)
 
     def __post_init__(self):
         if not (isinstance(self.scale, int | float) and 0 <= self.scale < float("inf")):
             raise ValueError(f"sample.scale is {self.scale!r}; guidance needs a finite scale >= 0 (0 = none)")
         if self.pair not in PAIRS:
             raise ValueError(f"sample.pair is {self.pair!r}; it must be one of {', '.join(PAIRS)}")
+        if self.channels < 0:
+            raise ValueError(f"sample.guided_channels is {self.channels}; it must be at least 0 (0 = all)")
+
+    def apply(self, eps: Tensor) -> Tensor:
+        """[conditional; null] predictions (2 B, C, H, W) -> the guided one (B, C, H, W)."""
+        cond, null = eps.chunk(2)
+        if not self.channels:
+            return cond + self.scale * (cond - null)
+        n = self.channels
+        return torch.cat([cond[:, :n] + self.scale * (cond[:, :n] - null[:, :n]), cond[:, n:]], dim=1)
 
 
 class Denoiser:
@@ -73,8 +90,7 @@ class Denoiser:
         eps, used, costs = self.run(x, t, time)
         self.trace.add(float(t[0]), used.reshape(2 if self.guided else 1, -1), costs)
         if self.guided:
-            cond, null = eps.chunk(2)
-            eps = cond + self.guidance.scale * (cond - null)
+            eps = self.guidance.apply(eps)
         return eps
 
     def run(self, x: Tensor, t: Tensor, time: Tensor) -> Answer:

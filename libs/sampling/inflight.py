@@ -236,8 +236,7 @@ class InFlight:
             complete = np.flatnonzero(self.missing == 0)
             self.missing[complete] = 2
             places = torch.from_numpy(complete)
-            cond, null = (self.eps[rows.to(device)] for rows in (places, places + self.places))
-            eps = cond + self.guidance.scale * (cond - null)
+            eps = self.guidance.apply(self.eps[torch.cat([places, places + self.places]).to(device)])
         if len(places):
             self.step(places, eps)
 

@@ -195,7 +195,7 @@ def regular(rows: int, every: int, tail: int) -> list[bool]:
 
 
 def euler_maruyama_sde(process: Process, *, steps: int, t_end: float | None = None, grid: str = "") -> Plan:
-    """The reverse SDE dx = [-beta x / 2 - beta score] dt + sqrt(beta) dw, score = -eps / sigma (SDE, eq. 6).
+    """The reverse SDE dx = [-beta x / 2 - g2 score] dt + sqrt(g2) dw, score = -eps / sigma (SDE, eq. 6).
 
     `steps` nodes from 1 to `t_end` (default 1e-3; published: uniform in time), then 0; the last step, t_end to 0, adds
     no noise.
@@ -204,12 +204,12 @@ def euler_maruyama_sde(process: Process, *, steps: int, t_end: float | None = No
 
 
 def euler_maruyama_ode(process: Process, *, steps: int, t_end: float | None = None, grid: str = "") -> Plan:
-    """The probability flow ODE dx/dt = -beta x / 2 - beta score / 2 (SDE, eq. 13) on the nodes of the SDE's solver."""
+    """The probability flow ODE dx/dt = -beta x / 2 - g2 score / 2 (SDE, eq. 13) on the nodes of the SDE's solver."""
     return euler(process, steps, t_end, grid, sde=False)
 
 
 def euler(process: Process, steps: int, t_end: float | None, grid: str, sde: bool) -> Plan:
-    """x' = (1 - beta dt/2) x + (beta dt / sigma) eps + sqrt(-beta dt) z; the ODE has half the second term and no z."""
+    """x' = (1 - beta dt/2) x + (g2 dt / sigma) eps + sqrt(-g2 dt) z; the ODE has half the second term and no z."""
     t_end = check(process, steps, t_end, default=1e-3, grid=grid)
     if grid and named(grid)[0] is None:
         nodes = times_to_zero(process, steps, grid)
@@ -217,10 +217,10 @@ def euler(process: Process, steps: int, t_end: float | None, grid: str, sde: boo
         nodes = torch.cat([times(process, steps - 1, t_end, grid or "time_uniform"), torch.zeros(1).double()])
     callable_from(process, nodes, steps, grid)
     t, dt = nodes[:-1], nodes.diff()  # dt < 0
-    beta, rows = process.beta(t), []
-    for i, (ca, cm) in enumerate(zip(1 - beta * dt / 2, beta / process.sigma(t) * dt, strict=True)):
+    g2, rows = process.g2(t), []
+    for i, (ca, cm) in enumerate(zip(1 - process.beta(t) * dt / 2, g2 / process.sigma(t) * dt, strict=True)):
         noisy = sde and i < steps - 1
-        rows.append(Row(t[i], ca, (0, 0, cm if sde else cm / 2), cz=torch.sqrt(-beta[i] * dt[i]) if noisy else 0))
+        rows.append(Row(t[i], ca, (0, 0, cm if sde else cm / 2), cz=torch.sqrt(-g2[i] * dt[i]) if noisy else 0))
     return plan_of(rows)
 
 
@@ -238,11 +238,11 @@ def ddim(process: Process, *, steps: int, eta: float = 0.0, grid: str = "") -> P
     check(process, steps)
     nodes = times_to_zero(process, steps, grid or "time_uniform")
     callable_from(process, nodes, steps, grid)
-    log_alpha, sigma = process.log_alpha(nodes), process.sigma(nodes)
+    log_alpha, sigma, lam = process.log_alpha(nodes), process.sigma(nodes), process.lam(nodes)
     rows = []
     for i in range(steps):
         ratio = log_alpha[i] - log_alpha[i + 1]  # < 0: log of alpha_s / alpha_t
-        v = eta * sigma[i + 1] / sigma[i] * torch.sqrt(-torch.expm1(2 * ratio))
+        v = eta * sigma[i + 1] * torch.sqrt(-torch.expm1(2 * (lam[i] - lam[i + 1])))
         cm = torch.sqrt((sigma[i + 1] ** 2 - v**2).clamp_min(0)) - sigma[i] * torch.exp(-ratio)
         rows.append(Row(nodes[i], torch.exp(-ratio), (0, 0, cm), cz=v))
     return plan_of(rows)
@@ -251,14 +251,15 @@ def ddim(process: Process, *, steps: int, eta: float = 0.0, grid: str = "") -> P
 def ddpm(process: Process, *, steps: int, variance: str = "posterior", grid: str = "") -> Plan:
     """Ancestral sampling (DDPM, eq. 6-7): DDIM with eta = 1.
 
-    `variance` of the noise: "posterior", or "beta", the larger variance 1 - (alpha_s / alpha_t)^2 of the forward step,
-    of which the last step takes none.
+    `variance` of the noise: "posterior", or "beta", the larger variance of the forward step (1 - (alpha_s / alpha_t)^2
+    where the variance is preserved), of which the last step takes none.
     """
     if variance not in ("posterior", "beta"):
         raise ValueError(f"variance is {variance!r}; it must be posterior or beta")
     plan = ddim(process, steps=steps, eta=1.0, grid=grid)
     if variance == "beta":
-        plan.cz[:-1] = torch.sqrt(-torch.expm1(-2 * plan.ca[:-1].log()))  # ca = alpha_t / alpha_s
+        sigma = process.sigma(plan.t)
+        plan.cz[:-1] *= sigma[:-1] / sigma[1:]
     return plan
 
 

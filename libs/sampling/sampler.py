@@ -58,7 +58,7 @@ class Sampler:
     @classmethod
     def of(cls, config, model: EarlyExitModel, regime: Regime, run: Run) -> Sampler:
         """The sampler that `config` describes, with its guidance."""
-        guidance = Guidance(config.sample.scale, config.sample.pair)
+        guidance = Guidance.of(config.sample)
         return cls(model, regime, run, pred=config.pred, guidance=guidance, config=config)
 
     @classmethod
