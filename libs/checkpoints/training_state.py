@@ -111,9 +111,11 @@ def found(directory: Path) -> list[Path]:
 
 
 def remove_parts(directory: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove what a killed run left half-written; the caller holds the directory (see `Run`)."""
     for part in directory.glob("ckpts/*.part"):
         shutil.rmtree(part, ignore_errors=True)
+    for folder in (directory, directory / "samples"):
+        files.remove_parts(folder)
 
 
 def read_meta(directory: Path) -> dict:
