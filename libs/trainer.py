@@ -83,7 +83,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     run.say(describe(run, model, dataset))
     if run.is_main:
         checkpoints.remove_parts(run.dir)
-        truncate_log(run.dir / "train.jsonl", state.step)
+        truncate_log(run.dir / "train.jsonl", state)
     run.barrier()
     stream = batches(
         dataset,
@@ -147,9 +147,11 @@ def fit(config, regime: Regime, run: Run) -> None:
             if not (state.looked or stop):
                 try:
                     with run.stopping.at_once():
-                        best = look(state, config, regime, run)
+                        quality = look(state, config, regime, run)
                 except Stopped:
                     stop = True
+                else:
+                    best = keep_in_mind(quality, state, run)
             path = None
             if run.is_main and (done or best or stop or due(state.step, train.save_interval)):
                 if best:
@@ -210,20 +212,23 @@ def losses(
     return loss, parts
 
 
-def look(state: State, config, regime: Regime, run: Run) -> bool:
-    """Make the samples and measure the quality due at this step; returns whether it is the best so far."""
+def look(state: State, config, regime: Regime, run: Run) -> dict[str, float]:
+    """Make the samples and measure the quality due at this step; {} where no quality is."""
     if due(state.step, config.train.sample_interval):
         save_samples(state.ema, config, regime, run, run.dir / "samples" / f"{state.step}.png")
-    quality = monitor(state.ema, config, regime, run) if due(state.step, config.train.eval_interval) else None
-    with run.stopping.deferred():  # the log, the best and the mark belong together
-        state.looked = True
-        if quality is None:
-            return False
-        run.log(state.step, **{f"monitor_{key}": value for key, value in quality.items()})
-        run.say(f"step {state.step}  " + "  ".join(f"{key} {value:.4g}" for key, value in quality.items()))
-        best = min(quality.values()) < state.best
-        state.best = min(state.best, *quality.values())
-        return best
+    return monitor(state.ema, config, regime, run) if due(state.step, config.train.eval_interval) else {}
+
+
+def keep_in_mind(quality: dict[str, float], state: State, run: Run) -> bool:
+    """Log what a look found; returns whether it is the best so far."""
+    state.looked = True
+    if not quality:
+        return False
+    run.log(state.step, **{f"monitor_{key}": value for key, value in quality.items()})
+    run.say(f"step {state.step}  " + "  ".join(f"{key} {value:.4g}" for key, value in quality.items()))
+    best = min(quality.values()) < state.best
+    state.best = min(state.best, *quality.values())
+    return best
 
 
 def check_finite(values: dict[str, float], state: State, run: Run) -> None:
@@ -366,9 +371,14 @@ def ema_update(ema, model, rate: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - rate)
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint, so that no step stands in the log twice."""
+def truncate_log(path: Path, state: State) -> None:
+    """Drop what a killed run logged after its last checkpoint, so that no step and no look stand in the log twice."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        lines = [(json.loads(line), line) for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [
+            line
+            for record, line in lines
+            if record["step"] < state.step or record["step"] == state.step and ("loss" in record or state.looked)
+        ]
         with files.atomic_write(path, "w") as file:
-            file.writelines(f"{line}\n" for line in lines if json.loads(line)["step"] <= step)
+            file.writelines(f"{line}\n" for line in kept)
