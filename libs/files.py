@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+import numpy as np
 
 
 @contextmanager
@@ -136,3 +139,22 @@ def read_json(path: str | Path, setting: str, kind: type = dict):
     if not isinstance(value, kind):
         raise ValueError(f"{setting} is {str(path)!r}, which holds a {type(value).__name__}, not a {kind.__name__}")
     return value
+
+
+def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays `names` of an npz file that somebody else may have made; nothing pickled is read.
+
+    Raises:
+        ValueError: the file is absent, damaged, or lacks an array; the message names the file.
+    """
+    data = read_bytes(path, setting)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            arrays = {name: archive[name] for name in names if name not in missing}
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {reason}") from None
+    if missing:
+        raise ValueError(f"{setting} is {str(path)!r}, which lacks the arrays {', '.join(missing)}")
+    return arrays

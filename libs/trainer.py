@@ -372,13 +372,25 @@ def ema_update(ema, model, rate: float) -> None:
 
 
 def truncate_log(path: Path, state: State) -> None:
-    """Drop what a killed run logged after its last checkpoint, so that no step and no look stand in the log twice."""
-    if path.exists():
-        lines = [(json.loads(line), line) for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [
-            line
-            for record, line in lines
-            if record["step"] < state.step or record["step"] == state.step and ("loss" in record or state.looked)
-        ]
-        with files.atomic_write(path, "w") as file:
-            file.writelines(f"{line}\n" for line in kept)
+    """Drop what a killed run logged after its last checkpoint, so that no step and no look stand in the log twice.
+
+    Raises:
+        ValueError: a line is none of a training log; nothing is dropped then.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for number, line in enumerate(files.read_text(path, "the run's log").splitlines(), 1):
+        if not line.endswith("}"):  # the last line of a killed run may be half a line
+            continue
+        try:
+            record = json.loads(line)
+            before, at = record["step"] < state.step, record["step"] == state.step
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number} is no line of a training log ({str(error)[:80]}): mend or remove it"
+            ) from None
+        if before or at and ("loss" in record or state.looked):
+            kept.append(line)
+    with files.atomic_write(path, "w") as file:
+        file.writelines(f"{line}\n" for line in kept)

@@ -226,10 +226,15 @@ def refuse(*_, **__):
 
 def test_damaged_files_are_refused_by_name(tmp_path, monkeypatch):
     """Catches a reader that ends in a traceback, does not say which file, waits, runs something, or changes files."""
+    campaign(examples(tmp_path), tmp_path, monkeypatch)
+
+
+def campaign(readers, tmp_path, monkeypatch) -> None:
+    """Damage one file of an example at a time, and read it."""
     for module, name in ((os, "system"), (os, "popen"), (subprocess, "Popen")):
         monkeypatch.setattr(module, name, refuse)
     previous = signal.signal(signal.SIGALRM, too_long)
-    readers, refusals, faults = examples(tmp_path), 0, []
+    refusals, faults = 0, []
     for number in range(MUTATIONS):
         files, read = readers[number % len(readers)]
         draw = random.Random(number)

@@ -203,7 +203,6 @@ def test_two_processes_equal_one(tmp_path):
     images = {}
     for n in (1, 2):
         files = sorted((tmp_path / f"eval{n}" / "points" / "full-depth").glob("baseline-*.npz"))
-        assert len(files) == n
         ids = np.concatenate([np.load(file)["ids"] for file in files])
         pixels = np.concatenate([np.load(file)["pixels"] for file in files])
         assert sorted(ids) == list(range(80)), "no image missing, none twice"

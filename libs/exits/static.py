@@ -5,17 +5,17 @@ Nothing is estimated, nothing waits for the device, and no row is removed as lon
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from libs.exits.policy import Decide, ExitPolicy
+from libs.files import read_json
 
 ASE_DEMO = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
 NEEDED = {
@@ -147,22 +147,33 @@ def read_calibration(path: str, part: str, setting: str) -> dict:
     """
     if not path:
         raise ValueError(f"{setting} is not set; it must name a JSON file of scripts.calibrate")
+    stored = read_json(path, setting)
     try:
-        stored = json.loads(Path(path).read_text())
         found = {"points": stored["points"], **{name: stored[part][name] for name in NEEDED[part]}}
-    except OSError as error:
-        raise ValueError(f"{setting} is {path}, which cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{setting} is {path}, which is no file of scripts.calibrate ({error!r})") from error
-    if part == "plan":
-        fit = len(found["layers"]) == len(found["max_u"]) == sum(found["computed"])
-        fit &= len(found["nodes"]) == len(found["computed"]) + 1
-    else:
-        rows, columns = (found[name] for name in NEEDED[part])
-        fit = len(columns) == len(rows) + (part == "thresholds")
-    if not fit:
-        raise ValueError(f"{setting} is {path}, whose {part} do not fit together: the file is damaged")
+        arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{setting} is {path}, which is no file of scripts.calibrate ({str(error)[:100]!r})") from None
+    if not fit_together(part, arrays):
+        raise ValueError(f"{setting} is {path}, whose points and {part} do not fit together: the file is damaged")
     return found
+
+
+def fit_together(part: str, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays of a calibration file's `part` have the shapes and values that its policy reads."""
+    points = arrays["points"]
+    if not all(np.isfinite(array).all() for array in arrays.values()) or points.ndim != 1 or not len(points):
+        return False
+    if (points != points.astype(int)).any():
+        return False
+    if part == "plan":
+        nodes, computed = arrays["nodes"], arrays["computed"]
+        calls = (int(computed.sum()),)
+        descending = nodes.shape == (len(np.atleast_1d(computed)) + 1,) and bool((np.diff(nodes) < 0).all())
+        return descending and arrays["layers"].shape == calls and arrays["max_u"].shape[:1] == calls
+    rows, columns = (arrays[name] for name in NEEDED[part])
+    width = (len(points) - 1,) if part == "thresholds" else ()
+    shapes = rows.ndim == 1 and columns.shape == (len(rows) + (part == "thresholds"), *width)
+    return shapes and (part == "schedule" or bool((np.diff(rows) > 0).all()))
 
 
 def same_exits(path: str, stored: dict, points: tuple[int, ...]) -> None:

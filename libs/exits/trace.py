@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from libs.files import read_npz
+
 
 @dataclass
 class Trace:
@@ -69,8 +71,14 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        with np.load(path) as data:
-            asked = tuple(int(k) for k in data["asked"])
-            calls = list(zip(data["t"].tolist(), data["used"], strict=True))
-            costs = {call: row for call, row in enumerate(data["costs"]) if not np.isnan(row).any()}
-            return cls(int(data["depth"]), asked, calls, costs)
+        data = read_npz(path, "the trace", ("t", "used", "depth", "asked", "costs"))
+        t, used, costs = data["t"], data["used"], data["costs"]
+        kinds = [array.dtype.kind for array in (t, used, data["depth"], data["asked"], costs)]
+        depth = int(data["depth"]) if data["depth"].size == 1 and data["depth"].dtype.kind in "iu" else 0
+        whole = kinds[0] in "fiu" and kinds[1] in "iu" and kinds[3] in "iuf" and kinds[4] == "f"
+        shapes = used.ndim == 3 and t.shape == used.shape[:1] and costs.shape == (len(t), depth + 1) and used.size
+        if not (whole and shapes and 0 <= used.min() <= used.max() <= depth and np.isfinite(t).all()):
+            raise ValueError(f"the trace is {str(path)!r}, whose arrays do not fit together: the file is damaged")
+        asked = tuple(int(k) for k in data["asked"].ravel())
+        special = {call: row for call, row in enumerate(costs) if not np.isnan(row).any()}
+        return cls(depth, asked, list(zip(t.tolist(), used, strict=True)), special)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from libs.files import read_json
+from libs.files import read_json, read_npz, read_text
 
 # Every figure and sentence reads quality as a distance: smaller is better.
 HIGHER_IS_BETTER = ("psnr", "ssim", "clip_score", "precision", "recall", "density", "coverage", "inception_score")
@@ -108,7 +107,7 @@ class Evaluation:
         path = self.dir / "points" / point.slug / "trace.npz"
         if not path.is_file():
             return None
-        arrays = load_npz(path, ("t", "used", "depth"))
+        arrays = read_npz(path, "the trace", ("t", "used", "depth"))
         t, used, depth = np.asarray(arrays["t"], float), arrays["used"], int(arrays["depth"])
         if used.ndim != 3 or used.shape[0] != len(t) or used.shape[1] not in (1, 2) or used.size == 0:
             raise ValueError(
@@ -123,7 +122,7 @@ class Evaluation:
         path = self.dir / "umaps.npz"
         if not path.is_file():
             return None
-        maps = Uncertainty(**load_npz(path, UMAP_ARRAYS))
+        maps = Uncertainty(**read_npz(path, "the uncertainty maps", UMAP_ARRAYS))
         shape = (len(maps.t), len(maps.k), len(maps.ids))
         if maps.u.ndim != 5 or maps.u.shape[:3] != shape or maps.error.shape != maps.u.shape or maps.u.size == 0:
             raise ValueError(
@@ -282,13 +281,13 @@ def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         return []
     found = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line, text in enumerate(read_text(path, path.name).splitlines(), start=1):
         if not text.strip():
             continue
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno}).") from error
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            raise ValueError(f"{path}, line {line}: not JSON ({str(error)[:120]}).") from None
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {line}: a JSON object is needed, not {type(record).__name__}.")
         found.append((line, record))
@@ -297,15 +296,3 @@ def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def json_object(path: Path) -> dict[str, Any] | None:
     return read_json(path, path.name) if path.is_file() else None
-
-
-def load_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            missing = [name for name in names if name not in data]
-            arrays = {name: data[name] for name in names if name in data}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable npz file ({error}).") from error
-    if missing:
-        raise ValueError(f"{path}: lacks the arrays {', '.join(missing)}.")
-    return arrays
