@@ -111,3 +111,25 @@ def test_regimes_stay_as_they_are(path):
     before = sampler.regime
     sampler(1, labels=[1], steps=1)
     assert sampler.regime is before and isinstance(before.conditions, regimes.Labels) and not before.conditions.chosen
+
+
+def test_diffusers_pipeline(path, tmp_path):
+    """Catches a pipeline that loses weights, config, labels or depths on the way to a folder and back."""
+    from diffusers import DiffusionPipeline
+
+    from libs.sampling.pipeline import AdaptiveDepthPipeline
+
+    pipe = AdaptiveDepthPipeline.from_pretrained(path, device="cpu")
+    assert isinstance(pipe, DiffusionPipeline) and pipe.device.type == "cpu"
+    options = dict(class_labels=[2, 0, 1], num_inference_steps=3, exit_threshold=0.5)
+    first = pipe(**options, generator=torch.Generator().manual_seed(5))
+    assert [image.size for image in first.images] == [(8, 8)] * 3 and first.depth.shape == (3, 3)
+    pipe.save_pretrained(tmp_path / "folder")
+    again = AdaptiveDepthPipeline.from_pretrained(tmp_path / "folder").to("cpu")
+    images, depth = again(**options, generator=torch.Generator().manual_seed(5), output_type="np", return_dict=False)
+    np.testing.assert_array_equal(depth, first.depth)
+    np.testing.assert_array_equal((images[..., 0] * 255).round(), np.stack([np.asarray(i) for i in first.images]))
+    other = pipe(**options, generator=torch.Generator().manual_seed(6)).images
+    assert any(np.asarray(a).tolist() != np.asarray(b).tolist() for a, b in zip(other, first.images, strict=True))
+    with pytest.raises(ValueError, match="output_type is 'latent'"):
+        pipe(output_type="latent")

@@ -1,0 +1,107 @@
+"""A diffusers pipeline on a `Sampler`, for programs that are written against `DiffusionPipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from libs import checkpoints
+from libs.files import write_json
+from libs.run import Alone
+from libs.sampling.sampler import Sampler
+
+WEIGHTS = "model.safetensors"  # with the experiment's config in its header
+
+
+@dataclass
+class AdaptiveDepthOutput(BaseOutput):
+    """What a call yields.
+
+    images: n PIL images, or (n, H, W, C) float32 in [0, 1] for output_type="np".
+    depth: (calls, n) layers used.
+    """
+
+    images: list[Image.Image] | np.ndarray
+    depth: np.ndarray
+
+
+class AdaptiveDepthPipeline(DiffusionPipeline):
+    """Images from a network with early exits.
+
+    pipe = AdaptiveDepthPipeline.from_pretrained("folder")  # of save_pretrained, or a checkpoint of a training
+    images = pipe(class_labels=[3] * 16, num_inference_steps=8, exit_threshold=0.98).images
+    """
+
+    def __init__(self, sampler: Sampler):
+        super().__init__()
+        self.register_modules(sampler=sampler)
+
+    @property
+    def device(self) -> torch.device:
+        return self.sampler.run.device
+
+    def to(self, device: str | torch.device) -> AdaptiveDepthPipeline:
+        run = Alone(device, self.sampler.run.precision)
+        self.sampler = replace(self.sampler, model=self.sampler.model.to(run.device), run=run)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        num_images: int | None = None,
+        num_inference_steps: int | None = None,
+        exit_threshold: float | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> AdaptiveDepthOutput | tuple:
+        """Sample one batch of images.
+
+        Args:
+            class_labels, prompt: classes or texts; there are as many images, unless `num_images` says otherwise.
+            num_images: how many; classes and texts are then taken in turn.
+            num_inference_steps: network evaluations; the default is the experiment's.
+            exit_threshold: certainty in (0, 1] above which an image leaves; 1 is full depth.
+            generator: draws the noise seed; equal states give equal images. The default is seed 0.
+            output_type: "pil" or "np".
+        """
+        if output_type not in ("pil", "np"):
+            raise ValueError(f"output_type is {output_type!r}; it must be pil or np")
+        labels = [class_labels] if isinstance(class_labels, int) else class_labels or ()
+        prompts = [prompt] if isinstance(prompt, str) else prompt or ()
+        seed = 0
+        if generator is not None:
+            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        n = num_images or max(len(labels), len(prompts), 1)
+        made = self.sampler(
+            n, seed=seed, labels=labels, prompts=prompts, exit_threshold=exit_threshold, steps=num_inference_steps
+        )
+        pixels = made.pixels.permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
+        if output_type == "pil":
+            images = [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
+        else:
+            images = pixels.astype(np.float32) / 255
+        return AdaptiveDepthOutput(images, made.depth) if return_dict else (images, made.depth)
+
+    def save_pretrained(self, save_directory: str | Path, **_) -> None:
+        """One .safetensors file that knows its experiment, and model_index.json."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.sampler.config.to_dict()
+        checkpoints.write(self.sampler.model.state_dict(), folder / WEIGHTS, {"config": config})
+        write_json(folder / "model_index.json", {"_class_name": type(self).__name__, "weights": WEIGHTS})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str | None = None, precision: str | None = None, **_):
+        """From a local folder of `save_pretrained`, or whatever `Sampler.load` takes; nothing is downloaded."""
+        saved = Path(path) / WEIGHTS
+        return cls(Sampler.load(saved if saved.is_file() else path, device=device, precision=precision))
