@@ -96,6 +96,8 @@ def test_entries_as_dicts_and_files(tmp_path):
         {},
     ]
     assert [read(entry) for entry in dicts] == [[parse(entry)] for entry in text]
+    plans = [read("plan=a/b.json"), read({"plan": "a/b.json"})]
+    assert plans == [[Method("planned", {"path": "a/b.json"})]] * 2
     (tmp_path / "sweep.json").write_text(json.dumps([*dicts[:2], "full"]))
     assert read(str(tmp_path / "sweep.json")) == [parse(entry) for entry in text]
     (tmp_path / "sweep.json").write_text("{}")

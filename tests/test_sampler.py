@@ -30,7 +30,7 @@ def checkpoint(folder, **changes):
         state[key] = 3 * torch.randn_like(state[key])  # uncertainties that differ, so that images leave at many exits
     folder.mkdir()
     weights.write(state, folder / "nnet_ema.pth")
-    (folder / "meta.json").write_text(json.dumps({"config": config.to_dict()}))
+    (folder / "meta.json").write_text(json.dumps({"config": config.to_dict(), "class_names": ["cat", "dog", "owl"]}))
     return folder
 
 
@@ -49,6 +49,7 @@ def test_six_lines(path, tmp_path, monkeypatch):
     assert images.depth.shape == (3, 16) and images.labels.tolist() == [2] * 16 and len(images) == 16
     assert len(set(images.depth.ravel().tolist())) > 1, "this threshold must decide something"
     assert Image.open("three.png").size[0] > 8 * 48
+    assert sampler(2, labels=["owl", "cat"], steps=1).labels.tolist() == [2, 0]
     assert sampler(2, exit_threshold=1, steps=3).depth.min() == sampler.model.depth
 
 
@@ -67,6 +68,7 @@ def test_an_image_depends_on_seed_and_number_only(path):
     [
         (dict(n=0), "n is 0"),
         (dict(n=2, labels=[3]), "labels are .*0..2"),
+        (dict(n=2, labels=["dogs"]), "labels=dogs: .*dog"),
         (dict(n=2, prompts=["a cat"]), "takes no texts"),
         (dict(n=2, exit_threshold=1.5), "exit_threshold is 1.5"),
         (dict(n=2, steps=0), "steps is 0"),
@@ -126,6 +128,7 @@ def test_diffusers_pipeline(path, tmp_path):
     assert [image.size for image in first.images] == [(8, 8)] * 3 and first.depth.shape == (3, 3)
     pipe.save_pretrained(tmp_path / "folder")
     again = AdaptiveDepthPipeline.from_pretrained(tmp_path / "folder").to("cpu")
+    assert again.sampler.class_names == ("cat", "dog", "owl")
     images, depth = again(**options, generator=torch.Generator().manual_seed(5), output_type="np", return_dict=False)
     np.testing.assert_array_equal(depth, first.depth)
     np.testing.assert_array_equal((images[..., 0] * 255).round(), np.stack([np.asarray(i) for i in first.images]))

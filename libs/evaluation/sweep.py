@@ -177,14 +177,18 @@ def read(entry: str | Mapping) -> list[Method]:
     """The methods that one entry of `eval.sweep` stands for: text (see `parse`), a dict, or a JSON file with a list.
 
     {"policy": "threshold", "certainty": 0.9, "steps": 7, "grid": "power:2.5"} has the policy's own settings and those
-    of any policy side by side.
+    of any policy side by side. "plan=FILE" or {"plan": FILE} is a plan of scripts.calibrate.
     """
     if isinstance(entry, Mapping):
         given = dict(entry)
+        if "plan" in given:
+            given |= {"policy": "planned", "path": given.pop("plan")}
         policy = given.pop("policy", "full")
         common = {key: given.pop(key) for key in COMMON if key in given}
         return [checked(entry, policy, given, common)]
-    if entry.endswith(".json"):
+    if entry.startswith("plan="):  # a file of scripts.calibrate, which holds policy and solver
+        return [parse(f"planned.path={entry.removeprefix('plan=')}")]
+    if entry.endswith(".json") and "=" not in entry:
         return [method for each in read_json(entry, "eval.sweep", list) for method in read(each)]
     return [parse(entry)]
 

@@ -55,7 +55,7 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: int | str | Sequence[int | str] | None = None,
         prompt: str | Sequence[str] | None = None,
         num_images: int | None = None,
         num_inference_steps: int | None = None,
@@ -76,7 +76,7 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np"):
             raise ValueError(f"output_type is {output_type!r}; it must be pil or np")
-        labels = [class_labels] if isinstance(class_labels, int) else class_labels or ()
+        labels = [class_labels] if isinstance(class_labels, int | str) else class_labels or ()
         prompts = [prompt] if isinstance(prompt, str) else prompt or ()
         seed = 0
         if generator is not None:
@@ -96,8 +96,8 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
         """One .safetensors file that knows its experiment, and model_index.json."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.sampler.config.to_dict()
-        checkpoints.write(self.sampler.model.state_dict(), folder / WEIGHTS, {"config": config})
+        about = {"config": self.sampler.config.to_dict(), "class_names": list(self.sampler.class_names)}
+        checkpoints.write(self.sampler.model.state_dict(), folder / WEIGHTS, about)
         write_json(folder / "model_index.json", {"_class_name": type(self).__name__, "weights": WEIGHTS})
 
     @classmethod

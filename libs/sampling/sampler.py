@@ -45,6 +45,7 @@ class Sampler:
         pred: what the network predicts: "noise", "x0" or "v".
         guidance: classifier-free guidance; the default is none.
         config: the experiment, from which `plan` and `policy` take their defaults.
+        class_names: in the order of the classes, where the checkpoint knows them.
     """
 
     model: EarlyExitModel
@@ -54,6 +55,7 @@ class Sampler:
     pred: str
     guidance: Guidance = Guidance()
     config: ConfigDict | None = None
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config, model: EarlyExitModel, regime: Regime, run: Run) -> Sampler:
@@ -78,7 +80,8 @@ class Sampler:
         Raises:
             ValueError: no weights there, or none that know their experiment, or they do not fit it.
         """
-        known = checkpoints.about(path).get("config")
+        about = checkpoints.about(path)
+        known = about.get("config")
         if not known:
             raise ValueError(
                 f"{checkpoints.file_of(path)} does not say which experiment it belongs to. Give a <step>.ckpt folder "
@@ -89,7 +92,8 @@ class Sampler:
         model = build_model(config)
         checkpoints.load(model, path, full_depth=True)
         config.nnet_path = str(checkpoints.file_of(path))  # its plans lie beside it
-        return cls.of(config, model.to(run.device).eval().requires_grad_(False), regimes.of(config), run)
+        sampler = cls.of(config, model.to(run.device).eval().requires_grad_(False), regimes.of(config), run)
+        return replace(sampler, class_names=tuple(about.get("class_names") or ()))
 
     # ---- what to sample with -----------------------------------------------------------------------------------------
 
@@ -114,10 +118,13 @@ class Sampler:
         policy = EXIT_POLICIES[name](**options)
         return looking_back(policy, residual=self.config.sample.residual, refresh=self.config.sample.refresh)
 
-    def told(self, labels: Sequence[int] = (), prompts: Sequence[str] = ()) -> Sampler:
+    def told(self, labels: Sequence[int | str] = (), prompts: Sequence[str] = ()) -> Sampler:
         """This sampler with the classes or the prompts of images 0, 1, ..., taken in turn."""
         conditions = self.regime.conditions
         if len(labels):
+            names = [label for label in labels if isinstance(label, str)]
+            known = {name: regimes.class_numbers(name, self.class_names, "labels")[0] for name in names}
+            labels = [known.get(label, label) for label in labels]
             conditions = replace(conditions, chosen=tuple(map(int, labels))) if isinstance(conditions, Labels) else None
             if conditions is None or not set(conditions.chosen) <= set(range(conditions.n_classes)):
                 n = conditions.n_classes if conditions else 0
@@ -137,7 +144,7 @@ class Sampler:
         n: int,
         *,
         seed: int = 0,
-        labels: Sequence[int] = (),
+        labels: Sequence[int | str] = (),
         prompts: Sequence[str] = (),
         budget: float | None = None,
         exit_threshold: float | None = None,
@@ -151,7 +158,7 @@ class Sampler:
         Args:
             n: how many.
             seed: of the noise, of classes and captions where they are drawn.
-            labels, prompts: classes or texts of the images, taken in turn; the default draws classes.
+            labels, prompts: classes (or their names) or texts, taken in turn; the default draws classes.
             budget: share of the reference's MACs, one of those that scripts.calibrate has made a plan for: it decides
                 the number of calls, their times and depths, instead of what follows.
             exit_threshold: certainty in (0, 1] above which an image leaves; the default is the experiment's.
