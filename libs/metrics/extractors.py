@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from libs.metrics.networks import ASSETS, TIMM_NAMES, is_timm, load_inception, load_timm
 from libs.run import Run
 from libs.sampling.images import Images
 
 DIGITS_WEIGHTS = Path(__file__).with_name("digits_cnn.safetensors")
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # as in torch.hub, the name ends in the start of its sha256
 
 
@@ -172,7 +172,46 @@ class Inception(Extractor):
 
     def features(self, pixels: Tensor) -> Tensor:
         x = (pixels / 255.0).expand(-1, 3, -1, -1)  # (n, 3, H, W)
-        return self.net(x)[0].flatten(1)  # (n, 2048)
+        return self.net(x)
+
+
+class Timm(Extractor):
+    """Pooled features of a network of timm (`libs.metrics.networks.load_timm` says which, and where its weights lie).
+
+    Raises:
+        FileNotFoundError: the weights are missing; says how to get them.
+        ValueError: a file of other weights, or images without 1 or 3 channels.
+    """
+
+    CHUNK = 64  # images per pass
+
+    def __init__(self, name: str, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+        super().__init__(shape, device)
+        if self.shape[0] not in (1, 3):
+            raise ValueError(f"The extractor {name!r} takes images of 1 or 3 channels, not {self.shape[0]}.")
+        self.net, config = load_timm(name)
+        self.net.to(self.device)
+        digest = state_hash(self.net)[:8]
+        name, _, given = name.partition(":")
+        self.name = name.replace(".", "_") + (f"_{digest}" if given else "")
+        self.mode = config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic"
+        self.size, self.mean, self.std = config["input_size"][-1], config["mean"], config["std"]
+        self.preprocessing = (
+            f"timm {name}, weights {digest}: uint8 / 255, {self.mode} with antialiasing to {self.size}x{self.size}, "
+            f"mean {self.mean}, deviation {self.std}; grey repeated to RGB"
+        )
+        self.n_features = self(torch.zeros(1, *self.shape, dtype=torch.uint8)).shape[1]
+
+    @property
+    def resolution_note(self) -> str:
+        return f"{self.resolution}, resized to {self.size}x{self.size} for the network"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self._pass(part) for part in pixels.split(self.CHUNK)])
+
+    def _pass(self, pixels: Tensor) -> Tensor:
+        x = resized(pixels, self.size, self.mode, self.mean, self.std)  # (n, 3, size, size)
+        return self.net.forward_head(self.net.forward_features(x), pre_logits=True)  # (n, F)
 
 
 class ClipVision(Extractor):
@@ -210,10 +249,17 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def clip_input(pixels: Tensor, size: int) -> Tensor:
     """(n, 1 or 3, H, W) uint8 -> (n, 3, size, size), as CLIP's image networks read them."""
+    return resized(pixels, size, "bicubic", CLIP_MEAN, CLIP_STD)
+
+
+def resized(pixels: Tensor, size: int, mode: str, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(n, 1 or 3, H, W) uint8 -> (n, 3, size, size): grey repeated, resized in [0, 1], less mean, divided by std.
+
+    Antialiasing also chooses the bicubic kernel, a = -0.5, that Pillow, CMMD and CLIP's own preprocessing use.
+    """
     x = (pixels / 255.0).expand(-1, 3, -1, -1)  # (n, 3, H, W)
-    # antialias also chooses the kernel, a = -0.5, that CMMD's and CLIP's own preprocessing resize with
-    x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    x = F.interpolate(x, (size, size), mode=mode, antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
     return (x - mean) / std
 
 
@@ -257,23 +303,6 @@ def inception_path() -> Path:
     )
 
 
-def load_inception(path: Path) -> nn.Module:
-    """pytorch-fid's network with the weights of a local file."""
-    from unittest.mock import patch
-
-    try:
-        from pytorch_fid import inception
-    except ImportError as error:
-        raise ImportError("The extractor 'inception' needs the package pytorch-fid: pip install pytorch-fid") from error
-
-    def read(url, progress):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-    # Its constructor always asks torch.hub for the weights, which would download; here it gets the file instead.
-    with patch.object(inception, "load_state_dict_from_url", read):
-        return inception.InceptionV3([3]).requires_grad_(False).eval()
-
-
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
@@ -289,9 +318,14 @@ def build_extractor(name: str, shape: tuple[int, int, int], device: torch.device
     Raises:
         ValueError: unknown name, or a shape that the extractor cannot take.
     """
-    if name not in EXTRACTORS:
-        raise ValueError(f"The feature extractor is {name!r}; it must be one of {', '.join(EXTRACTORS)}.")
-    return EXTRACTORS[name](shape, device)
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](shape, device)
+    if is_timm(name):
+        return Timm(name, shape, device)
+    raise ValueError(
+        f"The feature extractor is {name!r}; it must be one of {', '.join(EXTRACTORS)}, {', '.join(TIMM_NAMES)}, or "
+        "the name of a network of timm."
+    )
 
 
 def extract(extractor: Extractor, batches: Iterable[Tensor]) -> np.ndarray:
