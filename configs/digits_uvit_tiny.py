@@ -8,6 +8,17 @@ python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=<workdir>/ckpts/
 
 from configs import base
 
+# Beside full depth and a threshold on the configured, evenly spaced calls: the plain network on well placed calls, which
+# is the rival to beat, and exits on such calls.
+SWEEP = (
+    "steps=7,grid=power:2.5",
+    "steps=6,grid=power:2",
+    "steps=5,grid=power:2",
+    "threshold.certainty=0.985,steps=8,grid=power:2",
+    "threshold.certainty=0.98,steps=6,grid=power:2",
+    "fixed.layer=4,steps=6,grid=power:2",
+)
+
 
 def get_config(arg=""):
     c = base.config()
@@ -15,7 +26,7 @@ def get_config(arg=""):
     c.nnet.update(init="xavier", attention="math")
     recipe(c)
     c.optimizer.name = "muon"
-    c.eval.update(thresholds=(0.99, 0.98, 0.97), fixed=(3, 4), fewer_steps=(10,))
+    c.eval.update(thresholds=(0.98,), sweep=SWEEP)
     return base.finish(c, arg)
 
 
