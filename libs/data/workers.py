@@ -56,9 +56,10 @@ def read_in_workers(
 
 
 def _checked(loader: DataLoader, workers: int) -> Iterator:
-    items = iter(loader)
+    items = None
     while True:
         try:
+            items = items or iter(loader)
             item = next(items)
         except StopIteration:
             return
