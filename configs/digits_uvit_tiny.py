@@ -8,8 +8,8 @@ python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=<workdir>/ckpts/
 
 from configs import base
 
-# Beside full depth and a threshold on the configured, evenly spaced calls: the plain network on well placed calls, which
-# is the rival to beat, and exits on such calls.
+# Beside full depth and a threshold on the configured, evenly spaced calls: the plain network on well placed calls, the
+# rival to beat, and exits on such calls.
 SWEEP = (
     "steps=7,grid=power:2.5",
     "steps=6,grid=power:2",

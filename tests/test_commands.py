@@ -205,21 +205,18 @@ def test_readme_commands_exist():
         assert (ROOT / image).exists(), image
 
 
-def test_readme_policy_runs():
-    """Catches an example policy that no longer fits the interface."""
-    from dataclasses import dataclass
-    from typing import ClassVar
-
-    from conftest import inputs, tiny
-
-    from libs.exits import ExitPolicy, run_with_exits
-
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    names = {"dataclass": dataclass, "ClassVar": ClassVar, "ExitPolicy": ExitPolicy, "torch": torch}
-    exec(code, names)
-    x, t, time, _ = inputs()
-    _, used = run_with_exits(tiny(), names["Mine"](slack=0.05), x, t, time, None)
-    assert len(set(used)) > 1
+def test_readme_six_lines(tmp_path, monkeypatch, capsys):
+    """Catches the first lines that a user types from Python going out of date."""
+    config = CONFIG
+    run = tmp_path / "demo"
+    code, _, err = in_process(
+        ["train.py", f"--config={config}:quick", f"--workdir={run}", "--config.cpu=True"], monkeypatch, capsys
+    )
+    assert code == 0, err
+    lines = re.search(r"```python\n(from libs import Sampler.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(lines, names := {})
+    assert names["images"].depth.shape == (8, 16) and (tmp_path / "three.png").stat().st_size > 0
 
 
 @pytest.fixture
