@@ -59,7 +59,7 @@ def _checked(loader: DataLoader, workers: int) -> Iterator:
     items = None
     while True:
         try:
-            items = items or iter(loader)
+            items = iter(loader) if items is None else items
             item = next(items)
         except StopIteration:
             return
