@@ -12,9 +12,7 @@ from configs import base
 # rival to beat, and exits on such calls.
 SWEEP = (
     "steps=7,grid=power:2.5",
-    "steps=6,grid=power:2",
     "steps=5,grid=power:2",
-    "threshold.certainty=0.985,steps=8,grid=power:2",
     "threshold.certainty=0.98,steps=6,grid=power:2",
     "fixed.layer=4,steps=6,grid=power:2",
 )

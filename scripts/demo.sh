@@ -6,11 +6,13 @@ source "$(dirname "$0")/environment.sh"
 
 CONFIG=configs/digits_uvit_tiny.py
 WORKDIR=${1:-demo}
-BUDGET=0.12   # of the GMACs of full depth with 20 evenly spaced calls
-PLAN="$WORKDIR/calibrated/plan-budget-$BUDGET.json"
+PLANS="$WORKDIR/plans"
 
 python train.py --config=$CONFIG --workdir="$WORKDIR"
-[ -f "$PLAN" ] || python -m scripts.calibrate --nnet_path="$WORKDIR/last.ckpt" --output="$WORKDIR/calibrated" --budget=$BUDGET
-SWEEP=$(python -c "from configs.digits_uvit_tiny import SWEEP; print((*SWEEP, 'plan=$PLAN'))")
+# Shares of the GMACs of full depth with 20 evenly spaced calls. The rival to beat: all layers, only the calls are placed.
+[ -f "$PLANS/plan-budget-0.1.json" ] || python -m scripts.calibrate --nnet_path="$WORKDIR/last.ckpt" --output="$PLANS" --budget=0.1
+[ -f "$PLANS/plan-budget-0.2-full.json" ] || python -m scripts.calibrate --nnet_path="$WORKDIR/last.ckpt" \
+    --output="$PLANS" --budget=0.2 --depth=full
+SWEEP=$(python -c "from configs.digits_uvit_tiny import SWEEP; print((*SWEEP, 'plan=$PLANS/plan-budget-0.1.json', 'plan=$PLANS/plan-budget-0.2-full.json'))")
 python eval.py --nnet_path="$WORKDIR/last.ckpt" --output="$WORKDIR/digits" --config.eval.sweep="$SWEEP"
 python -m scripts.report "$WORKDIR/digits" --output "$WORKDIR/report.html"

@@ -147,11 +147,12 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         solver = {"name": "dpm_solver_pp_2m", "steps": plan.nfe, "grid": ",".join(f"{t:.6g}" for t in plan.t.tolist())}
     else:  # full depth beside a configured plan keeps the configured grid
         plan = make_plan(sampler.regime.process, config.sample, method.steps, method.sampler, method.grid)
+    full_depth = method.policy == "planned" and min(policy.stored["layers"]) == model.depth
     exits = {"name": method.policy, **options}
     if method.residual or method.refresh:
         exits |= {"residual": method.residual, "refresh": method.refresh}
     return Point(
-        family=method.family,
+        family="plain" if full_depth else method.family,  # only the calls were placed: the rival of early exit
         label=method.label,
         policy=policy,
         sampler=replace(sampler, guidance=Guidance.of(config.sample, method.pair)),
