@@ -355,7 +355,7 @@ def test_bad_calibration_files(name, tmp_path):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=f"exit.{name}.path is"):
             policy(path=str(tmp_path / "bad.json")).check(model)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="there is no such file"):
         policy(path=str(tmp_path / "none.json")).check(model)
     with pytest.raises(ValueError, match="both set" if name == "schedule" else "is not set"):
         policy(**({"shares": (0.5,), "path": "a.json"} if name == "schedule" else {})).check(model)
