@@ -32,10 +32,9 @@ from libs.codecs import Identity
 from libs.exits import EXIT_POLICIES
 from libs.regimes import Labels, Regime
 from libs.run import Run
-from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import generate
 from libs.sampling.inflight import BATCHES
 from libs.sampling.plans import dpm_solver_pp_2m
+from libs.sampling.sampler import Sampler
 from sde import VPLinear
 
 SAME = 1e-3  # of samples in about [-1, 1], fp32, where no decision was within rounding of the threshold
@@ -68,9 +67,8 @@ def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
         dataset=None,
     )
     n = options.factor * batch
-    settings = dict(
-        pred="v", plan=dpm_solver_pp_2m(VPLinear(), steps=options.steps), guidance=Guidance(), seed=1, run=run
-    )
+    sampler = Sampler(model, regime, run, pred="v")
+    plan = dpm_solver_pp_2m(VPLinear(), steps=options.steps)
     ways = {
         "full": dict(policy=EXIT_POLICIES["full"](), batch_size=batch),
         "lockstep": dict(policy=EXIT_POLICIES["threshold"](certainty=0.5), batch_size=batch),
@@ -88,7 +86,7 @@ def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
         def run_it():
             current[0] = way
             rows[way].clear()
-            made[way] = list(generate(model, regime, ids=np.arange(n), **ways[way], **settings))
+            made[way] = list(sampler.images(np.arange(n), seed=1, plan=plan, **ways[way]))
 
         return run_it
 

@@ -11,12 +11,13 @@ import torch
 from configs import digits_uvit_tiny
 from libs import checkpoints as weights
 from libs import regimes
-from libs.analysis import explain as analysis
+from libs.analysis import explain
+from libs.analysis.analyze import analyze, gradient_flow
 from libs.analysis.calibrate import Bench
 from libs.losses import LAYER_WEIGHTS
 from libs.models import ESTIMATORS
 from libs.models.build import build_model
-from scripts.analyze import analyze, gradient_flow
+from libs.sampling.sampler import Sampler
 
 RNG = np.random.default_rng(0)
 
@@ -33,7 +34,7 @@ RNG = np.random.default_rng(0)
 )
 def test_exit_variance(used, wanted):
     """Catches time and sample exchanged, and shares that do not add up."""
-    found = analysis.exit_variance(used)
+    found = explain.exit_variance(used)
     assert [found[name] for name in ("time", "sample", "residual")] == pytest.approx(wanted)
     assert found["total"] == pytest.approx(used.var())
 
@@ -41,10 +42,10 @@ def test_exit_variance(used, wanted):
 def test_agreement_and_spread():
     """Catches a mode taken over everything instead of per call, and a spread over calls instead of images."""
     used = np.array([[1, 1, 1, 7], [7, 7, 7, 7], [2, 2, 3, 3]])
-    assert analysis.mode_agreement(used) == pytest.approx((3 / 4 + 1 + 1 / 2) / 3)
-    assert analysis.sample_spread(np.array([[1, 7], [3, 5]]))["std"] == pytest.approx(2)
-    assert analysis.sample_spread(np.array([[1, 1], [7, 7]]))["std"] == 0
-    histogram = analysis.exit_histogram(used, 7)
+    assert explain.mode_agreement(used) == pytest.approx((3 / 4 + 1 + 1 / 2) / 3)
+    assert explain.sample_spread(np.array([[1, 7], [3, 5]]))["std"] == pytest.approx(2)
+    assert explain.sample_spread(np.array([[1, 1], [7, 7]]))["std"] == 0
+    histogram = explain.exit_histogram(used, 7)
     assert histogram.shape == (3, 8) and histogram[0, 1] == 0.75 and histogram.sum(1).tolist() == [1, 1, 1]
 
 
@@ -52,40 +53,40 @@ def test_switch_time():
     """Catches a switch read from the wrong end, and one found where nothing switches."""
     t = np.linspace(1, 0, 11)
     used = np.where(t > 0.61, 2, 13)[:, None]
-    assert analysis.switch_time(t, used) == pytest.approx(0.65, abs=0.06)
-    assert analysis.switch_time(t[::-1], used[::-1]) == analysis.switch_time(t, used)
-    assert analysis.switch_time(t, np.full((11, 4), 5)) is None
+    assert explain.switch_time(t, used) == pytest.approx(0.65, abs=0.06)
+    assert explain.switch_time(t[::-1], used[::-1]) == explain.switch_time(t, used)
+    assert explain.switch_time(t, np.full((11, 4), 5)) is None
 
 
 def test_predictor_scores():
     """Catches a baseline fitted on the scored half, a calibrated u that scores below 1, and undefined ranks."""
     target = RNG.gamma(2.0, 0.05, 4000)
-    perfect = analysis.predictor_scores(target, target)
+    perfect = explain.predictor_scores(target, target)
     assert perfect["r2"] == perfect["spearman"] == pytest.approx(1) and perfect["mae"] == 0
-    scaled = analysis.predictor_scores(0.5 * target, target)
+    scaled = explain.predictor_scores(0.5 * target, target)
     assert scaled["r2"] < 0.5 and scaled["r2_refit"] == pytest.approx(1) and scaled["pearson"] == pytest.approx(1)
-    noise = analysis.predictor_scores(RNG.random(4000), target)
+    noise = explain.predictor_scores(RNG.random(4000), target)
     assert noise["r2"] < 0 and abs(noise["r2_refit"]) < 0.01 and abs(noise["spearman"]) < 0.06
     half = target + RNG.normal(0, target.std(), 4000)
-    assert analysis.predictor_scores(half, target)["r2_refit"] == pytest.approx(0.5, abs=0.05)
-    constant = analysis.predictor_scores(np.full(4000, 0.3), target)
+    assert explain.predictor_scores(half, target)["r2_refit"] == pytest.approx(0.5, abs=0.05)
+    constant = explain.predictor_scores(np.full(4000, 0.3), target)
     assert constant["spearman"] == 0 and abs(constant["r2_refit"]) < 0.01
-    assert analysis.predictor_scores(target, np.zeros(4000))["r2"] == 0
+    assert explain.predictor_scores(target, np.zeros(4000))["r2"] == 0
     assert constant["mae_constant"] == pytest.approx(np.abs(target[1::2] - target[::2].mean()).mean())
 
 
 def test_tables_and_curves():
     """Catches tables with times and exits exchanged, and groups that are not in the order of u."""
     u, target = RNG.random((3, 2, 100)), RNG.random((3, 2, 100))
-    tables = analysis.score_tables(u, target)
+    tables = explain.score_tables(u, target)
     assert np.shape(tables["r2"]) == (3, 2)
-    assert tables["mae"][2][1] == analysis.predictor_scores(u[2, 1], target[2, 1])["mae"]
-    curve = analysis.calibration_curve(np.arange(100) / 100, np.arange(100) / 50)
+    assert tables["mae"][2][1] == explain.predictor_scores(u[2, 1], target[2, 1])["mae"]
+    curve = explain.calibration_curve(np.arange(100) / 100, np.arange(100) / 50)
     np.testing.assert_allclose(curve["error"], 2 * np.array(curve["u"]))
     assert len(curve["u"]) == 10 and np.diff(curve["u"]).min() > 0
     by_time = np.repeat([[0.0], [1.0]], 50, 1)
-    assert analysis.explained_by_time(by_time) == 1
-    assert analysis.explained_by_time(by_time.T) == 0 == analysis.explained_by_time(np.ones((2, 5)))
+    assert explain.explained_by_time(by_time) == 1
+    assert explain.explained_by_time(by_time.T) == 0 == explain.explained_by_time(np.ones((2, 5)))
 
 
 def quick(run, **settings):
@@ -107,7 +108,7 @@ def quick(run, **settings):
 def test_gradients_go_where_the_settings_say(name, run):
     """Catches a weight or a target that is not stopped, in every weighting: the released one is known not to be."""
     config, model, regime = quick(run, loss__weights=name, loss__lambda_extra=0.5)
-    flow = gradient_flow(Bench(config, model, regime, run, 8, 7))
+    flow = gradient_flow(Bench(Sampler.of(config, model, regime, run), 8, 7))
     assert flow["agree"], flow
     assert ("estimator" in flow["found"]["layers"]) == (name == "adadiff")
     assert flow["found"]["extra"] == ["backbone", "heads"]
@@ -117,7 +118,7 @@ def test_gradients_go_where_the_settings_say(name, run):
 def test_no_estimator_moves_the_backbone(uem, run):
     """Catches an estimator that reads tokens with their graph, with heads shared and the backbone frozen."""
     config, model, regime = quick(run, uem__name=uem, nnet__heads="shared", train__freeze_backbone=True)
-    flow = gradient_flow(Bench(config, model, regime, run, 8, 7))
+    flow = gradient_flow(Bench(Sampler.of(config, model, regime, run), 8, 7))
     assert flow["found"] == flow["expected"] == {"simple": [], "uem": ["estimator"], "layers": []}
 
 
@@ -125,7 +126,7 @@ def test_a_leak_is_seen(run, monkeypatch):
     """The control of the two tests above: weights that are not stopped although the settings say so."""
     monkeypatch.setitem(LAYER_WEIGHTS, "ual", lambda u, k: 1 - u)
     config, model, regime = quick(run)
-    assert not gradient_flow(Bench(config, model, regime, run, 8, 7))["agree"]
+    assert not gradient_flow(Bench(Sampler.of(config, model, regime, run), 8, 7))["agree"]
 
 
 def test_analyze(run):

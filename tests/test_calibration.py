@@ -20,8 +20,9 @@ from libs.analysis.dense import sample_dense
 from libs.exits import EXIT_POLICIES, oracle
 from libs.models.build import build_model
 from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import generate_batch, make_plan
+from libs.sampling.generate import make_plan
 from libs.sampling.plans import SAMPLERS, State, advance
+from libs.sampling.sampler import Sampler
 from sde import VPLinear
 
 BUDGETS = (0.3, 0.45, 0.6, 0.75, 0.9)
@@ -192,17 +193,18 @@ def test_dense_sampling_follows_what_is_picked(setup, scale):
         torch.manual_seed(0)
         model, regime = build_model(config).eval(), regimes.pixels(config)
     plan = make_plan(regime.process, config.sample, 6)
-    options = dict(pred=config.pred, plan=plan, guidance=Guidance(scale), seed=3, ids=np.arange(5), run=run)
+    sampler, ids = Sampler(model, regime, run, pred=config.pred, guidance=Guidance(scale)), np.arange(5)
+    options = dict(seed=3, plan=plan)
     calls = []
-    dense = sample_dense(model, regime, calls.append, **options)
-    full = generate_batch(model, regime, policy=EXIT_POLICIES["full"](), **options)
+    dense = sample_dense(sampler, ids, calls.append, **options)
+    full = sampler.batch(ids, policy=EXIT_POLICIES["full"](), **options)
     assert (dense.pixels == full.pixels).all() and (dense.trace.used == model.depth).all()
     assert [call.number for call in calls] == list(range(6)) and calls[0].eps.shape[:2] == (5, 5 * (1 + (scale > 0)))
 
-    third = sample_dense(model, regime, lambda call: torch.full((call.u.shape[1],), 3), **options)
-    fixed = generate_batch(model, regime, policy=EXIT_POLICIES["fixed"](layer=3), **options)
+    third = sample_dense(sampler, ids, lambda call: torch.full((call.u.shape[1],), 3), **options)
+    fixed = sampler.batch(ids, policy=EXIT_POLICIES["fixed"](layer=3), **options)
     assert (third.pixels == fixed.pixels).all() and (third.trace.used == 3).all()
-    perfect = sample_dense(model, regime, lambda call: oracle(call.eps, model.points, 0.0), **options)
+    perfect = sample_dense(sampler, ids, lambda call: oracle(call.eps, model.points, 0.0), **options)
     assert (perfect.pixels == full.pixels).all()
 
 

@@ -12,7 +12,6 @@ from libs.exits import EXIT_POLICIES
 from libs.metrics.cost import macs_per_image
 from libs.regimes import Labels, Regime
 from libs.sampling.denoiser import PAIRS, Guidance
-from libs.sampling.generate import generate
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import ddim, dpm_solver, dpm_solver_pp_2m, euler_maruyama_sde, forecasting
 from libs.sampling.sampler import Sampler
@@ -38,21 +37,19 @@ class Raw(Identity):
         return x
 
 
-def case(plan="ddim", uem="time", heads="shared", certainty=0.5, policy=None, scale=0.0, pair="free", **options):
+def case(run, plan="ddim", uem="time", heads="shared", certainty=0.5, policy=None, scale=0.0, pair="free", **options):
     classes = 4 if scale else 0
     model = tiny(uem, heads, num_classes=classes or -1, **options).requires_grad_(False)
     labels = Labels(classes - (scale > 0), has_null=scale > 0)
     regime = Regime((1, 8, 8), (1, 8, 8), VPLinear(), Raw(), labels, dataset=None)
     settings = dict(
-        pred="noise",
         plan=PLANS[plan](),
         policy=policy or EXIT_POLICIES["threshold"](certainty=certainty),
-        guidance=Guidance(scale, pair),
         seed=5,
         ids=IDS,
         batch_size=BATCH,
     )
-    return model, regime, settings
+    return Sampler(model, regime, run, pred="noise", guidance=Guidance(scale, pair)), settings
 
 
 CASES = {
@@ -75,14 +72,14 @@ CASES = {
 @pytest.mark.parametrize("policy, scale", [("full", 0.0), ("threshold", 1.5), ("reuse", 0.0)])
 def test_forecasts_cost_nothing(policy, scale, inflight, run):
     """Catches forecasts that are charged as calls, and costs of special calls that move to other steps."""
-    model, regime, settings = case(
-        plan="forecast", policy=None if policy == "threshold" else EXIT_POLICIES[policy](), scale=scale
+    sampler, settings = case(
+        run, plan="forecast", policy=None if policy == "threshold" else EXIT_POLICIES[policy](), scale=scale
     )
-    batch = next(generate(model, regime, run=run, inflight=inflight, **settings))
+    batch = next(sampler.images(inflight=inflight, **settings))
     used, computed = batch.trace.used, np.array(COMPUTED)
     assert used.shape[0] == len(COMPUTED) and (used[~computed] == 0).all()
     assert batch.trace.t.tolist() == settings["plan"].t.tolist()
-    macs = model.macs()
+    model, macs = sampler.model, sampler.model.macs()
     by_exit = np.array([macs.at(k, batch.trace.asked) for k in range(model.depth + 1)])
     calls = [by_exit[step] for step in used[computed]][:: 2 if policy == "reuse" else 1]  # it computes every second one
     np.testing.assert_array_equal(macs_per_image(batch.trace, macs), sum(call.sum(0) for call in calls))
@@ -91,9 +88,9 @@ def test_forecasts_cost_nothing(policy, scale, inflight, run):
 @pytest.mark.parametrize("name", CASES)
 def test_in_flight_equals_lockstep(name, run):
     """Catches rows that get another's skips, noise, history, label or place, and traces that follow the batch."""
-    model, regime, settings = case(**CASES[name])
-    assert suits(model, settings["policy"], settings["guidance"])
-    lockstep, free = (list(generate(model, regime, run=run, inflight=on, **settings)) for on in (False, True))
+    sampler, settings = case(run, **CASES[name])
+    assert suits(sampler.model, settings["policy"], sampler.guidance)
+    lockstep, free = (list(sampler.images(inflight=on, **settings)) for on in (False, True))
     assert [batch.ids.tolist() for batch in free] == [batch.ids.tolist() for batch in lockstep]
     for ours, wanted in zip(free, lockstep, strict=True):
         np.testing.assert_array_equal(ours.trace.t, wanted.trace.t)
@@ -112,11 +109,11 @@ def test_layers_see_fuller_batches(run):
     """Catches an engine that runs rows as they come: then it is lockstep with more copies."""
     sizes = {}
     for inflight in (False, True):
-        model, regime, settings = case()
+        sampler, settings = case(run)
         sizes[inflight] = seen = []
-        for block in model.backbone.blocks:
+        for block in sampler.model.backbone.blocks:
             block.register_forward_hook(lambda module, args, out, seen=seen: seen.append(len(out)))
-        list(generate(model, regime, run=run, inflight=inflight, **settings))
+        list(sampler.images(inflight=inflight, **settings))
     assert sum(sizes[True]) == sum(sizes[False]), "the work is the same"
     assert len(sizes[True]) < len(sizes[False]), "in fewer, fuller calls"
     assert max(sizes[True]) <= BATCH
@@ -124,14 +121,14 @@ def test_layers_see_fuller_batches(run):
 
 def test_what_runs_in_lockstep(run):
     """Catches rows of a batch policy, of a tied pair or with a memory that are torn apart."""
-    model = case()[0]
+    model = case(run)[0].model
     threshold = EXIT_POLICIES["threshold"]()
     assert [suits(model, threshold, Guidance(1.0, pair)) for pair in PAIRS] == [True, False, False]
     assert not suits(tiny_unet(), threshold, Guidance())
     for name in ("full", "fixed", "schedule", "patience", "similarity", "released_batch_mean", "reuse", "cache"):
         assert not suits(model, EXIT_POLICIES[name](), Guidance())
-    model, regime, settings = case(policy=EXIT_POLICIES["patience"](certainty=0.5))
-    lockstep, same = (list(generate(model, regime, run=run, inflight=on, **settings)) for on in (False, True))
+    sampler, settings = case(run, policy=EXIT_POLICIES["patience"](certainty=0.5))
+    lockstep, same = (list(sampler.images(inflight=on, **settings)) for on in (False, True))
     for ours, wanted in zip(same, lockstep, strict=True):
         assert torch.equal(ours.pixels, wanted.pixels)
 
@@ -148,10 +145,8 @@ def test_another_rows_skips_are_caught(monkeypatch, run):
 
 def test_few_images(run):
     """Catches an engine that waits for more images than there are."""
-    model, regime, settings = case()
+    sampler, settings = case(run)
     settings |= dict(ids=IDS[:2], batch_size=64)
-    (batch,) = generate(model, regime, run=run, inflight=True, **settings)
+    (batch,) = sampler.images(inflight=True, **settings)
     assert batch.ids.tolist() == IDS[:2].tolist() and batch.trace.used.shape == (6, 1, 2)
-    pred, guidance = settings.pop("pred"), settings.pop("guidance")
-    flight = InFlight(Sampler(model, regime, run, pred=pred, guidance=guidance), **settings)
-    assert flight.places == 2
+    assert InFlight(sampler, **settings).places == 2

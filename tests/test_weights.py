@@ -23,9 +23,8 @@ from libs.exits import EXIT_POLICIES
 from libs.models import ESTIMATORS, EarlyExitModel, Missing, UViT
 from libs.models.build import build_model
 from libs.run import Run
-from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import generate_batch, make_plan
-from libs.sampling.sampler import load_model
+from libs.sampling.generate import make_plan
+from libs.sampling.sampler import Sampler, load_model
 from scripts import export_checkpoint, inspect_checkpoint
 from tests.golden.recipe import golden_weights
 
@@ -588,17 +587,8 @@ def test_full_size_files(name, tmp_path):
     network, regime = load_model(config, run), regimes.pixels(config)
     layout = name.split("_")[0]
     policy = build(EXIT_POLICIES, config.exit, setting="exit") if layout != "uvit" else EXIT_POLICIES["full"]()
-    images = generate_batch(
-        network,
-        regime,
-        pred=config.pred,
-        plan=make_plan(regime.process, config.sample, 1),
-        policy=policy,
-        guidance=Guidance(),
-        seed=0,
-        ids=np.arange(1),
-        run=run,
-    )
+    plan = make_plan(regime.process, config.sample, 1)
+    images = Sampler(network, regime, run, pred=config.pred).batch(np.arange(1), plan=plan, policy=policy)
     assert images.pixels.shape == (1, 3, 32, 32) and images.trace.used.shape == (1, 1, 1)
     assert network.macs().at(13) / 1e9 == pytest.approx(12.201, abs=1e-3)
     written = weights.export(network.state_dict(), layout)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
 from libs.analysis import calibration
 from libs.analysis.calibration import Bins, Evidence
@@ -30,10 +31,9 @@ from libs.metrics.paired import Paired
 from libs.models import EarlyExitModel
 from libs.regimes import Regime
 from libs.run import Run, describe_machine
-from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import generate, make_plan
 from libs.sampling.images import Images
-from libs.sampling.sampler import load_model
+from libs.sampling.plans import Plan
+from libs.sampling.sampler import Sampler
 
 POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
 
@@ -42,26 +42,21 @@ POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the f
 class Bench:
     """What samples are made with. Noise seed `seed` is learned from, the next corrects, the one after is reported."""
 
-    config: object
-    model: EarlyExitModel
-    regime: Regime
-    run: Run
+    sampler: Sampler
     n: int
     seed: int
 
-    @cached_property
-    def plan(self):
-        return make_plan(self.regime.process, self.config.sample)
+    @property
+    def config(self) -> ConfigDict:
+        return self.sampler.config
+
+    @property
+    def model(self) -> EarlyExitModel:
+        return self.sampler.model
 
     @cached_property
-    def options(self) -> dict:
-        """What all samplings share."""
-        return dict(
-            pred=self.config.pred,
-            plan=self.plan,
-            guidance=Guidance.of(self.config.sample),
-            run=self.run,
-        )
+    def plan(self) -> Plan:
+        return self.sampler.plan()
 
     @property
     def batches(self) -> list[np.ndarray]:
@@ -74,8 +69,8 @@ class Bench:
         return looking_back(policy, residual=self.config.sample.residual, refresh=self.config.sample.refresh)
 
     def images(self, policy: ExitPolicy, seed: int, n: int | None = None) -> list[Images]:
-        options = self.options | dict(policy=policy, seed=seed, batch_size=self.config.sample.mini_batch_size)
-        return list(generate(self.model, self.regime, ids=np.arange(n or self.n), **options))
+        options = dict(plan=self.plan, policy=policy, batch_size=self.config.sample.mini_batch_size)
+        return list(self.sampler.images(np.arange(n or self.n), seed=seed, **options))
 
     def share(self, images: list[Images]) -> float:
         """MACs spent, as a share of full depth."""
@@ -125,7 +120,7 @@ class Bench:
             losses.append(weight * loss.double().cpu().numpy())
             statics.append(weight * static.double().cpu().numpy())
 
-        sample_dense(self.model, self.regime, look, seed=self.seed, ids=ids, **self.options)
+        sample_dense(self.sampler, ids, look, seed=self.seed, plan=self.plan)
         return np.stack(u).astype(np.float64), np.stack(losses), np.stack(statics)
 
 
@@ -188,7 +183,7 @@ class Search:
 def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss=None, n_images, seed, n_bins) -> dict:
     """Write the calibration file into the run's directory; returns its content."""
     check(config, run, budget, max_quality_loss, n_images, seed, n_bins)
-    bench = Bench(config, load_model(config, run), regime, run, n_images, seed)
+    bench = Bench(Sampler.open(config, regime, run), n_images, seed)
     full_macs = bench.plan.nfe * (1 + (config.sample.scale > 0)) * bench.model.macs().at(bench.model.depth)
     asked = {"budget": budget} if budget is not None else {"max_quality_loss": max_quality_loss}
     path = run.dir / file_name(config, asked)
@@ -197,7 +192,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
         "points": list(bench.model.points),
         "depth": bench.model.depth,
         "sampler": {"name": config.sample.algorithm, "steps": config.sample.sample_steps},
-        "guidance": asdict(bench.options["guidance"]),
+        "guidance": asdict(bench.sampler.guidance),
         "residual": config.sample.residual,
         "refresh": config.sample.refresh,
         "convention": f"share of the full-depth {CONVENTION}",
@@ -238,16 +233,16 @@ def report(search: Search, part: str, content: dict, full: list[Images], distanc
         if not found["met"]:
             costs = np.array([search.bench.model.macs().at(k) for k in search.bench.model.points])
             step = np.diff(costs).max() / costs[-1] / search.bench.plan.nfe
-            search.bench.run.say(
+            search.bench.sampler.run.say(
                 f"{part}: the budget {budget:g} is missed by more than 2 %: at one call, the next "
                 f"exit is up to {step:.4f} of full depth away"
             )
-    found |= paired.compute(search.bench.run)
+    found |= paired.compute(search.bench.sampler.run)
     if distance is not None:
         most, lost = search.facts["asked"]["max_quality_loss"], distance(images) / distance(full) - 1
         found |= {"quality_loss": lost, "met": bool(lost <= most)}
         if not found["met"]:
-            search.bench.run.say(
+            search.bench.sampler.run.say(
                 f"{part}: it loses {lost:.4g} and not {most:g} on a noise seed that did not choose it; more images "
                 "(sample.n_samples) leave less to chance"
             )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from libs.exits import EXIT_POLICIES, run_dense
-from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.generate import generate_batch
+from libs.sampling.denoiser import Denoiser
 from libs.sampling.images import Images
+from libs.sampling.plans import Plan
+from libs.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,7 @@ class DenseDenoiser(Denoiser):
         return eps[index, torch.arange(len(x), device=x.device)], used.cpu().numpy(), None
 
 
-def sample_dense(model, regime, look: Look, *, pred, plan, guidance: Guidance, seed: int, ids, run) -> Images:
-    """The images `ids` as one batch, along the trajectory that `look` picks (default: full depth)."""
-    return generate_batch(
-        model,
-        regime,
-        pred=pred,
-        plan=plan,
-        policy=EXIT_POLICIES["full"](),
-        guidance=guidance,
-        seed=seed,
-        ids=ids,
-        run=run,
-        make_denoiser=partial(DenseDenoiser, look=look),
-    )
+def sample_dense(sampler: Sampler, ids: np.ndarray, look: Look, *, seed: int, plan: Plan) -> Images:
+    """The images `ids` (n,) as one batch, along the trajectory that `look` picks (None: full depth)."""
+    options = dict(policy=EXIT_POLICIES["full"](), make_denoiser=partial(DenseDenoiser, look=look))
+    return sampler.batch(ids, seed=seed, plan=plan, **options)

@@ -1,4 +1,4 @@
-"""What explains the exits, and what the uncertainty knows: numbers from arrays. scripts/analyze.py supplies the arrays.
+"""What explains the exits, and what the uncertainty knows: numbers from arrays. analyze.py measures the arrays.
 
 Depths `used` are (calls, rows); a row is an image, or a guidance branch of one.
 """

@@ -1,4 +1,4 @@
-"""The pictures of scripts/analyze.py, drawn from its numbers."""
+"""The pictures of analyze.py, drawn from its numbers."""
 
 from __future__ import annotations
 

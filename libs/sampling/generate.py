@@ -24,17 +24,3 @@ def make_plan(
     if forecast["every"] == 1:
         return plan
     return forecasting(plan, process, regular(plan.rows, forecast["every"], forecast["tail"]), forecast["order"])
-
-
-def generate(model, regime, *, pred, guidance, run, **options):
-    """`Sampler.images` with its parts one by one, for callers that have no `Sampler` yet."""
-    from libs.sampling.sampler import Sampler
-
-    return Sampler(model, regime, run, pred=pred, guidance=guidance).images(**options)
-
-
-def generate_batch(model, regime, *, pred, guidance, run, **options):
-    """`Sampler.batch`, likewise."""
-    from libs.sampling.sampler import Sampler
-
-    return Sampler(model, regime, run, pred=pred, guidance=guidance).batch(**options)
