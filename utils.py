@@ -23,7 +23,7 @@ from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
-from libs.models import ESTIMATORS
+from libs.models import BACKBONES, ESTIMATORS
 from libs.run import PATIENCE, Run
 from libs.sampling.plans import SAMPLERS
 from sde import PROCESSES
@@ -99,12 +99,27 @@ def with_config(kind: str, argv: list[str]) -> list[str]:
             f"--config={spec}",
             *(arg for arg in argv[1:] if arg.partition("=")[0].lstrip("-") != "config"),
         ]
-    known = names(load_experiment(spec).to_dict())
+    experiment = load_experiment(spec).to_dict()
+    backbone = experiment.get("nnet", {}).get("name")
+    known, has = names(base.config(backbone if backbone in BACKBONES else "uvit").to_dict()), names(experiment)
+    for setting in has:
+        if setting not in known:
+            raise ValueError(f"--config={spec}: {setting}: {elsewhere(setting, known)}")
+    for setting in known:
+        if setting not in has:
+            raise ValueError(f"--config={spec} has no {setting}: an experiment starts from configs/base.py")
     for name in given:
         setting = name.removeprefix("config.")
         if setting != name and setting not in known:
-            raise ValueError(f"--{name}: there is no such setting{nearest(setting, known)}")
+            raise ValueError(f"--{name}: {elsewhere(setting, known)}")
     return argv
+
+
+def elsewhere(setting: str, known: list[str]) -> str:
+    """Why there is no `setting`: where the public codes' setting of that name went, or the nearest name."""
+    if setting in base.PUBLIC:
+        return f"there is no such setting here; {base.PUBLIC[setting]}"
+    return f"there is no such setting{nearest(setting, known)}"
 
 
 def load_experiment(spec: str):
@@ -204,6 +219,11 @@ def resolve(kind: str):
 def check_settings(config) -> None:
     """ValueError for a number out of its range or a name that is on no menu: found now, not after hours."""
     check_ranges(config)
+    values = flat(config.to_dict())
+    for public, instead in base.PUBLIC.items():
+        setting, _, value = public.partition("=")
+        if value and values.get(setting) == value:
+            raise ValueError(f"{setting} is {value!r}, as the public code calls it; here {instead}")
     for setting, menu in MENUS.items():
         group, _, key = setting.rpartition(".")
         lookup(menu, (config[group] if group else config)[key], setting)

@@ -29,6 +29,24 @@ MAY_CHANGE.update(
     """.split()
 )
 
+# Settings and values of the public U-ViT and AdaDiff configs that are not here: what to write instead.
+PUBLIC = {
+    "z_shape": "nnet.in_chans and nnet.img_size say the shape of the latents",
+    "exit_threshold": "eval.thresholds or --exit_threshold=0.92 evaluates with it, exit.threshold.certainty keeps it",
+    "autoencoder.pretrained_path": "it is autoencoder.path",
+    "autoencoder.scale_factor": "it is autoencoder.scale",
+    "dataset.cfg": "dataset.p_uncond above 0 trains for guidance",
+    "dataset.resolution": "it belongs to the data set: dataset.celeba.resolution, dataset.imagenet.resolution",
+    "sample.cfg": "sample.scale above 0 guides",
+    "train.mode": "nnet.num_classes above 0 trains with classes, regime=text with captions",
+    "pred=noise_pred": "write noise",
+    "pred=x0_pred": "write x0",
+    "nnet.name=uvit_t2i": "write uvit with nnet.clip_dim above 0",
+    "dataset.name=imagenet256_features": "write latents, or latents_npy for files of U-ViT's own extraction",
+    "dataset.name=imagenet512_features": "write latents, or latents_npy for files of U-ViT's own extraction",
+    "dataset.name=mscoco256_features": "write captions, or captions_npy for files of U-ViT's own extraction",
+}
+
 
 def config(backbone: str = "uvit") -> ConfigDict:
     c = group(

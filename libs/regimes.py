@@ -194,6 +194,7 @@ def text_to_image(config) -> Regime:
 
 REGIMES = {"pixels": pixels, "latents": latents, "text": text_to_image}
 SCRIPTS = {"pixels": "train.py", "latents": "train_ldm.py", "text": "train_t2i_discrete.py"}
+SCRIPT_NOTES = {"latents": ", also where U-ViT has train_ldm_discrete.py and eval_ldm_discrete.py"}
 
 
 def of(config) -> Regime:
@@ -207,7 +208,7 @@ def check(config, name: str) -> None:
         script = SCRIPTS[config.regime]
         raise ValueError(
             f"regime is {config.regime!r}, not {name!r}: this experiment belongs to {script} and "
-            f"{script.replace('train', 'eval')}"
+            f"{script.replace('train', 'eval')}" + SCRIPT_NOTES.get(config.regime, "")
         )
 
 

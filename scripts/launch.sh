@@ -7,8 +7,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fail() { echo "error: $*" >&2; exit 2; }
 
-job=$1 experiment=$2
-shift 2
+case ${1:-} in
+train | eval) job=$1 experiment=${2:-} ;;
+*) fail "launch.sh takes train or eval, then an experiment, not ${1:-nothing}; U-ViT's *_ldm_discrete.py are train_ldm.py and eval_ldm.py here" ;;
+esac
+shift $(($# < 2 ? $# : 2))
 # experiment: config, suffix of the script, processes, thresholds; fine-tuning where it differs: lr, images per step, steps
 case $experiment in
 celeba64)    row=(configs/celeba64_uvit_small.py   ""             4 0.92,0.95,0.98 8e-4 1024 200000) ;;
@@ -17,7 +20,7 @@ imagenet64)  row=(configs/imagenet64_uvit_mid.py   ""             8 0.92,0.95,0.
 imagenet256) row=(configs/imagenet256_uvit_large.py _ldm          8 0.90,0.92,0.95) ;;
 imagenet512) row=(configs/imagenet512_uvit_large.py _ldm          8 0.90,0.92,0.95) ;;
 mscoco)      row=(configs/mscoco_uvit_small.py     _t2i_discrete  4 0.85,0.87,0.92) ;;
-*) fail "there is no experiment $experiment in scripts/launch.sh" ;;
+*) fail "there is no experiment ${experiment:-without a name}; it is one of celeba64, cifar10, imagenet64, imagenet256, imagenet512, mscoco: scripts/${job}_EXPERIMENT.sh" ;;
 esac
 config=${row[0]} script=$job${row[1]}.py
 name=$(basename "$config" .py)

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from test_training import CONFIG, SMALL, finish, start
 
 import utils
+from configs import base
 from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.evaluation import evaluate as evaluator
@@ -193,6 +194,56 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     assert code == 0 and "parameters" in out and re.search(r"after +7 of 7 layers", out)
     assert "optimizer.name = 'muon'" in out and "time_bank" not in out and len(out.splitlines()) < 80
     assert not (tmp_path / "run").exists()
+
+
+def options() -> dict:
+    return json.loads((ROOT / "tests/golden/public_settings.json").read_text())
+
+
+@pytest.mark.parametrize("setting", options())
+def test_public_settings(setting, tmp_path, monkeypatch, capsys):
+    """Catches a setting of the public configs that is unknown here, or accepted with a value that means nothing."""
+    for value in options()[setting]:
+        value = tuple(value) if isinstance(value, list) else value
+        command = ["train.py", f"--config={CONFIG}", f"--config.{setting}={value}", f"--workdir={tmp_path}"]
+        monkeypatch.setattr(utils, "dry_run", lambda config: print("accepted"))
+        with monkeypatch.context() as patch:
+            code, out, err = in_process([*command, "--dry_run"], patch, capsys)
+        instead = base.PUBLIC.get(setting) or base.PUBLIC.get(f"{setting}={value}")
+        assert (code, err.strip().endswith(instead)) == (2, True) if instead else "accepted" in out, (value, err)
+
+
+def test_what_public_settings_became_is_there():
+    """Catches a message that names a setting that was renamed since, and a row about a setting that came back."""
+    known = {*utils.names(base.config().to_dict()), *(f"nnet.{key}" for key in ("clip_dim", "num_classes"))}
+    for public, instead in base.PUBLIC.items():
+        assert "=" in public or public not in known
+        assert set(re.findall(r"(?:[a-z_]+\.)+[a-z_]+", instead)) <= known, instead
+
+
+def test_public_and_other_files(tmp_path, monkeypatch, capsys):
+    """A config file of the public code, or one without all settings, ended as an AttributeError."""
+    path = tmp_path / "cifar10.py"
+    for line, message in (("c.z_shape = (4, 32, 32)", "z_shape: there is no such setting here"), ("", "starts from")):
+        path.write_text(
+            f"from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict()\n    {line}\n"
+            "    return c\n"
+        )
+        code, _, err = in_process(["train.py", f"--config={path}"], monkeypatch, capsys)
+        assert code == 2 and message in err
+
+
+def test_a_wrong_script_says_the_right_one():
+    """Catches a launcher that ends with the shell's own error, and names of U-ViT's scripts without an answer."""
+    for arguments, message in (
+        (["train_ldm_discrete.py"], "are train_ldm.py and eval_ldm.py here"),
+        (["train", "cifar"], "it is one of celeba64, cifar10"),
+        (["eval"], "it is one of celeba64, cifar10"),
+    ):
+        process = subprocess.run(["bash", "scripts/launch.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert process.returncode == 2 and message in process.stderr, process.stderr
+    with pytest.raises(ValueError, match="train_ldm.py.*train_ldm_discrete.py"):
+        regimes.pixels(utils.load_experiment("configs/imagenet256_uvit_large.py"))
 
 
 def test_readme_commands_exist():
