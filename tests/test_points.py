@@ -34,6 +34,12 @@ def quick(**settings):
         ("steps=10", "steps", "full depth 10 steps", {}),
         ("steps=7,grid=power:2.5", "plain", "full depth, 7 steps, grid power:2.5", {}),
         ("steps=3,grid=(1,0.6,0.2,0.001)", "plain", "full depth, 3 steps, grid 1,0.6,0.2,0.001", {}),
+        (
+            "steps=5,grid=power:2,lower_order_final=False",
+            "plain",
+            "full depth, 5 steps, grid power:2, lower_order_final False",
+            {},
+        ),
         ("full", "full", "full depth", {}),
         ("sampler=ddim, steps=4", "sampler", "full depth, ddim, 4 steps", {}),
         ("threshold.certainty=0.98", "threshold", "threshold 0.98", {"certainty": 0.98}),
@@ -77,6 +83,7 @@ def test_sweep_entries(entry, family, label, settings):
         ("", "must be one of"),
         ({"policy": "threshold", "certanty": 0.9}, "certanty is no setting; threshold has at, certainty"),
         ({"policy": "treshold"}, "the policy is 'treshold'"),
+        ("steps=5,lower_order_final=0", "lower_order_final is '0'; a value of type bool"),
         ({"steps": "many"}, "steps is 'many'; a value of type int"),
     ],
 )
@@ -112,6 +119,21 @@ def test_points_on_grids():
     assert [p.solver["grid"] for p in found] == ["power:2.5", "logsnr", "logsnr"]
     assert [p.family for p in found] == ["plain", "plain", "threshold"] and len({p.slug for p in found}) == 3
     assert not torch.equal(found[0].plan.t, found[1].plan.t)
+
+
+def test_points_with_solver_settings():
+    """Catches a solver's setting that is read and not used, that one entry leaves to the next, or that none has."""
+    plain = "steps=4,grid=power:2"
+    sampler = quick(
+        eval__sweep=(f"{plain},lower_order_final=False", plain, f"threshold,{plain},lower_order_final=False")
+    )
+    own, default, exits = points(sampler)[2:]
+    assert own.plan.cm[-1, 1] != 0 and default.plan.cm[-1, 1] == 0 and exits.plan.cm[-1, 1] != 0
+    assert own.solver["lower_order_final"] is False and own.slug != default.slug and own.family == "plain"
+    dicts = {"steps": 4, "grid": "power:2", "lower_order_final": False}
+    assert read(dicts) == read(f"{plain},lower_order_final=False")
+    with pytest.raises(ValueError, match="lower_order_final is no setting of ddim; it has eta"):
+        points(quick(eval__sweep=("steps=4,sampler=ddim,lower_order_final=False",)))
 
 
 def test_points_of_an_evaluation():

@@ -58,6 +58,7 @@ class Method:
     steps: int | None = None
     sampler: str | None = None
     grid: str | None = None  # None = config.sample.grid
+    solver: dict[str, Any] = field(default_factory=dict)  # differences from config.sample.<sampler>
 
     @property
     def family(self) -> str:
@@ -65,9 +66,8 @@ class Method:
         if self.residual or self.refresh:
             name = "residual" if self.residual else "refresh"
         elif self.policy == "full":
-            name = (
-                "plain" if self.grid is not None else "sampler" if self.sampler else "steps" if self.steps else "full"
-            )
+            placed = self.grid is not None or self.solver
+            name = "plain" if placed else "sampler" if self.sampler else "steps" if self.steps else "full"
         else:
             name = self.policy
         return f"{name}, {self.pair} pairs" if self.pair and name not in BASELINES else name
@@ -88,6 +88,7 @@ class Method:
             parts.append(f"{self.steps} steps")
         if self.grid is not None:
             parts.append(f"grid {self.grid or 'published'}")
+        parts += [f"{key} {value}" for key, value in self.solver.items()]
         return " ".join(parts) if parts == ["full depth", f"{self.steps} steps"] else ", ".join(parts)
 
 
@@ -139,14 +140,19 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         "name": method.sampler or config.sample.algorithm,
         "steps": config.sample.sample_steps if method.steps is None else method.steps,
         "grid": config.sample.get("grid", "") if method.grid is None else method.grid,
+        **method.solver,
     }
     if method.policy == "planned":
-        if (method.steps, method.sampler, method.grid) != (None,) * 3:
-            raise ValueError(f"{options['path']} holds the solver and its calls: leave steps, sampler and grid out")
+        if (method.steps, method.sampler, method.grid) != (None,) * 3 or method.solver:
+            raise ValueError(
+                f"{options['path']} holds the solver and its calls: leave steps, sampler, grid and so on out"
+            )
         plan = plan_of(sampler.regime.process, policy.stored)
         solver = {"name": "dpm_solver_pp_2m", "steps": plan.nfe, "grid": ",".join(f"{t:.6g}" for t in plan.t.tolist())}
     else:  # full depth beside a configured plan keeps the configured grid
-        plan = make_plan(sampler.regime.process, config.sample, method.steps, method.sampler, method.grid)
+        plan = make_plan(
+            sampler.regime.process, config.sample, method.steps, method.sampler, method.grid, method.solver
+        )
     full_depth = method.policy == "planned" and min(policy.stored["layers"]) == model.depth
     exits = {"name": method.policy, **options}
     if method.residual or method.refresh:
@@ -164,14 +170,9 @@ def make_point(method: Method, sampler: Sampler) -> Point:
 
 # ---- sweep entries -------------------------------------------------------------------------------------------------
 
-COMMON = {
-    "residual": False,
-    "refresh": 0,
-    "pair": "",
-    "steps": 1,
-    "sampler": "",
-    "grid": "",
-}  # settings of any policy, by type
+# Settings of any policy, by type; those of the solvers among them.
+SOLVER = {"lower_order_final": True, "order": 3, "eta": 0.0, "variance": ""}
+COMMON = {"residual": False, "refresh": 0, "pair": "", "steps": 1, "sampler": "", "grid": "", **SOLVER}
 
 
 def read(entry: str | Mapping) -> list[Method]:
@@ -198,7 +199,7 @@ def parse(entry: str) -> Method:
     """One entry of `eval.sweep`: settings separated by commas, of one policy at most.
 
     "fixed.layer=3" | "threshold.certainty=0.9,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"
-    | "steps=7,grid=power:2.5" | "steps=3,grid=(1,0.6,0.2,0.001)"
+    | "steps=7,grid=power:2.5" | "steps=3,grid=(1,0.6,0.2,0.001)" | "steps=5,grid=power:2,lower_order_final=False"
     """
     policy, own, common = "", {}, {}
     try:
@@ -236,7 +237,8 @@ def checked(entry: str | Mapping, policy: str, own: dict, common: dict) -> Metho
         lookup(SAMPLERS | {"": None}, common.get("sampler", ""), "sampler")
         if common.get("steps", 1) < 1:
             raise ValueError(f"steps is {common['steps']}; it must be at least 1")
-        return Method(policy, own, **common)
+        solver = {key: common.pop(key) for key in SOLVER if key in common}
+        return Method(policy, own, **common, solver=solver)
     except ValueError as error:
         raise ValueError(f"eval.sweep entry {entry!r}: {error}") from error
 

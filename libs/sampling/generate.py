@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from libs.build import lookup
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from libs.build import lookup, settings
 from libs.sampling.plans import SAMPLERS, Plan, forecasting, regular
 from sde import Process
 
@@ -13,11 +16,18 @@ def make_plan(
     steps: int | None = None,
     algorithm: str | None = None,
     grid: str | None = None,
+    solver: Mapping = MappingProxyType({}),
 ) -> Plan:
-    """The solver of config.sample; `steps` (network evaluations), `algorithm` and `grid` (grids.py) override it."""
+    """The solver of config.sample; `steps` (network evaluations), `algorithm` and `grid` (grids.py) override it.
+
+    `solver` overrides settings of the algorithm, config.sample.<algorithm>; one that it does not have is a ValueError.
+    """
     algorithm = algorithm or config_sample.algorithm
     builder = lookup(SAMPLERS, algorithm, "sample.algorithm")
-    options = dict(config_sample.get(algorithm) or {})
+    known = settings(builder, omit=("steps", "grid"))
+    if foreign := sorted(solver.keys() - set(known)):
+        raise ValueError(f"{foreign[0]} is no setting of {algorithm}; it has {', '.join(known) or 'none'}")
+    options = {**(config_sample.get(algorithm) or {}), **solver}
     steps = config_sample.sample_steps if steps is None else steps
     plan = builder(process, steps=steps, grid=config_sample.get("grid", "") if grid is None else grid, **options)
     forecast = config_sample.get("forecast") or {"every": 1}
