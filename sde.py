@@ -23,6 +23,15 @@ class Process:
 
     The functions of time map a floating tensor of any shape elementwise and keep its dtype and device. They compute in
     float64, because 1 - alpha^2 loses all its digits in float32 near t = 0.
+
+    >>> process, t = PROCESSES["sd"](), torch.tensor([0.001, 0.5, 1.0])  # by the name that config.process gives it
+    >>> process.alpha(t), process.sigma(t)
+    (tensor([0.9996, 0.5269, 0.0683]), tensor([0.0292, 0.8499, 0.9977]))
+    >>> x0, eps = torch.ones(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+    >>> x = process.noised(x0, t, eps)
+    >>> v = process.target("v", x0, eps, t)  # what a network of this kind should say; its noise is eps again
+    >>> torch.allclose(process.eps("v", v, x, t), eps, atol=1e-6)
+    True
     """
 
     t_min: float  # the smallest time at which a sampler may call the network, and where samplers stop by default
@@ -142,7 +151,15 @@ class Process:
 
 
 class VPLinear(Process):
-    """beta(t) = beta_min + t (beta_max - beta_min) in continuous time (Song et al. 2021, eq. 32)."""
+    """beta(t) = beta_min + t (beta_max - beta_min) in continuous time (Song et al. 2021, eq. 32).
+
+    >>> process = VPLinear()
+    >>> t = process.t_of_lam(torch.tensor([5.0, 0.0, -5.0], dtype=torch.float64))
+    >>> t  # where log(alpha / sigma) has these values
+    tensor([4.3515e-04, 2.5896e-01, 9.9750e-01], dtype=torch.float64)
+    >>> process.network_time(t).round()
+    tensor([  0., 259., 997.], dtype=torch.float64)
+    """
 
     t_min, time_scale = 1e-4, 999.0
 
@@ -169,6 +186,10 @@ class VPCosine(Process):
     Pure cosine reaches alpha = 0 and beta = infinity at t = 1, where no solver could start. So beta is held constant
     from t = 0.9946 on, the time at which DPM-Solver's public code starts on this schedule; this plays the part of the
     cap beta_n <= 0.999 in the discrete form. Then alpha(1) = 0.0031, lam(1) = -5.78, and lam is invertible on (0, 1].
+
+    >>> process = VPCosine()
+    >>> process.lam(torch.tensor([1e-4, 0.5, 1.0]))
+    tensor([ 6.2260, -0.0123, -5.7776])
     """
 
     t_min, time_scale = 1e-4, 999.0
@@ -205,6 +226,12 @@ class DiscreteVP(Process):
     Between levels log alpha is linear in t, as in DPM-Solver's discrete schedule; below the first level it runs to
     log alpha(0) = 0, where released code extrapolates to an alpha just above 1. No sampler calls the network there.
     `first` is what the network reads at level 1: 1 in latent diffusion and U-ViT, 0 in DDPM.
+
+    >>> process = DiscreteVP.ddpm()
+    >>> process.network_time(torch.tensor([0.001, 1.0]))  # DDPM counts its levels from 0
+    tensor([  0., 999.])
+    >>> DiscreteVP.stable_diffusion().network_time(torch.tensor([0.001, 1.0]))
+    tensor([   1., 1000.])
     """
 
     def __init__(self, betas: Tensor, first: int = 1):
@@ -261,6 +288,10 @@ class Flow(Process):
     At s = 1 there is no signal, and a noise prediction says nothing about the image: no solver that works with eps
     could start. So t = 1 stands for s = 0.999, where SiT's own code starts whenever it divides by alpha (its
     sample_eps is 1e-3), and samplers take noise for x there. The network reads 1000 s.
+
+    >>> process, t = Flow(), torch.tensor([0.0, 0.5, 1.0])
+    >>> process.alpha(t), process.sigma(t)
+    (tensor([1.0000, 0.5005, 0.0010]), tensor([0.0000, 0.4995, 0.9990]))
     """
 
     t_min, time_scale = 1e-3, 999.0

@@ -46,7 +46,13 @@ def draw_rows(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Te
 
 
 class SeededNoise:
-    """The noise of the images `ids`: the k-th draw of image i depends on (seed, i, k) only, not on its batch."""
+    """The noise of the images `ids`: the k-th draw of image i depends on (seed, i, k) only, not on its batch.
+
+    >>> both = SeededNoise(0, ids=[7, 8], shape=(1, 2, 2)).draw()  # (2, 1, 2, 2)
+    >>> alone = SeededNoise(0, ids=[8], shape=(1, 2, 2)).draw()
+    >>> torch.equal(both[1:], alone)
+    True
+    """
 
     def __init__(self, seed: int, ids: Iterable[int], shape: Sequence[int]):
         """shape (C, H, W) of one image."""

@@ -17,6 +17,16 @@ class Dataset(ABC):
     labels        (n,) int64, -1 where there is no label
     draws         whether `gather` also takes a uniform number in [0, 1) per image, for choices such as a caption
     threads       whether `gather` only reads: its workers are then threads, as a batch from another process costs more
+
+    >>> from libs.data import DATASETS
+    >>> data = DATASETS["synthetic"](resolution=16, n_classes=3, n_images=6)
+    >>> len(data), data.shape, data.labels
+    (6, (3, 16, 16), tensor([0, 1, 2, 0, 1, 2]))
+    >>> x, labels = data.gather(torch.tensor([0, 5]), flips=torch.tensor([False, True]))
+    >>> x.shape, x.dtype, bool((x.abs() <= 1).all()), labels
+    (torch.Size([2, 3, 16, 16]), torch.float32, True, tensor([0, 2]))
+    >>> data.pixels(5).dtype
+    torch.uint8
     """
 
     name: str

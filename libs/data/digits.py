@@ -6,7 +6,12 @@ from libs.data.dataset import InMemory
 
 
 class Digits(InMemory):
-    """8 x 8 grey digits with 17 levels: x / 8 - 1 in [-1, 1], ten classes. Mirrored digits are not digits: no flips."""
+    """8 x 8 grey digits with 17 levels: x / 8 - 1 in [-1, 1], ten classes. Mirrored digits are not digits: no flips.
+
+    >>> data = Digits()
+    >>> len(data), data.shape, data.class_names[int(data.labels[4])]
+    (1797, (1, 8, 8), '4')
+    """
 
     name, class_names = "digits", tuple("0123456789")
 

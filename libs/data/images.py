@@ -111,6 +111,18 @@ class Images(ImageFiles):
     Raises:
         ValueError: nothing at `path`, no images in it, some images with a class and some without, or images of
             different sizes with resolution 0.
+
+    >>> from pathlib import Path
+    >>> for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+    ...     Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (40, 30)).save(Path("photos", name))
+    >>> data = Images(path="photos", resolution=16)
+    >>> len(data), data.shape, data.class_names, data.labels
+    (3, (3, 16, 16), ('cat', 'dog'), tensor([0, 0, 1]))
+    >>> Images(path="phtos")
+    Traceback (most recent call last):
+        ...
+    ValueError: dataset.path='phtos' must be a folder or zip file of images (...), and it does not exist.
     """
 
     name = "images"

@@ -19,6 +19,13 @@ class Synthetic(InMemory):
         channels: 3 (colour) or 1 (grey).
         n_classes: label of image i is i mod n_classes; 0 for no labels.
         n_images: size of the data set.
+
+    >>> Synthetic(resolution=8, n_classes=4, n_images=6).labels
+    tensor([0, 1, 2, 3, 0, 1])
+    >>> Synthetic(channels=2)
+    Traceback (most recent call last):
+        ...
+    ValueError: dataset.synthetic.channels is 2; it must be 1 or 3.
     """
 
     name = "synthetic"

@@ -248,7 +248,13 @@ def nothing_asked(name: str, at: tuple[int, ...]) -> None:
 
 
 def looking_back(policy: ExitPolicy, *, residual: bool = False, refresh: int = 0) -> ExitPolicy:
-    """`policy` with a full-depth call every `refresh` calls (0: no forced ones) and with the residual correction."""
+    """`policy` with a full-depth call every `refresh` calls (0: no forced ones) and with the residual correction.
+
+    >>> from libs.exits.threshold import Threshold
+    >>> policy = looking_back(Threshold(certainty=0.98), residual=True, refresh=4)
+    >>> [type(policy.at_call(number)).__name__ for number in range(5)]
+    ['Full', 'Threshold', 'Threshold', 'Threshold', 'Full']
+    """
     if refresh:
         policy = Refresh(inner=policy, every=refresh)
     return Residual(inner=policy) if residual else policy

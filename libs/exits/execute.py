@@ -30,6 +30,17 @@ def run_with_exits(
     every row passes one head, and where one head serves all exits, the rows wait to pass it together: a head on a few
     rows costs as much time as on many. Where the policy decides for the whole batch, the host never waits for the
     device. `watch(k, carry)` is shown the rows that have run k layers, before any of them leaves.
+
+    >>> from libs.exits.threshold import Threshold
+    >>> from libs.models import ESTIMATORS, UViT
+    >>> network = UViT(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=6, num_heads=4)
+    >>> model = EarlyExitModel(network, ESTIMATORS["linear"])
+    >>> x, t, time = torch.randn(5, 1, 8, 8), torch.full((5,), 0.5).double(), torch.full((5,), 500.0)
+    >>> out, used = run_with_exits(model, Threshold(certainty=0.01), x, t, time, cond=None)
+    >>> out.shape, used  # an untrained estimator says u = 1/2: everything above 0.5 runs full depth
+    (torch.Size([5, 1, 8, 8]), array([1, 1, 1, 1, 1]))
+    >>> run_with_exits(model, Threshold(certainty=0.99), x, t, time, cond=None)[1]
+    array([7, 7, 7, 7, 7])
     """
     depth = model.depth
     asked = frozenset(policy.asked(model.points))
@@ -116,6 +127,10 @@ def oracle(eps: Tensor, points: tuple[int, ...], tau: float) -> Tensor:
 
     It looks at the full depth's answer, so it is no policy: what it saves is hypothetical, and only a bound for rules
     that look at one call at a time.
+
+    >>> eps = torch.tensor([[0.5, 0.9], [0.8, 1.0], [1.0, 1.0]]).view(3, 2, 1, 1, 1)  # 3 exits of 2 images
+    >>> oracle(eps, points=(2, 4, 7), tau=0.15)
+    tensor([7, 2])
     """
     gap = (eps - eps[-1]).abs().flatten(2).mean(2)  # (E, B)
     return torch.tensor(points)[(gap <= tau).to(torch.uint8).argmax(0).cpu()]

@@ -36,7 +36,19 @@ Decide = Callable[[Look], Decision]
 
 @dataclass(frozen=True, kw_only=True)
 class ExitPolicy:
-    """Base of the policies. `at` are the exits where the question is asked; () asks at every exit of the model."""
+    """Base of the policies. `at` are the exits where the question is asked; () asks at every exit of the model.
+
+    >>> import torch
+    >>> from libs.exits import EXIT_POLICIES
+    >>> policy = EXIT_POLICIES["threshold"](certainty=0.9, at=(2, 4))
+    >>> policy.asked(points=(1, 2, 3, 4, 5))
+    (2, 4)
+    >>> decide = policy.start(n_rows=3, depth=5, t=torch.full((3,), 0.5))
+    >>> decide(Look(k=2, rows=torch.arange(3), u=torch.tensor([0.05, 0.30, 0.20])))
+    tensor([ True, False, False])
+    >>> decide(Look(k=4, rows=torch.tensor([1, 2]), u=torch.tensor([0.25, 0.05])))  # row 0 has left
+    tensor([False,  True])
+    """
 
     at: tuple[int, ...] = ()
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -73,6 +85,13 @@ def max_u_of(value: float) -> float:
     """The uncertainty below which a row leaves at the certainty `value`: 1 - value, the released convention.
 
     Raises ValueError unless `value` is a number in (0, 1]; at 1 nobody leaves.
+
+    >>> round(max_u_of(0.98), 4)
+    0.02
+    >>> max_u_of(98)
+    Traceback (most recent call last):
+        ...
+    ValueError: exit_threshold is 98; it is a certainty and must lie in (0, 1], 1 = never exit early
     """
     if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
         raise ValueError(f"exit_threshold is {value!r}; it is a certainty and must lie in (0, 1], 1 = never exit early")

@@ -18,6 +18,15 @@ class Similarity(ExitPolicy):
     Each image leaves at the first exit where cos(h_k, h_before), averaged over its patch tokens, reaches `cosine`;
     h_before are the tokens at the exit asked before, so the first exit asked is never taken. Needs no estimator; the
     products of the cosine are counted as little as a norm's.
+
+    >>> from libs.exits.policy import Look
+    >>> decide = Similarity(cosine=0.95).start(n_rows=2, depth=7, t=torch.ones(2))
+    >>> patches = torch.ones(2, 16, 32)
+    >>> decide(Look(k=1, rows=torch.arange(2), patches=patches))  # nothing to compare with
+    False
+    >>> changed = torch.stack([patches[0], -patches[1]])
+    >>> decide(Look(k=2, rows=torch.arange(2), patches=changed))
+    tensor([ True, False])
     """
 
     cosine: float = 0.95

@@ -38,7 +38,13 @@ class Full(ExitPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(ExitPolicy):
-    """Every image, at every step, leaves after `layer` layers."""
+    """Every image, at every step, leaves after `layer` layers.
+
+    >>> from libs.exits import Look
+    >>> decide = Fixed(layer=3).start(n_rows=2, depth=7, t=torch.ones(2))
+    >>> decide(Look(k=2, rows=torch.arange(2))), decide(Look(k=3, rows=torch.arange(2)))
+    (False, True)
+    """
 
     layer: int = 1
 
@@ -78,6 +84,12 @@ class Schedule(ExitPolicy):
     only released schedule of ASE (Moon et al., ICML 2024: 28, 28, 24, 24, 20, 20, 16, 16, 12, 12 of 28 blocks). A layer
     count that is no exit of the model is rounded up to the next exit. `path` is a file of
     scripts.calibrate instead, with a layer count for every network call; a time between two calls takes the nearest.
+
+    >>> from libs.exits import Look
+    >>> t = torch.tensor([0.05, 0.95], dtype=torch.float64)  # near the data, near the noise
+    >>> decide = Schedule().start(n_rows=2, depth=7, t=t)
+    >>> decide(Look(k=3, rows=torch.arange(2)))  # 12 of 28 layers are 3 of 7
+    tensor([False,  True])
     """
 
     shares: tuple[float, ...] = ASE_DEMO
@@ -119,7 +131,14 @@ class Schedule(ExitPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Power(ExitPolicy):
-    """The share of layers falls from `at_data` (t = 0) to `at_noise` (t = 1) as t ** exponent; exponent 1 is linear."""
+    """The share of layers falls from `at_data` (t = 0) to `at_noise` (t = 1) as t ** exponent; exponent 1 is linear.
+
+    >>> from libs.exits import Look
+    >>> t = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    >>> decide = Power(at_noise=0.4).start(n_rows=2, depth=7, t=t)
+    >>> [decide(Look(k=k, rows=torch.arange(2))).tolist() for k in (3, 4, 7)]
+    [[False, False], [False, True], [True, True]]
+    """
 
     at_data: float = 1.0
     at_noise: float = 0.4

@@ -17,7 +17,15 @@ from libs.exits.static import read_calibration, same_exits
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold(ExitPolicy):
-    """Each image leaves at the first exit where its mean certainty 1 - u exceeds `certainty`."""
+    """Each image leaves at the first exit where its mean certainty 1 - u exceeds `certainty`.
+
+    >>> from libs.exits import Look
+    >>> decide = Threshold(certainty=0.98).start(n_rows=3, depth=7, t=torch.ones(3))
+    >>> decide(Look(k=1, rows=torch.arange(3), u=torch.tensor([0.01, 0.05, 0.03])))
+    tensor([ True, False, False])
+    >>> decide(Look(k=2, rows=torch.tensor([1, 2]), u=torch.tensor([0.04, 0.01])))
+    tensor([False,  True])
+    """
 
     certainty: float = 0.95
     reads: ClassVar = frozenset({"u"})
@@ -32,7 +40,14 @@ class Threshold(ExitPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience(ExitPolicy):
-    """Leave at the `times`-th exit whose certainty exceeds the threshold; `consecutive`: a miss resets the count."""
+    """Leave at the `times`-th exit whose certainty exceeds the threshold; `consecutive`: a miss resets the count.
+
+    >>> from libs.exits import Look
+    >>> decide = Patience(certainty=0.9, times=2, consecutive=True).start(n_rows=2, depth=7, t=torch.ones(2))
+    >>> u = torch.tensor([[0.05, 0.05], [0.05, 0.20], [0.05, 0.05]])  # of rows 0 and 1 at exits 1, 2, 3
+    >>> [decide(Look(k=k, rows=torch.arange(2), u=u[k - 1])).tolist() for k in (1, 2, 3)]
+    [[False, False], [True, False], [True, False]]
+    """
 
     certainty: float = 0.95
     times: int = 2
@@ -108,6 +123,15 @@ class ReleasedBatchMean(ExitPolicy):
     exit that crosses the threshold (the crossings need not be consecutive); the text model leaves at the first.
     `per_image`: the same rule for every image on its own, which gives in any batch what the released code gives in
     batches of one, with which its published points were measured.
+
+    >>> from libs.exits import Look
+    >>> policy = ReleasedBatchMean(certainty=0.9, second_in_first_half=False)
+    >>> look = Look(k=1, rows=torch.arange(2), u=torch.tensor([0.01, 0.15]))
+    >>> policy.start(n_rows=2, depth=7, t=torch.ones(2))(look)  # a mean of 0.08: both leave
+    True
+    >>> policy = ReleasedBatchMean(certainty=0.9, second_in_first_half=False, per_image=True)
+    >>> policy.start(n_rows=2, depth=7, t=torch.ones(2))(look)
+    tensor([ True, False])
     """
 
     certainty: float = 0.95

@@ -19,6 +19,13 @@ class Trace:
     t (calls,) in [0, 1]; used (calls, branches, n) layers; branches is 1, or 2 under guidance (conditional, null).
     `costs` holds the calls in which something else was run than `used` and `asked` tell (libs/exits/calls.py): the MACs
     of a row by the layers that it used (K + 1,).
+
+    >>> trace = Trace(depth=7)
+    >>> trace.add(1.0, np.array([[3, 5]]))  # the first call: image 0 used 3 layers, image 1 used 5
+    >>> trace.add(0.5, np.array([[7, 7]]))
+    >>> trace.t, trace.used[:, 0]
+    (array([1. , 0.5]), array([[3, 5],
+           [7, 7]], dtype=uint8))
     """
 
     depth: int

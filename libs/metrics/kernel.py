@@ -17,6 +17,10 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
     Args:
         x: (n, F), n >= 2.
         y: (m, F), m >= 2.
+
+    >>> x = np.random.default_rng(0).normal(size=(100, 8))
+    >>> abs(kid(x[:50], x[50:])) < 0.1 < kid(x[:50], x[50:] + 1)
+    True
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:

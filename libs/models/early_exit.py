@@ -34,6 +34,14 @@ class EarlyExitModel(nn.Module):
     `points` are the layers after which it may be left; () means after every layer; 0 skips a whole call. `heads`
     "shared" uses the backbone's head at every exit (released AdaDiff); "own" gives every exit but the last a part of
     its own (`Backbone.new_head`): a head in a U-ViT, the bridge into the decoder in a U-Net.
+
+    >>> from libs.models import UViT
+    >>> from libs.models.uem import Linear
+    >>> network = UViT(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=6, num_heads=4)
+    >>> model = EarlyExitModel(network, Linear, points=(2, 4), heads="own")
+    >>> exits = model(torch.randn(5, 1, 8, 8), torch.full((5,), 500.0))
+    >>> exits.points, exits.out.shape, exits.mean_u.shape
+    ((2, 4, 7), torch.Size([3, 5, 1, 8, 8]), torch.Size([3, 5]))
     """
 
     def __init__(

@@ -23,7 +23,20 @@ OUTPUTS = ("map", "scalar")
 
 
 class Estimator(nn.Module):
-    """Base of the estimators, which are called as described above."""
+    """Base of the estimators, which are called as described above.
+
+    >>> tokens = [Tokens(n=16, width=32, patch_dim=4)] * 8  # after 0 .. 7 layers
+    >>> h, time = torch.randn(5, 16, 32), torch.full((5,), 500.0)
+    >>> estimator = ESTIMATORS["linear"](tokens, points=(1, 4, 7))
+    >>> estimator(4, h, time).shape, estimator.macs(4)  # a map
+    (torch.Size([5, 16, 4]), 2048)
+    >>> estimator = ESTIMATORS["time_bank"](tokens, points=(1, 4, 7))
+    >>> estimator(4, h, time).shape, estimator.macs(4)  # a number per image
+    (torch.Size([5]), 32)
+    >>> estimator = ESTIMATORS["ahead"](tokens, points=(1, 4, 7))
+    >>> estimator(h, time).shape, estimator.macs(0)  # all exits at once
+    (torch.Size([5, 3]), 35008)
+    """
 
     all_tokens = False
     ahead = False

@@ -148,6 +148,12 @@ class UViT(Backbone):
     `num_clip_token` text tokens. `init` is "released" (normal, std 0.02) or "xavier" (which trains small models in far
     fewer steps). `time_scale` multiplies the network time before its sinusoid: the replication's 1/1000. Without `skip`
     the second half of the layers reads nothing of the first.
+
+    >>> network = UViT(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=6, num_heads=4, num_classes=10)
+    >>> network.depth, network.macs().at(3), network.macs().at(7)  # K; MACs of a call that leaves after 3 and 7 layers
+    (7, 730432, 1808704)
+    >>> network(torch.randn(5, 1, 8, 8), torch.full((5,), 500.0), torch.arange(5)).shape
+    torch.Size([5, 1, 8, 8])
     """
 
     def __init__(

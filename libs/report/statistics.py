@@ -18,6 +18,12 @@ class Estimate:
     """A mean of `n` values and its two-sided 95 % interval; `low` and `high` are None where one value is all there is.
 
     The interval is Student's t with n - 1 degrees of freedom, so two values have 12.7 standard errors on each side.
+
+    >>> gain = estimate([1.9, 2.1, 2.0])  # a speed-up in three trainings
+    >>> round(gain.mean, 2), round(gain.low, 2), round(gain.high, 2), gain.excludes(1)
+    (2.0, 1.75, 2.25, True)
+    >>> estimate([1.9, 2.1]).excludes(1) is None  # two values decide nothing
+    True
     """
 
     mean: float
@@ -68,6 +74,11 @@ def difference(a: Sequence[dict[int, float]], b: Sequence[dict[int, float]], pai
     `paired`: run i of both started from the same weights or training seed, so that what they share cancels, as does
     the noise of equal seeds. Otherwise, and where no noise seed is common, both are taken as independent, with the
     degrees of freedom of the one that has fewer.
+
+    >>> early = [{1: 3.9, 2: 4.1}, {1: 3.6, 2: 3.6}, {1: 4.3, 2: 4.5}]  # three trainings, noise seeds 1 and 2
+    >>> full = [{1: 3.8, 2: 4.0}, {1: 3.5, 2: 3.5}, {1: 4.2, 2: 4.4}]
+    >>> round(difference(early, full, paired=True).high, 3), round(difference(early, full, paired=False).high, 3)
+    (0.1, 1.505)
     """
     if paired and len(a) == len(b):
         gaps = [{seed: x[seed] - y[seed] for seed in x.keys() & y.keys()} for x, y in zip(a, b, strict=True)]

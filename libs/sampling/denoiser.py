@@ -22,6 +22,14 @@ class Guidance:
     `pair`: the two rows of an image leave the network on their own ("free"), together where both would ("tied"), or
     together where the conditional row would ("cond"). `channels`: guide the first ones only, and take the rest from
     the conditional prediction; 0 guides all. The released samplers of DiT and SiT guide three of four.
+
+    >>> eps = torch.tensor([2.0, 1.0]).view(2, 1, 1, 1)  # one image: its conditional prediction, then the null one
+    >>> Guidance(scale=0.5).apply(eps).item()
+    2.5
+    >>> Guidance(scale=-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: sample.scale is -1; guidance needs a finite scale >= 0 (0 = none)
     """
 
     scale: float = 0.0
@@ -55,6 +63,16 @@ class Denoiser:
 
     `cond` and `null` are the conditions of all B rows (labels (B,), text (B, n, width), or None). One denoiser serves
     one sampling of `n_calls` calls: methods that look back (libs/exits/caching.py) keep their memory in it.
+
+    >>> from libs import Sampler
+    >>> from libs.exits import EXIT_POLICIES
+    >>> sampler = Sampler.load("demo/last.ckpt", device="cpu")
+    >>> policy, process = EXIT_POLICIES["fixed"](layer=2), sampler.regime.process
+    >>> denoiser = Denoiser(sampler.model, process, sampler.pred, policy, cond=torch.tensor([3, 4, 5]))
+    >>> with torch.inference_mode():  # in a loop of your own
+    ...     eps = denoiser(torch.randn(3, 1, 8, 8), torch.full((3,), 0.5).double())
+    >>> eps.shape, denoiser.trace.used  # (calls, branches, images)
+    (torch.Size([3, 1, 8, 8]), array([[[2, 2, 2]]], dtype=uint8))
     """
 
     def __init__(

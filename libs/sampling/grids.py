@@ -54,7 +54,17 @@ GRIDS: dict[str, tuple[Callable[..., Tensor], float | None]] = {
 
 
 def times(process: Process, n: int, t_end: float, grid: str) -> Tensor:
-    """The n + 1 times of `grid` from 1 down to `t_end`, (n + 1,) float64; explicit times end where they end."""
+    """The n + 1 times of `grid` from 1 down to `t_end`, (n + 1,) float64; explicit times end where they end.
+
+    >>> from sde import VPLinear
+    >>> for grid in ("time_uniform", "power:2", "logsnr", "karras:7", "1,0.7,0.3,0.1,0.01"):
+    ...     print([round(t, 3) for t in times(VPLinear(), 4, 1e-3, grid).tolist()])
+    [1.0, 0.75, 0.5, 0.251, 0.001]
+    [1.0, 0.563, 0.251, 0.063, 0.001]
+    [1.0, 0.722, 0.305, 0.032, 0.001]
+    [1.0, 0.843, 0.592, 0.143, 0.001]
+    [1.0, 0.7, 0.3, 0.1, 0.01]
+    """
     function, options = named(grid)
     if function is None:
         return explicit(grid, n, process.t_min)

@@ -20,6 +20,17 @@ from libs.files import atomic_write
 
 @dataclass
 class Images:
+    """What `Sampler` makes: images with their classes and the layers that each call ran.
+
+    >>> from libs import Sampler
+    >>> images = Sampler.load("demo/last.ckpt", device="cpu")(6, labels=[3], steps=4, exit_threshold=1)
+    >>> images.pixels.shape, images.pixels.dtype, images.labels
+    (torch.Size([6, 1, 8, 8]), torch.uint8, array([3, 3, 3, 3, 3, 3]))
+    >>> images.depth.shape  # (calls, n)
+    (4, 6)
+    >>> images.save("threes.png")
+    """
+
     pixels: Tensor  # (n, C, H, W) uint8 on the CPU, C in {1, 3}
     ids: np.ndarray  # (n,) image i depends on (seed, i) only
     labels: np.ndarray | None  # (n,) classes; None where the network knows none, or texts

@@ -35,8 +35,11 @@ class AdaptiveDepthOutput(BaseOutput):
 class AdaptiveDepthPipeline(DiffusionPipeline):
     """Images from a network with early exits.
 
-    pipe = AdaptiveDepthPipeline.from_pretrained("folder")  # of save_pretrained, or a checkpoint of a training
-    images = pipe(class_labels=[3] * 16, num_inference_steps=8, exit_threshold=0.98).images
+    >>> pipe = AdaptiveDepthPipeline.from_pretrained("demo/last.ckpt")  # or a folder of save_pretrained
+    >>> made = pipe(class_labels=[3, 8], num_inference_steps=8, exit_threshold=0.98)
+    >>> made.images[0].size, made.depth.shape
+    ((8, 8), (8, 2))
+    >>> pipe.save_pretrained("pipeline")
     """
 
     def __init__(self, sampler: Sampler):

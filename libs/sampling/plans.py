@@ -38,7 +38,13 @@ HISTORY = 3  # the longest memory: DPM-Solver-3 combines the outputs at s and at
 
 @dataclass(frozen=True)
 class Plan:
-    """A sampler on a process: float64 tensors on the CPU, (rows,) unless noted."""
+    """A sampler on a process: float64 tensors on the CPU, (rows,) unless noted.
+
+    >>> from sde import VPLinear
+    >>> plan = SAMPLERS["dpm_solver_pp_2m"](VPLinear(), steps=4, grid="power:2")
+    >>> plan.nfe, plan.stochastic, [round(t, 3) for t in plan.t.tolist()]
+    (4, False, [1.0, 0.563, 0.251, 0.063])
+    """
 
     t: Tensor  # where the network is evaluated
     px: Tensor
@@ -148,6 +154,14 @@ def sample(
     `eps_fn(x (B, C, H, W), t (B,) float64 on the CPU)` predicts the noise; forecast rows do not call it. A stochastic
     plan takes one draw of `noise` per row, whether the row uses it or not, so that an image's k-th draw always belongs
     to row k.
+
+    >>> from sde import VPLinear
+    >>> process, x0 = VPLinear(), torch.full((2, 1, 4, 4), 0.3)
+    >>> def eps_fn(x, t):  # knows the one image there is
+    ...     return (x - process.alpha(t[0]) * x0) / process.sigma(t[0])
+    >>> plan = ddim(process, steps=3)
+    >>> torch.allclose(sample(plan, torch.randn(2, 1, 4, 4), eps_fn), x0, atol=1e-3)
+    True
     """
     if plan.stochastic and noise is None:
         raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
@@ -167,6 +181,12 @@ def forecasting(plan: Plan, process: Process, computed: Sequence[bool], order: i
     v is extrapolated by the polynomial of degree `order` in the number of the row through the last order + 1 calls,
     fewer at the start: degree 0 is reuse (TaylorSeer, Liu et al. 2025, does so for features). Time and lam in place of
     the number were within 1 dB either way. The first row must be computed. A forecast costs no call.
+
+    >>> from sde import VPLinear
+    >>> process = VPLinear()
+    >>> plan = forecasting(ddim(process, steps=6), process, regular(6, every=2, tail=1))
+    >>> plan.rows, plan.nfe, plan.computed.int().tolist()
+    (6, 4, [1, 0, 1, 0, 1, 1])
     """
     computed = torch.tensor(computed, dtype=torch.bool)
     if computed.shape != plan.t.shape or not computed[0]:

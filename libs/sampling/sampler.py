@@ -31,10 +31,11 @@ from libs.sampling.stored import beside, plan_of
 class Sampler:
     """A network with its process, codec, conditions and guidance.
 
-        sampler = Sampler.load("demo/last.ckpt")
-        images = sampler(16, seed=0, labels=[3] * 16, exit_threshold=0.98, steps=8)
-        images.save("three.png")
-        images.depth  # (calls, 16): layers used
+    >>> sampler = Sampler.load("demo/last.ckpt")
+    >>> images = sampler(16, seed=0, labels=[3] * 16, exit_threshold=0.98, steps=8)
+    >>> images.save("three.png")
+    >>> images.depth.shape  # (calls, 16): layers used
+    (8, 16)
 
     Image i of a noise seed depends on (seed, i) and on nothing else: not on its batch, nor on the number of processes.
 
@@ -168,6 +169,19 @@ class Sampler:
 
         Raises:
             ValueError: a value that the network or the sampler does not allow.
+
+        >>> from libs.exits import EXIT_POLICIES
+        >>> sampler = Sampler.load("demo/last.ckpt", device="cpu")
+        >>> many, few = sampler(8, seed=1, steps=4), sampler(2, seed=1, steps=4)
+        >>> int((many.pixels[:2].int() - few.pixels.int()).abs().max()) <= 1  # equal but for rounding
+        True
+        >>> fixed = sampler(3, plan=sampler.plan(5, grid="power:2"), policy=EXIT_POLICIES["fixed"](layer=2))
+        >>> fixed.depth.tolist()
+        [[2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+        >>> sampler(4, labels=[10])
+        Traceback (most recent call last):
+            ...
+        ValueError: labels are [10]; they must lie in 0..9
         """
         if not n >= 1:
             raise ValueError(f"n is {n}; at least 1 image can be made")
