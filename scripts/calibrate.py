@@ -1,6 +1,6 @@
 """Spend a budget where it keeps the most quality: how many calls, when, and how deep each of them goes.
 
-    python -m scripts.calibrate --config=configs/digits_uvit_tiny.py --nnet_path=.../2000.ckpt --budget=0.2
+    python -m scripts.calibrate --config=configs/digits_uvit_tiny.py --nnet_path=.../2000.ckpt --budget=0.1,0.2,0.3
     python -m scripts.calibrate ... --seconds=0.2            the same, of the measured seconds
     python -m scripts.calibrate ... --max_quality_loss=0.05  the smallest budget that loses no more
     python -m scripts.calibrate ... --budget=0.35 --depth=full   full depth: only the calls are placed
@@ -10,8 +10,10 @@ A budget is a share of what the reference spends: full depth, config.sample.samp
 One noise seed teaches, the next selects, the one after is reported (libs/analysis/budget.py says how). The file lies
 beside the weights, where Sampler(..., budget=0.2) finds it.
 
+Several budgets in one call share what is learned, and larger ones begin with the plans of smaller ones.
+
 --nodes=keep leaves the calls where the configured sampler makes them, and finds a schedule and thresholds for them: the
-file is read by exit.name=schedule and exit.name=calibrated. One process; the last line, on stdout, is JSON.
+file is read by exit.name=schedule and exit.name=calibrated. One process; on stdout a line of JSON per budget.
 """
 
 from __future__ import annotations
@@ -31,24 +33,35 @@ FLAGS = flags.FLAGS
 
 
 def work(config, regime: Regime, run: Run) -> None:
-    asked = dict(budget=FLAGS.budget, max_quality_loss=FLAGS.max_quality_loss)
+    asked = {name: numbers(name) for name in ("budget", "seconds", "max_quality_loss") if FLAGS[name].value is not None}
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed)
     if FLAGS.nodes == "keep":
         if FLAGS.seconds is not None or FLAGS.depth == "full":
             raise ValueError("--nodes=keep finds depths for a budget of MACs: leave --seconds and --depth=full out")
-        found = calibrate(config, regime, run, **asked, **options, n_bins=FLAGS.bins)
+        if any(len(values) != 1 for values in asked.values()):
+            raise ValueError("--nodes=keep takes one --budget or --max_quality_loss")
+        one = {name: value for name, (value,) in asked.items()}
+        found = calibrate(config, regime, run, **one, **options, n_bins=FLAGS.bins)
         print(json.dumps({"path": found["path"], **{part: summary(found[part]) for part in POLICIES}}))
         return
-    found = spend(
-        config, regime, run, **asked, **options, seconds=FLAGS.seconds, depth=FLAGS.depth, objective=FLAGS.objective
-    )
-    print(json.dumps({"path": found["path"], **found["plan"], **found["report"]}))
+    for found in spend(config, regime, run, asked, **options, depth=FLAGS.depth, objective=FLAGS.objective):
+        print(json.dumps({"path": found["path"], **found["plan"], **found["report"]}))
+
+
+def numbers(name: str) -> list[float]:
+    """The flag's values, separated by commas."""
+    try:
+        return [float(text) for text in FLAGS[name].value]
+    except ValueError:
+        raise ValueError(f"--{name}={','.join(FLAGS[name].value)}: numbers separated by commas are needed") from None
 
 
 if __name__ == "__main__":
-    flags.DEFINE_float("budget", None, "Share of the reference's MACs to spend, heads and questions included.")
-    flags.DEFINE_float("seconds", None, "Instead: share of the reference's seconds, as measured on this machine.")
-    flags.DEFINE_float("max_quality_loss", None, "Instead: as few MACs as this relative rise of the distance allows.")
+    flags.DEFINE_list(
+        "budget", None, "Shares of the reference's MACs to spend, a plan each; heads and questions count."
+    )
+    flags.DEFINE_list("seconds", None, "Instead: shares of the reference's seconds, as measured on this machine.")
+    flags.DEFINE_list("max_quality_loss", None, "Instead: as few MACs as these relative rises of the distance allow.")
     flags.DEFINE_enum("nodes", "search", ["search", "keep"], "Whether the times of the calls are searched or kept.")
     flags.DEFINE_enum("depth", "search", ["search", "full"], "Whether calls may leave early.")
     flags.DEFINE_enum("objective", "frechet", list(OBJECTIVES), "What selects: Frechet distance, or the fine teacher.")

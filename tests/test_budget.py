@@ -152,7 +152,7 @@ def test_budgets_are_met(setup, depth, objective, monkeypatch):
     """Catches budgets that hold on paper only, files that nobody can sample from, and drafts that stay."""
     config, regime, run = setup
     monkeypatch.setattr(budgets, "FINE", 8)
-    found = spend(config, regime, run, budget=0.2, n_images=8, depth=depth, objective=objective)
+    found, larger = spend(config, regime, run, {"budget": [0.4, 0.2]}, n_images=8, depth=depth, objective=objective)
     assert found["report"]["met"] and found["report"]["spends"] == pytest.approx(0.2, rel=WITHIN)
     suffix = "-full" if depth == "full" else ""
     stored = json.loads((run.dir / f"plan-budget-0.2{suffix}.json").read_text())
@@ -175,10 +175,10 @@ def test_seconds_and_quality(setup, monkeypatch):
     """Catches a limit of the quality that is read as a budget, and seconds that are read as MACs."""
     config, regime, run = setup
     monkeypatch.setattr(budgets, "FINE", 8)
-    found = spend(config, regime, run, max_quality_loss=1e9, n_images=8)
+    (found,) = spend(config, regime, run, {"max_quality_loss": [1e9]}, n_images=8)
     assert found["report"]["budget"] == min(b for b in LADDER) and found["asked"] == {"max_quality_loss": 1e9}
     monkeypatch.setattr(budgets, "seconds_of", lambda *_: np.array([0.5, 0.6, 0.7, 0.8, 1.0]))
-    found = spend(config, regime, run, seconds=0.2, n_images=8)
+    (found,) = spend(config, regime, run, {"seconds": [0.2]}, n_images=8)
     assert found["report"]["spends"] == pytest.approx(0.2, rel=WITHIN)
 
 
@@ -186,13 +186,13 @@ def test_seconds_and_quality(setup, monkeypatch):
     ("ask", "message"),
     [
         ({}, "one of --budget"),
-        ({"budget": 0.2, "seconds": 0.2}, "one of --budget"),
-        ({"budget": 1.5}, "--budget=1.5"),
-        ({"seconds": 0.0}, "--seconds=0"),
-        ({"max_quality_loss": -0.1}, "--max_quality_loss=-0.1"),
-        ({"budget": 0.2, "n_images": 0}, "--images=0"),
-        ({"budget": 0.2, "seed": 1}, "--seed=1"),
-        ({"budget": 0.001}, "budget is 0.001"),
+        ({"budget": [0.2], "seconds": [0.2]}, "one of --budget"),
+        ({"budget": [0.2, 1.5]}, "--budget=1.5"),
+        ({"seconds": [0.0]}, "--seconds=0"),
+        ({"max_quality_loss": [-0.1]}, "--max_quality_loss=-0.1"),
+        ({"budget": [0.2], "n_images": 0}, "--images=0"),
+        ({"budget": [0.2], "seed": 1}, "--seed=1"),
+        ({"budget": [0.001]}, "budget is 0.001"),
     ],
 )
 def test_bad_requests(setup, ask, message, monkeypatch):
@@ -200,4 +200,5 @@ def test_bad_requests(setup, ask, message, monkeypatch):
     monkeypatch.setattr(budgets, "FINE", 3)
     config, regime, run = setup
     with pytest.raises(ValueError, match=message):
-        spend(config, regime, run, **ask)
+        options = {name: ask.pop(name) for name in ("n_images", "seed") if name in ask}
+        spend(config, regime, run, ask, **options)

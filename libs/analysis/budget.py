@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from libs.sampling.stored import plan_of
 
 OBJECTIVES = ("frechet", "teacher")
 FINE, FINE_GRID = 40, "power:2"  # the teacher's calls
-FEW = 512  # images that sort the proposals
+FEW, MANY = 256, 1_024  # images that sort the proposals, and that select
 LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_quality_loss tries
 
 
@@ -40,7 +40,8 @@ class Bench:
     n: int
     seed: int
     draft: Path  # of the plan that is tried
-    facts: dict = field(default_factory=dict)
+    unit: str  # of the budget: "seconds", or MACs
+    facts: dict
 
     @property
     def config(self):
@@ -70,7 +71,7 @@ class Bench:
         """Mean share of the reference, by what each call of each image ran: MACs, or the measured seconds."""
         trace = Trace.concatenate([batch.trace for batch in images])
         macs = self.sampler.model.macs()
-        if "seconds" not in self.facts["asked"]:
+        if self.unit != "seconds":
             branches = trace.used.shape[1]
             return float(
                 macs_per_image(trace, macs).mean() / (reference * branches * macs.at(self.sampler.model.depth))
@@ -100,31 +101,32 @@ def spend(
     config,
     regime: Regime,
     run: Run,
+    asked: Mapping[str, Sequence[float]],
     *,
-    budget: float | None = None,
-    seconds: float | None = None,
-    max_quality_loss: float | None = None,
     depth: str = "search",
     objective: str = "frechet",
     n_images: int = 256,
     seed: int = 7001,
-) -> dict:
-    """Write the plan for a budget beside the weights; returns the file's content and its path."""
-    asked = dict(budget=budget, seconds=seconds, max_quality_loss=max_quality_loss)
-    asked = {name: value for name, value in asked.items() if value is not None}
+) -> list[dict]:
+    """Write a plan for every value that is asked for beside the weights; returns the files' contents and their paths.
+
+    `asked` holds the values of one of "budget", "seconds" (shares of the reference's) and "max_quality_loss". Smaller
+    ones come first, as larger budgets begin with what smaller ones found.
+    """
     check(config, run, asked, n_images, seed)
-    ((name, value),) = asked.items()
+    ((name, values),) = asked.items()
     sampler = Sampler.open(config, regime, run)
-    path = run.dir / f"plan-{name.replace('_', '-')}-{value:g}{'-full' if depth == 'full' else ''}.json"
-    bench = Bench(
-        sampler, n_images, seed, path.with_name(f".{path.name}.draft"), facts_of(sampler, asked, n_images, seed)
-    )
+    bench = Bench(sampler, n_images, seed, run.dir / f".plan-{depth}.draft", name, facts_of(sampler, n_images, seed))
+    planner, plans = Planner(bench, depth, objective), []
     try:
-        found = Planner(bench, depth, objective).plan(name, value)
+        for value in sorted(values):
+            found = planner.plan(name, value)
+            path = run.dir / f"plan-{name.replace('_', '-')}-{value:g}{'-full' if depth == 'full' else ''}.json"
+            write_json(path, found)
+            plans.append(found | {"path": str(path)})
     finally:
         bench.draft.unlink(missing_ok=True)
-    write_json(path, found)
-    return found | {"path": str(path)}
+    return plans
 
 
 class Planner:
@@ -134,7 +136,7 @@ class Planner:
         self.bench, self.objective = bench, objective
         sampler, self.reference = bench.sampler, float(bench.config.sample.sample_steps)
         model, self.points = sampler.model, list(sampler.model.points)
-        if "seconds" in bench.facts["asked"]:
+        if bench.unit == "seconds":
             cost = seconds_of(sampler, bench.config.eval.timing_batch)
         else:
             macs = model.macs()
@@ -148,10 +150,16 @@ class Planner:
         self.search = Search(sampler.regime.process, seen, cost[self.exits], self.reference, rng)
         self.measure = bench.quality(objective)
 
+    @cached_property
+    def reference_quality(self) -> float:
+        """On the seed that is reported."""
+        seed = self.bench.seed + 2
+        return self.measure(self.bench.reference(seed, self.bench.config.sample.n_samples), seed)
+
     def plan(self, name: str, value: float) -> dict:
         if name != "max_quality_loss":
-            return self.finish(*self.best(value), value)
-        seed, n = self.bench.seed + 1, self.bench.config.sample.n_samples
+            return self.finish(*self.best(value), value, {name: value})
+        seed, n = self.bench.seed + 1, self.most_images
         most = (1 + value) * self.measure(self.bench.reference(seed, n), seed)
         found = None
         for budget in LADDER:
@@ -161,7 +169,11 @@ class Planner:
             found = choice, quality, budget
         if found is None:
             raise ValueError(f"--max_quality_loss={value:g}: a budget of {LADDER[0]} already loses more")
-        return self.finish(*found)
+        return self.finish(*found, {name: value})
+
+    @property
+    def most_images(self) -> int:
+        return min(MANY, self.bench.config.sample.n_samples)
 
     def best(self, budget: float) -> tuple[Choice, float]:
         least = self.search.cost[0] / self.reference
@@ -170,7 +182,7 @@ class Planner:
                 f"the budget is {budget:g}; with these exits it must lie between {least:.4f} (one call) and 1"
             )
         seed = self.bench.seed + 1
-        sizes = self.bench.config.sample.n_samples, min(FEW, self.bench.config.sample.n_samples)
+        sizes = self.most_images, min(FEW, self.most_images)
 
         def quality(choice: Choice, everything: bool) -> float:
             stored = choice.stored(self.points[self.exits])
@@ -180,9 +192,11 @@ class Planner:
 
     def smaller(self, budget: float) -> list[Choice]:
         """The plans of smaller budgets that lie there already: with more to spend, nothing should get worse."""
+        files = [
+            (path, read_json(path, "a plan beside the weights")) for path in self.bench.draft.parent.glob("plan-*.json")
+        ]
         found = []
-        for path in sorted(self.bench.draft.parent.glob("plan-*.json")):
-            content = read_json(path, "a plan beside the weights")
+        for path, content in sorted(files, key=lambda file: file[1]["report"]["spends"]):
             same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash"))
             layers = content["plan"]["layers"] if same else []
             if layers and set(layers) <= set(self.points[self.exits]) and content["report"]["spends"] < budget:
@@ -191,7 +205,7 @@ class Planner:
                 found.append(Choice(tuple(nodes), exits, lower, path.stem))
         return found
 
-    def finish(self, choice: Choice, quality: float, budget: float) -> dict:
+    def finish(self, choice: Choice, quality: float, budget: float, asked: dict) -> dict:
         """The file: the budget met in the closed loop, and what the plan does on a noise seed that chose nothing."""
         bench = self.bench
         stored = self.met(choice, budget)
@@ -205,14 +219,14 @@ class Planner:
             "objective": self.objective,
             "selected_at": quality,
             "quality": self.measure(images, seed),
-            "reference_quality": self.measure(bench.reference(seed, n), seed),
+            "reference_quality": self.reference_quality,
         }
         say = ", ".join(f"{key} {value:.4g}" for key, value in report.items() if isinstance(value, float))
         bench.sampler.run.say(f"{say}; {len(stored['layers'])} calls of depths {stored['layers']}")
         if not report["met"]:
             bench.sampler.run.say(f"the budget {budget:g} is not met within {WITHIN:.0%}: what is left buys no exit")
         schedule = {"t": stored["nodes"][:-1], "layers": stored["layers"]}
-        return bench.facts | {"plan": stored, "schedule": schedule, "report": report}
+        return {"asked": asked, **bench.facts, "plan": stored, "schedule": schedule, "report": report}
 
     def met(self, choice: Choice, budget: float) -> dict:
         """The choice with what is left of the budget spent on one call's most uncertain images."""
@@ -259,12 +273,11 @@ def seconds_of(sampler: Sampler, batch: int, rounds: int = 9) -> np.ndarray:
     return (median + 1e-6 * np.arange(len(median))) / median[-1]
 
 
-def facts_of(sampler: Sampler, asked: dict, n_images: int, seed: int) -> dict:
+def facts_of(sampler: Sampler, n_images: int, seed: int) -> dict:
     config, model = sampler.config, sampler.model
     branches = 1 + (config.sample.scale > 0)
     macs = config.sample.sample_steps * branches * model.macs().at(model.depth)
     return {
-        "asked": asked,
         "points": list(model.points),
         "depth": model.depth,
         "reference": {
@@ -284,14 +297,15 @@ def facts_of(sampler: Sampler, asked: dict, n_images: int, seed: int) -> dict:
     }
 
 
-def check(config, run: Run, asked: dict, n_images: int, seed: int) -> None:
-    if len(asked) != 1:
+def check(config, run: Run, asked: Mapping, n_images: int, seed: int) -> None:
+    if len(asked) != 1 or not all(asked.values()):
         raise ValueError("give one of --budget, --seconds (shares of the reference's) and --max_quality_loss")
-    ((name, value),) = asked.items()
-    if name == "max_quality_loss" and not value >= 0:
-        raise ValueError(f"--max_quality_loss={value:g}: it is a share of the reference's distance, at least 0")
-    if name != "max_quality_loss" and not 0 < value <= 1:
-        raise ValueError(f"--{name}={value:g}: it is a share of what the reference spends and must lie in (0, 1]")
+    ((name, values),) = asked.items()
+    for value in values:
+        if name == "max_quality_loss" and not value >= 0:
+            raise ValueError(f"--max_quality_loss={value:g}: it is a share of the reference's distance, at least 0")
+        if name != "max_quality_loss" and not 0 < value <= 1:
+            raise ValueError(f"--{name}={value:g}: it is a share of what the reference spends and must lie in (0, 1]")
     if n_images < 1:
         raise ValueError(f"--images={n_images}: it must be at least 1")
     evaluated = {*config.eval.seeds, config.eval.selection_seed}

@@ -4,9 +4,10 @@
 2. Propose: dynamic programming over times and depths under a price per MAC, and a family of named grids with every
    number of calls, whose depths are either all the same or bought call by call (calibration.schedule). What a person
    would try by hand is in the family, so the search is not worse than that on the seed that selects.
-3. Select in the closed loop on one noise seed: many candidates on few images, the best on all, then small changes of
+3. Select in the closed loop on one noise seed: many candidates on few images, the best on many, then small changes of
    times and depths are kept while they help. The objective is a Frechet distance where there is an extractor, else the
-   squared distance to the teacher's images.
+   squared distance to the teacher's images. Every budget is worth about the same work, so small ones are tried in more
+   ways; the plan of the next smaller one, with what is left bought at its calls, is always among the best.
 4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
 
 The report is from a noise seed that chose nothing.
@@ -27,7 +28,8 @@ from libs.sampling.stored import plan_of
 from sde import Process
 
 POWERS = (1.5, 2.0, 2.5)
-MOST_CALLS, COUNTS = 16, 5  # numbers of calls that are tried: COUNTS of them up to MOST_CALLS
+MOST_CALLS = 16
+WORK = 1.2  # of one budget: so many samplings of the reference's cost go into each stage of a selection
 WITHIN = 0.02  # of the budget
 
 
@@ -88,7 +90,8 @@ class Search:
         """Named grids with every number of calls that the budget can pay: depths all the same, or bought."""
         calls, shallow = budget * self.reference, self.cost[min(1, len(self.cost) - 1)]
         most = min(max(calls / shallow, 1), MOST_CALLS)
-        counts = np.unique(np.geomspace(max(1, np.ceil(calls - 1e-9)), most, COUNTS).round().astype(int))
+        tried = int(np.clip(WORK / 2 / budget, 2, 5))
+        counts = np.unique(np.geomspace(max(1, np.ceil(calls - 1e-9)), most, tried).round().astype(int))
         if len(self.cost) == 1:
             counts = [max(1, int(calls * (1 + WITHIN)))]
         found = []
@@ -136,11 +139,31 @@ class Search:
                 break
         return replace(choice, exits=tuple(int(e) for e in exits))
 
+    def longer(self, choice: Choice, after: int | None = None) -> Choice:
+        """With one more call as deep as call `after`, between it and the next time; by default in the longest step."""
+        root = np.sqrt(choice.nodes)  # calls of power:2 are evenly spaced in it
+        i = int(np.argmin(np.diff(root))) if after is None else after
+        nodes = (*choice.nodes[: i + 1], float(root[i : i + 2].mean() ** 2), *choice.nodes[i + 1 :])
+        return replace(choice, nodes=nodes, exits=(*choice.exits[: i + 1], *choice.exits[i:]))
+
+    def grown(self, choice: Choice, budget: float) -> list[Choice]:
+        """The plan of a smaller budget with what is left bought: depth at its calls, or calls first."""
+        found = [self.fit(choice, budget)]
+        while len(choice.exits) < MOST_CALLS and (len(found) < 2 or not self.affords(found[-1], budget)):
+            choice = self.longer(choice)
+            found.append(self.fit(choice, budget))
+        return [c for c in found if self.affords(c, budget)]
+
     def changed(self, choice: Choice, budget: float) -> Choice:
-        """A small random change that spends about the same: a time moves, or depth goes from one call to another."""
+        """A small random change that spends about the same: times move, depth goes from one call to another, or a call
+        comes or goes."""
         nodes, exits = list(choice.nodes), np.array(choice.exits)
         calls = len(exits)
-        kind = self.rng.integers(3) if len(self.cost) > 1 and calls > 1 else 0
+        kind = self.rng.integers(4 if len(self.cost) > 1 and calls > 1 else 2)
+        if kind == 3:
+            i = int(self.rng.integers(1, calls))
+            shorter = replace(choice, nodes=choice.nodes[:i] + choice.nodes[i + 1 :], exits=tuple(np.delete(exits, i)))
+            return self.fit(self.longer(choice, i) if self.rng.integers(2) else shorter, budget)
         if kind == 2:  # from one call to another
             a, b = self.rng.choice(calls, 2, replace=False)
             exits[a], exits[b] = min(exits[a] + 1, len(self.cost) - 1), max(exits[b] - 1, 0)
@@ -162,22 +185,25 @@ class Search:
         budget: float,
         quality: Callable[[Choice, bool], float],
         more: Iterable[Choice] = (),
-        keep: int = 8,
-        changes: int = 24,
+        keep: int = 4,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[Choice, float]:
-        """The best choice for `budget` and its quality; `quality(choice, all images)`: less is better."""
-        proposed = [self.fit(c, budget) for c in more] + self.programmed(budget) + self.family(budget)
-        able = {(c.nodes, c.exits, c.lower_order_final): c for c in proposed if self.affords(c, budget)}
+        """The best choice for `budget` and its quality; `quality(choice, many images)`: less is better.
+
+        `more`: the choices of smaller budgets, in ascending order.
+        """
+        proposed = self.programmed(budget) + self.family(budget)
+        grown = [new for c in list(more)[-1:] for new in self.grown(c, budget)]
+        able = {(c.nodes, c.exits, c.lower_order_final): c for c in proposed + grown if self.affords(c, budget)}
         if not able:
             raise ValueError(
                 f"the budget {budget:g} is {budget * self.reference:.2f} full-depth calls, which no choice of calls "
                 "and exits spends within 2 %; full depth alone takes whole calls"
             )
-        few = sorted(able.values(), key=lambda c: quality(c, False))[:keep]
-        best, value = min(((c, quality(c, True)) for c in few), key=lambda pair: pair[1])
+        few = [c for c in sorted(able.values(), key=lambda c: quality(c, False))[:keep] if c not in grown]
+        best, value = min(((c, quality(c, True)) for c in few + grown), key=lambda pair: pair[1])
         say(f"budget {budget:g}: {len(able)} proposals; best {best.origin}, {len(best.exits)} calls, {value:.4g}")
-        for _ in range(changes):
+        for _ in range(int(WORK / budget)):
             new = self.changed(best, budget)
             if new == best or not self.affords(new, budget):
                 continue
