@@ -177,12 +177,40 @@ def test_headline_is_against_the_honest_rival(tmp_path):
     assert head["speedup_over_best_plain"] == pytest.approx(1.8, rel=0.02)
     assert head["quality_change"] == pytest.approx(25.5 / 26 - 1, abs=0.005)
     assert head["quality_change_over_best_plain"] == pytest.approx(25.5 / 25.4 - 1, abs=0.005)
-    for key, (low, high) in head["intervals"].items():
-        assert low <= head[key] <= high, key
+    assert head["simpler"] is None and head["speedup_over_simpler"] is None
+    for key, bounds in head["intervals"].items():
+        assert bounds is None if "simpler" in key else bounds[0] <= head[key] <= bounds[1], key
     said = claim(entries, 0.05)
     assert said.tone == "good" and len(said.sentences) == 2
     assert "5.0" in said.sentences[0] and "full depth (20 evenly spaced calls)" in said.sentences[0]
     assert "full depth, power 2.5, 7 steps (7 calls on power:2)" in said.sentences[1] and "is 1.8" in said.sentences[1]
+
+
+@pytest.mark.parametrize(("ms", "first"), [(1.98, True), (2.6, False)])
+def test_a_simple_setting_that_does_as_well_is_said_first(tmp_path, ms, first):
+    """Catches a fixed layer that is as good and as fast as the recommended point in the small print only."""
+    entries = placed(tmp_path, (*POINTS[:1], *PLACED, ("fixed", "fixed layer 4, power 2, 8 steps", 4.0, 8, ms, 25.6)))
+    said, head = claim(entries, 0.05), report.headline(entries, 0.05)
+    assert head["simpler"]["label"] == "fixed layer 4, power 2, 8 steps"
+    assert head["speedup_over_simpler"] == pytest.approx(ms / 2, rel=0.02)
+    assert ("Fixed layer 4, power 2, 8 steps does as well" in said.sentences[0]) is first
+    assert (said.tone, len(said.sentences)) == (("even", 3) if first else ("good", 2))
+
+
+def test_plans_of_one_budget_are_one_setting(tmp_path):
+    """Catches a plan that is left out because every training's own search found other calls for the same budget."""
+    point = (POINTS[0], ("planned", "planned path plan-budget-0.1", 2.8, 5, 1.0, 25.0))
+    directories = replicas(tmp_path, points=point, noise=0.01)
+    for number, directory in enumerate(directories):
+        results = Path(directory) / "results.jsonl"
+        full, plan = (json.loads(line) for line in results.read_text().splitlines())
+        plan |= {"exit": {"name": "planned", "path": f"{number}.json"}, "nfe": 5 + number}
+        plan["sampler"]["grid"] = f"1,0.{number + 1},0.001"
+        results.write_text("".join(json.dumps(line) + "\n" for line in (full, plan)))
+    found = report.load(directories)
+    assert len(found.entries) == 2 and found.entries[1].placement == "5 calls of its plan"
+    row = found.numbers()["points"][1]
+    assert row["trainings"] == [0, 1, 2] and row["noise_seeds"] == [1, 2, 3] and row["quality_interval"][0] < 25
 
 
 def test_the_rival_is_chosen_on_the_selection_seed(tmp_path):

@@ -113,6 +113,7 @@ def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:
         "slug": entry.first.slug,
         "n_images": entry.first.record.get("n_images"),
         "trainings": list(entry.trainings),
+        "noise_seeds": sorted(entry.quality[0]),
         "quality_per_seed": [dict(seeds) for seeds in entry.quality],
         "quality": quality.mean,
         "quality_interval": bounds(quality),
@@ -124,5 +125,6 @@ def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:
         "seconds": entry.seconds,
         "seconds_relative_to_full": entry.cost,
         "seconds_relative_to_best_plain": over and 1 / over.mean,
+        "seconds_relative_to_best_plain_interval": over and over.high and [1 / over.high, 1 / over.low],
         "best_plain": rival and rival.label,
     }

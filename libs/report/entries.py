@@ -70,8 +70,10 @@ class Entry:
 
     @property
     def placement(self) -> str:
-        """`20 evenly spaced calls`, `7 calls on power:2.5`"""
+        """`20 evenly spaced calls`, `7 calls on power:2.5`, `5 calls of its plan`"""
         n = self.first.nfe
+        if planned(self.first):
+            return f"{n} calls of its plan"
         return f"{n} evenly spaced calls" if self.evenly_spaced else f"{n} calls on {self.grid}"
 
     @cached_property
@@ -114,6 +116,11 @@ class Entry:
 
     def name(self, several_models: bool) -> str:
         return f"{self.label} · {self.model}" if several_models else self.label
+
+
+def planned(point: Point) -> bool:
+    """Whether a file decided the calls, so that they differ between training runs of one setting."""
+    return (point.record.get("exit") or {}).get("name") == "planned"
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -224,7 +231,8 @@ def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Point, Evaluation]]:
     cells: dict[tuple, tuple[Point, Evaluation]] = {}
     for evaluation in run:
         for p in evaluation.points:
-            key = (p.family, p.label, p.slug, str(p.record.get("sampler", {})), p.nfe, str(p.record.get("guidance")))
+            solver = () if planned(p) else (str(p.record.get("sampler", {})), p.nfe)
+            key = (p.family, p.label, p.slug, *solver, str(p.record.get("guidance")))
             cells.setdefault(key, (p, evaluation))
     return cells
 

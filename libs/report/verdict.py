@@ -73,6 +73,13 @@ def rival_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
     return best_plain(alike, model, (1 + EQUAL) * entry.choosing)
 
 
+def simpler_than(chosen: Entry, entries: Sequence[Entry]) -> Entry | None:
+    """The fastest setting without any choice per image or call that is as good, 2 % allowed: the same layer for all
+    images and calls, or all layers of another, smaller network; None if none is."""
+    alike = [e for e in entries if n_images(e) == n_images(chosen) and e.choosing <= (1 + EQUAL) * chosen.choosing]
+    return cheapest([e for e in alike if e.family == "fixed" or e.plain and e.model != chosen.model])
+
+
 def cheapest(entries: Sequence[Entry]) -> Entry | None:
     timed = [e for e in entries if e.cost is not None]
     counted = [e for e in entries if e.gmacs is not None]
@@ -146,7 +153,21 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     first += f"{signed(change(chosen, base))}."
     rival = rival_of(chosen, entries)
     tone, second = against_rival(chosen, rival, base, entries, several)
-    return Claim(tone, (first, second), chosen, rival)
+    simpler = simpler_than(chosen, entries)
+    if simpler is None or not as_fast(simpler, chosen):
+        return Claim(tone, (first, second), chosen, rival)
+    name = simpler.name(several)
+    warning = (
+        f"{name[0].upper()}{name[1:]} does as well: it {costs(simpler, chosen)} the recommended point, its {word} "
+    )
+    warning += f"differs by {signed(change(simpler, chosen))}."
+    return Claim("bad" if tone == "bad" else "even", (warning, first, second), chosen, rival)
+
+
+def as_fast(a: Entry, b: Entry) -> bool:
+    """Whether a is as fast as b or faster, 2 % and the noise allowed."""
+    found = speedup(a, b)
+    return found is not None and (found.mean >= 1 - EQUAL or found.excludes(1.0) is False)
 
 
 def costs(a: Entry, b: Entry) -> str:
@@ -192,18 +213,21 @@ def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
     """The claim as numbers, for files; None where no early exit is good enough.
 
     `speedup_over_uniform` and `quality_change` (share of the distance) are against full depth on evenly spaced calls,
-    `speedup_over_best_plain` and `quality_change_over_best_plain` against the honest rival. A value is None where its
-    counterpart was not evaluated or not timed, an interval where there is one value only.
+    `speedup_over_best_plain` and `quality_change_over_best_plain` against the honest rival; `…_over_simpler` against
+    the best fixed layer or smaller network of that quality. A value is None where its counterpart was not evaluated or
+    not timed, an interval where there is one value only.
     """
     chosen, even = recommend(entries, tolerance), uniform(entries)
     if chosen is None:
         return None
-    rival = rival_of(chosen, entries)
+    rival, simpler = rival_of(chosen, entries), simpler_than(chosen, entries)
     found: dict[str, Estimate | None] = {
         "speedup_over_uniform": even and speedup(chosen, even),
         "speedup_over_best_plain": rival and speedup(chosen, rival),
         "quality_change": even and change(chosen, even),
         "quality_change_over_best_plain": rival and change(chosen, rival),
+        "speedup_over_simpler": simpler and speedup(chosen, simpler),
+        "quality_change_over_simpler": simpler and change(chosen, simpler),
     }
     return {
         **{key: value and value.mean for key, value in found.items()},
@@ -211,6 +235,7 @@ def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
         "setting": setting(chosen),
         "uniform": even and setting(even),
         "best_plain": rival and setting(rival),
+        "simpler": simpler and setting(simpler),
         "other_grids": not only_even(entries),
         "tolerance": tolerance,
         "training_runs": len(chosen.points),
