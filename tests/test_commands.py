@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from configs import base
 from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.evaluation import evaluate as evaluator
+from libs.evaluation.sweep import read
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = ["--config.nnet.embed_dim=32", "--config.nnet.depth=4", "--config.mixed_precision=no"]
@@ -314,6 +316,29 @@ def test_shell_scripts(name, scripts):
     if job == "train":
         scratch = shell(scripts, name, PRETRAINED="", **two)
         assert f"--workdir=workdir/{config}-scratch" in scratch.stdout and "pretrained" not in scratch.stdout
+
+
+def test_comparison_script(scripts):
+    """Catches settings that no sweep knows, a training seed that is left out, and plans that are made and not run."""
+    done = subprocess.run(
+        ["bash", "scripts/comparison.sh", "digits", "out"],
+        cwd=scripts, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in done.stdout.splitlines()]
+    sweeps = [ast.literal_eval(a.partition("=")[2]) for call in calls for a in call if "eval.sweep=" in a]
+    assert len(sweeps) == 6 and all(len(methods) == len(set(methods)) for methods in sweeps)
+    for entry in (entry for sweep in sweeps for entry in sweep):
+        read(entry)
+    asked = [a for call in calls for a in call if a.startswith("--budget=")]
+    assert len(asked) == 6 and sum(e.startswith("plan=") for e in sweeps[0]) == sum(
+        len(a.split(",")) for a in asked[:2]
+    )
+    directories = [a.partition("=")[2] for a in calls[-1] if a.endswith("/eval")]
+    assert len(directories) == 6 and set(directories) < set(calls[-2])
+    assert "benchmarks/results/frontier-digits-cpu.json" in calls[-1]
+    wrong = subprocess.run(["bash", "scripts/comparison.sh", "moons"], cwd=scripts, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "digits, fashion or cifar10" in wrong.stderr
 
 
 def there(scripts: Path) -> dict[str, str]:
