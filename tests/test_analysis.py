@@ -39,6 +39,24 @@ def test_exit_variance(used, wanted):
     assert found["total"] == pytest.approx(used.var())
 
 
+def test_class_share_and_late_images():
+    """Catches a class share that chance alone gives, classes counted beside the images instead of among them, and a
+    busy image taken for a simple one."""
+    labels = RNG.integers(10, size=400)
+    by_class = np.repeat(labels[None], 5, 0)
+    assert explain.exit_variance(by_class, labels)["class"] == pytest.approx(1)
+    blind = explain.exit_variance(RNG.integers(8, size=(1, 400)), labels)
+    assert blind["class"] < 0.05 < 9 / 399 + 0.05 and blind["sample"] == pytest.approx(1)
+    assert "class" not in explain.exit_variance(by_class)
+    pixels = np.zeros((40, 1, 4, 4), np.uint8)
+    pixels[:, :, ::2] = np.arange(0, 200, 5)[:, None, None, None]
+    depth = np.arange(40.0)
+    late = explain.late_images(depth, np.arange(40) // 20, explain.busyness(pixels))
+    assert late["spearman_busy"] == pytest.approx(1) == late["spearman_busy_within_classes"]
+    assert late["depth_per_class"] == {"0": 9.5, "1": 29.5}
+    assert explain.late_images(depth, None, -depth)["spearman_busy"] == pytest.approx(-1)
+
+
 def test_agreement_and_spread():
     """Catches a mode taken over everything instead of per call, and a spread over calls instead of images."""
     used = np.array([[1, 1, 1, 7], [7, 7, 7, 7], [2, 2, 3, 3]])
@@ -133,7 +151,7 @@ def test_analyze(run):
     """Catches a command that stops, numbers that JSON cannot hold, and a wrong end of time."""
     config, _, regime = quick(run)
     config.eval.thresholds = (0.5,)
-    found = analyze(config, regime, run, n_images=20, seed=7, n_times=4, taus=[0.0, 1e9])
+    found = analyze(config, regime, run, n_images=8, seed=7, n_times=4, taus=[0.0, 1e9], budgets=[0.6])
     text = (run.dir / "analysis.json").read_text()
     stored = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     point = stored["exits"]["threshold-0.5"]
@@ -148,7 +166,15 @@ def test_analyze(run):
     assert first["mean_depth"] == 1 and first["share_of_macs"] < 0.5
     for name in found["pictures"]:
         assert (run.dir / name).stat().st_size > 5000
-    assert len(found["pictures"]) == 6 and list(run.dir.glob("*.part")) == []
+    (record,) = stored["per_image"]
+    assert record["static"]["spends"] == pytest.approx(0.6, abs=0.04) and set(record["seconds"]) >= {
+        "static",
+        "inflight",
+    }
+    assert record["thresholds"]["spends"] == pytest.approx(record["static_at_thresholds"]["spends"], abs=1e-6)
+    assert record["oracle_gain"]["mean"] > 0, "who knows the answer does better than depths for all images"
+    assert not list(run.dir.glob("*.part")) and not (run.dir / "per-image.json").exists()
+    assert len(found["pictures"]) == 7 and list(run.dir.glob("*.part")) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ estimates  on noised training images: u against the true error tanh|eps_k - eps|
            (time, exit), against a constant per (time, exit); what leaving early changes; the weights of the loss
 gradients  which parts of the network each term of the loss moves: from the settings, and from one backward pass
 oracle     leaving at the least sufficient exit, which no policy can know
+per_image  whether looking at the image pays, at given budgets: per_image.py
 
 t = 1 is noise, t = 0 the data; logSNR = 2 log(alpha / sigma).
 """
@@ -23,37 +24,38 @@ from libs import rng
 from libs.analysis import explain, figures
 from libs.analysis.calibrate import Bench, all_images, distance_of
 from libs.analysis.dense import sample_dense
+from libs.analysis.per_image import per_image
 from libs.data import batches
 from libs.evaluation.families import BASELINES
 from libs.evaluation.sweep import points
-from libs.exits import EXIT_POLICIES, Trace, oracle, run_dense
+from libs.exits import EXIT_POLICIES, oracle, run_dense
 from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
 from libs.regimes import Regime
 from libs.run import Run
+from libs.sampling.images import Images
 from libs.sampling.sampler import Sampler
 
 # ---- exits, closed loop --------------------------------------------------------------------------------------------
 
 
-def exit_statistics(bench: Bench) -> dict[str, dict]:
-    """For every configured point that decides: its trace, taken apart."""
+def sampled(bench: Bench) -> dict[str, tuple[str, Images]]:
+    """Of every configured point that decides: slug -> its label and its images."""
     chosen = [point for point in points(bench.sampler) if point.family not in BASELINES]
-    return {
-        point.slug: {"label": point.label, **trace_statistics(bench, bench.images(point.policy, bench.seed))}
-        for point in chosen
-    }
+    return {p.slug: (p.label, Images.concatenate(bench.images(p.policy, bench.seed))) for p in chosen}
 
 
-def trace_statistics(bench: Bench, images) -> dict:
-    trace = Trace.concatenate([batch.trace for batch in images])
+def trace_statistics(bench: Bench, images: Images) -> dict:
+    trace = images.trace
     used = trace.used.reshape(len(trace.calls), -1)  # (calls, branches x n)
+    labels = images.labels
     t = torch.from_numpy(trace.t)
     switch = explain.switch_time(trace.t, used)
     return {
-        "share_of_macs": bench.share(images),
+        "share_of_macs": bench.share([images]),
         "mean_depth": float(used.mean()),
-        "variance": explain.exit_variance(used),
+        "variance": explain.exit_variance(used, None if labels is None else np.tile(labels, trace.used.shape[1])),
+        "late": explain.late_images(images.depth.mean(0), labels, explain.busyness(images.pixels.numpy())),
         "mode_agreement": explain.mode_agreement(used),
         "depth_per_image": explain.sample_spread(trace.used.mean(1)),
         "t": trace.t.tolist(),
@@ -241,8 +243,18 @@ def oracle_statistics(bench: Bench, taus: list[float]) -> list[dict]:
 # ---- all of it -----------------------------------------------------------------------------------------------------
 
 
-def analyze(config, regime: Regime, run: Run, *, n_images: int, seed: int, n_times: int, taus: list[float]) -> dict:
-    """Write analysis.json and the pictures into the run's directory; returns the numbers."""
+def analyze(
+    config, regime: Regime, run: Run, *, n_images: int, seed: int, n_times: int, taus: list[float], budgets=()
+) -> dict:
+    """Write analysis.json and the pictures into the run's directory; returns the numbers.
+
+    Args:
+        n_images: images per measurement.
+        seed: noise seed; `budgets` also take the four after it.
+        n_times: equal bins of t at whose middles the estimates are measured.
+        taus: tolerances of the oracle.
+        budgets: shares of full depth's MACs at which per-image exits are held against static depths (per_image.py).
+    """
     for name, value, least in (("images", n_images, 4), ("times", n_times, 1)):
         if value < least:
             raise ValueError(f"--{name}={value}: it must be at least {least}")
@@ -253,15 +265,21 @@ def analyze(config, regime: Regime, run: Run, *, n_images: int, seed: int, n_tim
     bench = Bench(Sampler.open(config, regime, run), n_images, seed)
     found = {"config": config.to_dict(), "n_images": n_images, "seed": seed, "depth": bench.model.depth}
     run.say(f"exits of {n_images} images")
-    found["exits"] = exit_statistics(bench)
+    images = sampled(bench)
+    found["exits"] = {
+        slug: {"label": label, **trace_statistics(bench, of_point)} for slug, (label, of_point) in images.items()
+    }
     run.say(f"estimates at {n_times} times")
     found["estimates"] = estimate_statistics(bench, noised_statistics(bench, n_times))
     found["gradients"] = gradient_flow(bench)
     if taus:
         run.say("oracle")
         found["oracle"] = oracle_statistics(bench, taus)
+    if budgets:
+        run.say("per-image exits against static depths")
+        found["per_image"] = per_image(bench, list(budgets))
     run.write_json("analysis.json", found)
-    found["pictures"] = figures.draw(found, run.dir)
+    found["pictures"] = figures.draw(found, images, run.dir)
     return found
 
 
@@ -276,10 +294,15 @@ def headline(found: dict) -> dict:
     exits = {
         slug: {
             "mean_depth": point["mean_depth"],
-            **{f"variance_{name}": point["variance"][name] for name in ("time", "sample", "residual")},
+            **{f"variance_{name}": share for name, share in point["variance"].items() if name != "total"},
             "mode_agreement": point["mode_agreement"],
             "switch_log_snr": point["switch_log_snr"],
         }
         for slug, point in found["exits"].items()
     }
-    return {"exits": exits, "estimates": average, "gradients_agree": found["gradients"]["agree"]}
+    gains = {
+        f"{record['budget']:g}": {name: record[name] for name in ("gain", "oracle_gain", "seconds")}
+        for record in found.get("per_image", ())
+    }
+    told = {"exits": exits, "estimates": average, "gradients_agree": found["gradients"]["agree"]}
+    return told | ({"per_image": gains} if gains else {})

@@ -13,15 +13,56 @@ from libs.losses import LAYER_WEIGHTS
 # ---- exits ---------------------------------------------------------------------------------------------------------
 
 
-def exit_variance(used: np.ndarray) -> dict[str, float]:
+def exit_variance(used: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
     """Shares of the variance of the exit that call (time) and image (sample) explain, and what they leave over.
 
-    Two-way analysis of variance without repetition: the shares sum to 1. All are 0 where the exit never changes.
+    Two-way analysis of variance without repetition: time, sample and residual sum to 1. All are 0 where the exit never
+    changes. `class` is the part of sample that lies between the classes `labels` (rows,), less what as many groups of
+    images drawn at random would show (epsilon squared, Kelley 1935); absent without labels.
     """
     used = used.astype(np.float64)
     total, time, sample = used.var(), used.mean(1).var(), used.mean(0).var()
     shares = np.array([time, sample, total - time - sample]) / (total or 1.0)
-    return dict(zip(("time", "sample", "residual"), shares.clip(0).tolist(), strict=True)) | {"total": float(total)}
+    found = dict(zip(("time", "sample", "residual"), shares.clip(0).tolist(), strict=True)) | {"total": float(total)}
+    return found if labels is None else found | {"class": found["sample"] * between_classes(used.mean(0), labels)}
+
+
+def between_classes(values: np.ndarray, labels: np.ndarray) -> float:
+    """Epsilon squared: the share of the variance of values (n,) between the classes, without what chance gives."""
+    classes, n = np.unique(labels), len(values)
+    total = np.square(values - values.mean()).sum()
+    within = sum(np.square(v - v.mean()).sum() for v in (values[labels == c] for c in classes))
+    if not total or n <= len(classes):
+        return 0.0
+    return float(max(0.0, 1 - within / (n - len(classes)) / (total / (n - 1))))
+
+
+def busyness(pixels: np.ndarray) -> np.ndarray:
+    """(n,): mean absolute difference of neighbouring pixels of images (n, C, H, W), in levels of 255."""
+    x = pixels.astype(np.float64)
+    down, right = np.abs(np.diff(x, axis=2)), np.abs(np.diff(x, axis=3))
+    return (down.mean((1, 2, 3)) + right.mean((1, 2, 3))) / 2
+
+
+def late_images(depth: np.ndarray, labels: np.ndarray | None, busy: np.ndarray) -> dict:
+    """Which images leave late: mean depth (n,) by class, and its rank correlation with `busyness` (n,).
+
+    `spearman_busy_within_classes` correlates what is left of both after their class means.
+    """
+    found: dict = {"spearman_busy": rank_correlation(depth, busy)}
+    if labels is not None:
+        classes = np.unique(labels).tolist()
+        found["depth_per_class"] = {str(c): float(depth[labels == c].mean()) for c in classes}
+        means = np.zeros((2, len(depth)))
+        for c in classes:
+            means[:, labels == c] = [[values[labels == c].mean()] for values in (depth, busy)]
+        found["spearman_busy_within_classes"] = rank_correlation(depth - means[0], busy - means[1])
+    return found
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; 0 where either side is constant."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
 
 def mode_agreement(used: np.ndarray) -> float:

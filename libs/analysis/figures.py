@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
+from libs.sampling.images import Images
+
 ENDS = "t (0 = data, 1 = noise)"
 
 
-def draw(found: dict, folder: Path) -> list[str]:
-    """Write the PNG files; returns their names."""
+def draw(found: dict, images: dict[str, tuple[str, Images]], folder: Path) -> list[str]:
+    """Write the PNG files; returns their names. `images`: slug -> (label, images) of the points in found["exits"]."""
     estimates = found["estimates"]
     pictures = {"exits.png": exits, "variance.png": variance} if found["exits"] else {}
     names = []
     for name, picture in pictures.items():
         names.append(save(picture(found["exits"], found["depth"]), folder / name))
+    if images:
+        names.append(save(early_and_late(images), folder / "late.png"))
     for name, picture in {"layers.png": layers, "estimates.png": scores, "calibration.png": calibration}.items():
         names.append(save(picture(estimates), folder / name))
     return [*names, save(weights(estimates), folder / "weights.png")]
@@ -76,6 +80,20 @@ def variance(points: dict, depth: int):
     bars = np.array([[m - s["p5"], s["p95"] - m] for s, m in zip(spread, means, strict=True)]).T.clip(0)
     axes[0, 1].errorbar(means, labels, xerr=bars, fmt="o")
     axes[0, 1].set(title="mean depth per image (5 % to 95 %)", xlim=(0, depth))
+    return fig
+
+
+def early_and_late(images: dict[str, tuple[str, Images]], n: int = 16):
+    """Of every point, the images that left earliest and those that left latest, in the order of their mean depth."""
+    fig, axes = figure(2 * len(images), 1, width=9.6, height=1.1)
+    for i, (label, found) in enumerate(images.values()):
+        depth = found.depth.mean(0)  # (n,)
+        order = np.argsort(depth, kind="stable")
+        for ax, what, rows in zip(axes[2 * i :, 0], ("earliest", "latest"), (order[:n], order[-n:]), strict=False):
+            tiles = found.pixels[rows].permute(2, 0, 3, 1).flatten(1, 2).numpy()  # (H, n W, C)
+            ax.imshow(tiles, cmap="gray", vmin=0, vmax=255)
+            ax.set_title(f"{label}, {what}: {depth[rows].min():.2f} to {depth[rows].max():.2f} layers", fontsize=9)
+            ax.set_axis_off()
     return fig
 
 
