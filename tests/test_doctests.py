@@ -27,6 +27,7 @@ PUBLIC = [
     "libs.sampling.pipeline",
     "libs.sampling.plans",
     "libs.sampling.sampler",
+    "libs.evaluation.side_by_side",
     "libs.data.dataset",
     "libs.data.digits",
     "libs.data.images",

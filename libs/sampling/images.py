@@ -49,6 +49,11 @@ class Images:
         """One PNG with all images, `columns` in a row; small ones enlarged to about 48 pixels."""
         save_grid(path, self.pixels, columns)
 
+    def pil(self) -> list[Image.Image]:
+        """One PIL image each, grey ones in mode L."""
+        pixels = self.pixels.permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
+        return [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
+
     @classmethod
     def concatenate(cls, parts: Sequence[Images]) -> Images:
         """Images of one plan and policy, as one set."""

@@ -13,22 +13,24 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from libs import checkpoints
-from libs.files import write_json
+from libs.files import read_json, write_json
 from libs.run import Alone
 from libs.sampling.sampler import Sampler
+from libs.sampling.stored import all_beside
 
 WEIGHTS = "model.safetensors"  # with the experiment's config in its header
+OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 @dataclass
 class AdaptiveDepthOutput(BaseOutput):
     """What a call yields.
 
-    images: n PIL images, or (n, H, W, C) float32 in [0, 1] for output_type="np".
+    images: n PIL images; for output_type="np" (n, H, W, C) float32 in [0, 1], for "pt" (n, C, H, W) on the CPU.
     depth: (calls, n) layers used.
     """
 
-    images: list[Image.Image] | np.ndarray
+    images: list[Image.Image] | np.ndarray | torch.Tensor
     depth: np.ndarray
 
 
@@ -63,6 +65,7 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
         num_images: int | None = None,
         num_inference_steps: int | None = None,
         exit_threshold: float | None = None,
+        budget: float | None = None,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -74,33 +77,39 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
             num_images: how many; classes and texts are then taken in turn.
             num_inference_steps: network evaluations; the default is the experiment's.
             exit_threshold: certainty in (0, 1] above which an image leaves; 1 is full depth.
+            budget: share of the reference's MACs, as for `Sampler`: its plan decides the calls and their depths.
             generator: draws the noise seed; equal states give equal images. The default is seed 0.
-            output_type: "pil" or "np".
+            output_type: "pil", "np" or "pt".
+
+        Raises:
+            ValueError: a value that the network or the sampler does not allow.
         """
-        if output_type not in ("pil", "np"):
-            raise ValueError(f"output_type is {output_type!r}; it must be pil or np")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         labels = [class_labels] if isinstance(class_labels, int | str) else class_labels or ()
         prompts = [prompt] if isinstance(prompt, str) else prompt or ()
         seed = 0
         if generator is not None:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         n = num_images or max(len(labels), len(prompts), 1)
-        made = self.sampler(
-            n, seed=seed, labels=labels, prompts=prompts, exit_threshold=exit_threshold, steps=num_inference_steps
-        )
-        pixels = made.pixels.permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
-        if output_type == "pil":
-            images = [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
+        options = dict(exit_threshold=exit_threshold, steps=num_inference_steps, budget=budget)
+        made = self.sampler(n, seed=seed, labels=labels, prompts=prompts, **options)
+        if output_type == "pt":
+            images = made.pixels / 255  # (n, C, H, W)
+        elif output_type == "np":
+            images = (made.pixels / 255).permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
         else:
-            images = pixels.astype(np.float32) / 255
+            images = made.pil()
         return AdaptiveDepthOutput(images, made.depth) if return_dict else (images, made.depth)
 
     def save_pretrained(self, save_directory: str | Path, **_) -> None:
-        """One .safetensors file that knows its experiment, and model_index.json."""
+        """One .safetensors file that knows its experiment, its plans of scripts.calibrate, and model_index.json."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"config": self.sampler.config.to_dict(), "class_names": list(self.sampler.class_names)}
         checkpoints.write(self.sampler.model.state_dict(), folder / WEIGHTS, about)
+        for plan in all_beside(self.sampler.config.nnet_path).values():
+            write_json(folder / plan.name, read_json(plan, "a plan beside the weights"))
         write_json(folder / "model_index.json", {"_class_name": type(self).__name__, "weights": WEIGHTS})
 
     @classmethod

@@ -24,7 +24,7 @@ from libs.sampling.generate import make_plan
 from libs.sampling.images import Images
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import Plan, sample
-from libs.sampling.stored import beside, plan_of
+from libs.sampling.stored import all_beside, beside, plan_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,11 @@ class Sampler:
         return replace(sampler, class_names=tuple(about.get("class_names") or ()))
 
     # ---- what to sample with -----------------------------------------------------------------------------------------
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """What `budget` may be: shares of the reference's MACs with a plan of scripts.calibrate beside the weights."""
+        return tuple(all_beside(self.config.nnet_path))
 
     def plan(self, steps: int | None = None, algorithm: str | None = None, grid: str | None = None) -> Plan:
         """The experiment's solver as a table, with other `steps` (calls), `algorithm` or `grid` if given."""

@@ -18,20 +18,26 @@ def plan_of(process: Process, stored: dict) -> Plan:
     return plan if all(stored["computed"]) else forecasting(plan, process, stored["computed"], stored["order"])
 
 
-def beside(weights: str | Path, budget: float, unit: str = "budget") -> Planned:
-    """The plan of `budget` that lies beside the weights.
-
-    Raises:
-        ValueError: there is none; the message lists those that are there.
-    """
+def all_beside(weights: str | Path, unit: str = "budget") -> dict[float, Path]:
+    """The files of all budgets for which a plan lies beside the weights, ascending."""
     folder = Path(weights)
     folder = folder if folder.is_dir() else folder.parent
     found = {}
     for path in folder.glob(f"plan-{unit}-*.json"):
         if match := re.fullmatch(rf"plan-{unit}-([0-9.]+)\.json", path.name):
             found[float(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def beside(weights: str | Path, budget: float, unit: str = "budget") -> Planned:
+    """The plan of `budget` that lies beside the weights.
+
+    Raises:
+        ValueError: there is none; the message lists those that are there.
+    """
+    found = all_beside(weights, unit)
     if budget not in found:
-        there = ", ".join(f"{value:g}" for value in sorted(found)) or "none"
+        there = ", ".join(f"{value:g}" for value in found) or "none"
         raise ValueError(
             f"{unit} is {budget}; beside {weights} there are plans for: {there}. "
             f"Make one with python -m scripts.calibrate --{unit}={budget}"
