@@ -119,7 +119,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
             sample_steps=Number(1_000, 1),  # network evaluations
             grid="",  # time_uniform | logsnr | power:2 | karras:7 | times or a file of them; "" = as published
             # compute every `every`-th step (1: all) and the last `tail`; forecast the rest from order + 1 computed ones
-            forecast=group("sample.forecast.", every=Number(1, 1), order=Number(1, 0, 2), tail=Number(4, 0)),
+            forecast=group("sample.forecast.", every=Number(1, 1), order=Number(1, 0, 3), tail=Number(4, 0)),
             n_samples=Number(50_000, 1),  # images per seed in an evaluation
             mini_batch_size=Number(500, 1),
             scale=Number(0.0),  # guidance: eps = cond + scale (cond - null)

@@ -51,6 +51,19 @@ def quick(**settings):
             {"certainty": 0.98},
         ),
         ("fixed.layer=2,refresh=2", "refresh", "fixed layer 2, refresh 2", {"layer": 2}),
+        (
+            "forecast.every=2, forecast.order=3",
+            "forecast",
+            "full depth, forecast.every 2, forecast.order 3",
+            {},
+        ),
+        (
+            "threshold.certainty=0.98,forecast.every=2,forecast.tail=0,steps=9",
+            "threshold, forecast",
+            "threshold 0.98, 9 steps, forecast.every 2, forecast.tail 0",
+            {"certainty": 0.98},
+        ),
+        ("fixed.layer=3,forecast.every=2", "forecast", "fixed layer 3, forecast.every 2", {"layer": 3}),
         ("reuse.every=2", "reuse", "reuse every 2", {"every": 2}),
         ("cache.every=3,cache.layers=2", "cache", "cache every 3 layers 2", {"every": 3, "layers": 2}),
         (
@@ -80,6 +93,7 @@ def test_sweep_entries(entry, family, label, settings):
         ("steps=0", "steps is 0"),
         ("residual=1", "residual is '1'; a value of type bool"),
         ("sampler=euler", "sampler is 'euler'"),
+        ("forecast.evry=2", "must be one of"),
         ("", "must be one of"),
         ({"policy": "threshold", "certanty": 0.9}, "certanty is no setting; threshold has at, certainty"),
         ({"policy": "treshold"}, "the policy is 'treshold'"),
@@ -134,6 +148,26 @@ def test_points_with_solver_settings():
     assert read(dicts) == read(f"{plain},lower_order_final=False")
     with pytest.raises(ValueError, match="lower_order_final is no setting of ddim; it has eta"):
         points(quick(eval__sweep=("steps=4,sampler=ddim,lower_order_final=False",)))
+
+
+def test_points_with_forecasts():
+    """Catches forecast settings of one entry that another one takes, and a point that calls more than it says."""
+    sweep = ("steps=9,forecast.every=3,forecast.order=3,forecast.tail=1", "steps=9,forecast.every=2", "steps=9")
+    found = [point for point in points(quick(eval__sweep=sweep)) if point.plan.rows == 9]
+    assert [p.plan.computed.tolist() for p in found] == [
+        [i in (0, 3, 6, 8) for i in range(9)],
+        [i % 2 == 0 or i > 4 for i in range(9)],
+        [True] * 9,
+    ]
+    assert [p.family for p in found] == ["forecast", "forecast", "steps"]
+    assert found[0].solver["forecast.order"] == 3 and "forecast.order" not in found[2].solver
+    for wrong, message in {
+        "every=0": "every is 0",
+        "every=2,forecast.order=4": "order is 4",
+        "order=2": "computes each",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            points(quick(eval__sweep=(f"steps=9,forecast.{wrong}",)))
 
 
 def test_points_of_an_evaluation():

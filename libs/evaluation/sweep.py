@@ -58,13 +58,15 @@ class Method:
     steps: int | None = None
     sampler: str | None = None
     grid: str | None = None  # None = config.sample.grid
-    solver: dict[str, Any] = field(default_factory=dict)  # differences from config.sample.<sampler>
+    solver: dict[str, Any] = field(default_factory=dict)  # differences from config.sample.<sampler>; forecast.<setting>
 
     @property
     def family(self) -> str:
         """Points of one family are one method with a knob."""
         if self.residual or self.refresh:
             name = "residual" if self.residual else "refresh"
+        elif any(key.startswith("forecast.") for key in self.solver):
+            name = "forecast" if self.policy in BASELINES else f"{self.policy}, forecast"
         elif self.policy == "full":
             placed = self.grid is not None or self.solver
             name = "plain" if placed else "sampler" if self.sampler else "steps" if self.steps else "full"
@@ -153,6 +155,8 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         plan = make_plan(
             sampler.regime.process, config.sample, method.steps, method.sampler, method.grid, method.solver
         )
+        if "forecast" in method.family and plan.nfe == plan.rows:
+            raise ValueError(f"{method.label!r} computes each of its {plan.rows} calls: nothing is forecast")
     full_depth = method.policy == "planned" and min(policy.stored["layers"]) == model.depth
     exits = {"name": method.policy, **options}
     if method.residual or method.refresh:
@@ -170,8 +174,9 @@ def make_point(method: Method, sampler: Sampler) -> Point:
 
 # ---- sweep entries -------------------------------------------------------------------------------------------------
 
-# Settings of any policy, by type; those of the solvers among them.
+# Settings of any policy, by type; those of the solvers and of forecasts among them.
 SOLVER = {"lower_order_final": True, "order": 3, "eta": 0.0, "variance": ""}
+SOLVER |= {"forecast.every": 1, "forecast.order": 1, "forecast.tail": 4}
 COMMON = {"residual": False, "refresh": 0, "pair": "", "steps": 1, "sampler": "", "grid": "", **SOLVER}
 
 
@@ -200,6 +205,7 @@ def parse(entry: str) -> Method:
 
     "fixed.layer=3" | "threshold.certainty=0.9,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"
     | "steps=7,grid=power:2.5" | "steps=3,grid=(1,0.6,0.2,0.001)" | "steps=5,grid=power:2,lower_order_final=False"
+    | "steps=20,forecast.every=2,forecast.order=1,forecast.tail=4"
     """
     policy, own, common = "", {}, {}
     try:

@@ -14,6 +14,7 @@ FAMILY_NAMES = {
     "refresh": "refresh without correction",
     "reuse": "output reuse",
     "cache": "deep-feature cache",
+    "forecast": "outputs forecast",
     "matched_random": "matched random depths",
     "matched_static": "matched static schedule",
 }

@@ -9,10 +9,10 @@ A `Plan` has one row per step. With eps predicted at the row's (x, t), a row doe
 Rows are gathered by each sample's own row number, so that samples at different steps can share a batch.
 
 A row calls the network (NFE = number of such rows) or forecasts what it would say, from v = alpha eps - sigma x0 of the
-last three calls; v is bounded at both ends, whatever kind of output the network has:
+last four calls; v is bounded at both ends, whatever kind of output the network has:
 
     v    = (eps - sigma x) / alpha                        at a call; remembered
-    eps  = sigma x + alpha sum_j ahead[j] outputs[j]      at a forecast; outputs = the last three v, newest last
+    eps  = sigma x + alpha sum_j ahead[j] outputs[j]      at a forecast; outputs = the last four v, newest last
 
 Notation: a node t has alpha, sigma and lam = log(alpha / sigma); a step leads from s to t, h = lam_t - lam_s > 0.
 Papers: DDPM (Ho et al. 2020), DDIM (Song et al. 2021a), SDE (Song et al. 2021b), DPM-Solver (Lu et al. 2022a) and
@@ -34,6 +34,7 @@ from libs.sampling.grids import named, times, times_to_zero
 from sde import Process
 
 HISTORY = 3  # the longest memory: DPM-Solver-3 combines the outputs at s and at its two interior points
+OUTPUTS = 4  # the longest memory of forecasts: a cubic
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Plan:
     cz: Tensor
     commit: Tensor  # bool
     computed: Tensor  # bool: whether the row calls the network
-    forecast: Tensor | None = None  # (rows, 5) alpha, sigma and ahead, newest last; None where every row calls
+    forecast: Tensor | None = None  # (rows, 6) alpha, sigma and ahead, newest last; None where every row calls
 
     @property
     def rows(self) -> int:
@@ -73,7 +74,7 @@ class Plan:
 
     @cached_property
     def table(self) -> Tensor:
-        """All coefficients, (rows, 8), or (rows, 14) with forecasts: gathered and moved in one go."""
+        """All coefficients, (rows, 8), or (rows, 15) with forecasts: gathered and moved in one go."""
         columns = [torch.stack([self.px, self.pm, self.ca, self.cz, self.commit.double()], 1), self.cm]
         if self.forecast is not None:
             columns += [self.computed.double()[:, None], self.forecast]
@@ -88,14 +89,14 @@ class State:
     anchor: Tensor  # (B, C, H, W)
     history: tuple[Tensor, ...]  # 3 x (B, C, H, W), newest last
     row: Tensor  # (B,) int64 on the CPU
-    outputs: tuple[Tensor, ...] = ()  # v of the last 3 calls, newest last; kept by plans that forecast
+    outputs: tuple[Tensor, ...] = ()  # v of the last 4 calls, newest last; kept by plans that forecast
 
     @classmethod
     def start(cls, x: Tensor, plan: Plan | None = None) -> State:
         """Initial noise x (B, C, H, W) at row 0 of `plan`, which may be left out where nothing is forecast."""
-        memory = (torch.zeros_like(x),) * HISTORY
-        outputs = memory if plan is not None and plan.forecast is not None else ()
-        return cls(x, x, memory, torch.zeros(len(x), dtype=torch.long), outputs)
+        nothing = torch.zeros_like(x)
+        outputs = (nothing,) * OUTPUTS if plan is not None and plan.forecast is not None else ()
+        return cls(x, x, (nothing,) * HISTORY, torch.zeros(len(x), dtype=torch.long), outputs)
 
     def done(self, plan: Plan) -> Tensor:
         """(B,) bool: samples that have been through every row."""
@@ -128,7 +129,7 @@ def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> S
     if plan.stochastic and z is None:
         raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
     x, eps, outputs = state.x, eps.to(state.x.dtype), state.outputs
-    table = plan.table[state.row].to(x.device, x.dtype)  # (B, 8) or (B, 14)
+    table = plan.table[state.row].to(x.device, x.dtype)  # (B, 8) or (B, 15)
     px, pm, ca, cz, commit, *rest = table.view(len(x), -1, *(1,) * (x.dim() - 1)).unbind(1)  # each (B, 1, 1, 1)
     if plan.forecast is not None:
         computed, alpha, sigma, *ahead = rest[HISTORY:]
@@ -191,14 +192,14 @@ def forecasting(plan: Plan, process: Process, computed: Sequence[bool], order: i
     computed = torch.tensor(computed, dtype=torch.bool)
     if computed.shape != plan.t.shape or not computed[0]:
         raise ValueError(f"forecasts: {len(computed)} rows for {plan.rows} steps; every step, the first one computed")
-    if order not in (0, 1, 2):
-        raise ValueError(f"sample.forecast.order is {order}; it must be 0, 1 or 2")
-    s, ahead = torch.arange(plan.rows).double(), torch.zeros(plan.rows, HISTORY, dtype=torch.float64)
+    if order not in range(OUTPUTS):
+        raise ValueError(f"sample.forecast.order is {order}; it must be 0, 1, 2 or 3")
+    s, ahead = torch.arange(plan.rows).double(), torch.zeros(plan.rows, OUTPUTS, dtype=torch.float64)
     for i in (~computed).nonzero().flatten().tolist():
         past = s[:i][computed[:i]][-order - 1 :]  # newest last
         for j in range(len(past)):
             others = torch.cat([past[:j], past[j + 1 :]])
-            ahead[i, HISTORY - len(past) + j] = ((s[i] - others) / (past[j] - others)).prod()  # Lagrange
+            ahead[i, OUTPUTS - len(past) + j] = ((s[i] - others) / (past[j] - others)).prod()  # Lagrange
     forecast = torch.cat([torch.stack([process.alpha(plan.t), process.sigma(plan.t)], 1), ahead], 1)
     return replace(plan, computed=computed, forecast=forecast)
 
