@@ -33,6 +33,8 @@ METHODS = {
     "residual fixed": lambda: policy("fixed", residual=True, refresh=2, layer=2),
     "reuse": lambda: policy("reuse", every=2),
     "cache": lambda: policy("cache", every=3, layers=2),
+    "first block": lambda: policy("first_block", threshold=0.4, per_image=True),
+    "teacache": lambda: policy("teacache", threshold=0.4, per_image=True),
 }
 
 

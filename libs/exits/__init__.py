@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from libs.exits.caching import Cache, Refresh, Residual, Reuse, looking_back
 from libs.exits.calls import Answer, start_calls
+from libs.exits.changes import FirstBlock, TeaCache
 from libs.exits.controls import MatchedRandom, MatchedStatic
 from libs.exits.execute import oracle, run_dense, run_with_exits
 from libs.exits.planned import Planned
@@ -43,6 +44,7 @@ from libs.exits.similarity import Similarity
 from libs.exits.static import Fixed, Full, Power, Schedule
 from libs.exits.threshold import Calibrated, Patience, ReleasedBatchMean, Threshold
 from libs.exits.trace import Trace
+from libs.exits.two_networks import Duo
 
 EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "full": Full,
@@ -59,9 +61,13 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "released_batch_mean": ReleasedBatchMean,
     "reuse": Reuse,
     "cache": Cache,
+    "first_block": FirstBlock,
+    "teacache": TeaCache,
+    "duo": Duo,
 }
 
 __all__ = [
+    "Duo",
     "EXIT_POLICIES",
     "Answer",
     "ExitPolicy",

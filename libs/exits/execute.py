@@ -117,6 +117,43 @@ def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tens
     return model.head(model.depth, carry)
 
 
+def run_or_reuse(
+    model: EarlyExitModel,
+    first: int,
+    unchanged: Callable[[Tensor, Tensor], Tensor],
+    rest: Tensor | None,
+    x: Tensor,
+    time: Tensor,
+    cond: Tensor | None,
+) -> tuple[Tensor, np.ndarray, Tensor]:
+    """One network call in which rows may skip all layers but the `first` ones.
+
+    `unchanged(before, after)` is shown the tokens (B, L, D) around the first layers and names the rows (B,) that skip:
+    their tokens get `rest` (B, L, D), what the other layers added when they last ran for the row. Returns the raw
+    network outputs (B, C, H, W), the layers used (B,), and `rest` for the next call.
+    """
+    carry = model.embed(x, time, cond)
+    before = carry.h
+    for i in range(first):
+        carry = model.layer(i, carry)
+    h, skips = carry.h, unchanged(before, carry.h).cpu().numpy()  # the call's one wait for the device
+    used = np.where(skips, first, model.depth)
+    if not skips.all():
+        rows = torch.from_numpy(np.flatnonzero(~skips)).to(x.device)
+        deep = carry.keep(rows) if skips.any() else carry
+        for i in range(first, model.depth):
+            deep = model.layer(i, deep)
+        added = deep.h - h[rows]
+    if skips.all():
+        h = h + rest
+    elif skips.any():
+        h = (h + rest).index_copy(0, rows, deep.h.to(h.dtype))
+        rest = rest.index_copy(0, rows, added)
+    else:
+        h, rest = deep.h, added
+    return model.head(model.depth, replace(carry, h=h, skips=())), used, rest
+
+
 def run_dense(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | None) -> AllExits:
     """Every exit of one call: the reference for tests, calibration and analysis."""
     return model(x, time, cond)

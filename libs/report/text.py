@@ -15,6 +15,9 @@ FAMILY_NAMES = {
     "reuse": "output reuse",
     "cache": "deep-feature cache",
     "forecast": "outputs forecast",
+    "first_block": "first-block cache",
+    "teacache": "TeaCache",
+    "duo": "two networks",
     "matched_random": "matched random depths",
     "matched_static": "matched static schedule",
 }

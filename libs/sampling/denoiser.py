@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.exits import Answer, ExitPolicy, Trace, start_calls
+from libs.exits import Answer, Duo, ExitPolicy, Trace, start_calls
 from libs.models import EarlyExitModel
 from sde import Process
 
@@ -91,6 +91,8 @@ class Denoiser:
             raise ValueError(
                 f"sample.scale is {guidance.scale}; guidance needs a conditional model with a null condition"
             )
+        if isinstance(policy, Duo):
+            policy.check_same(process, pred)
         self.model, self.process, self.pred, self.guidance = model, process, pred, guidance
         self.guided = guidance.scale > 0
         self.policy = policy.paired(guidance.pair) if self.guided and guidance.pair != "free" else policy
