@@ -65,7 +65,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("nodes", "search", ["search", "keep"], "Whether the times of the calls are searched or kept.")
     flags.DEFINE_enum("depth", "search", ["search", "full"], "Whether calls may leave early.")
     flags.DEFINE_enum("objective", "frechet", list(OBJECTIVES), "What selects: Frechet distance, or the fine teacher.")
-    flags.DEFINE_integer("images", 256, "Images per noise seed to learn from; distances are of sample.n_samples.")
+    flags.DEFINE_integer("images", 256, "Images per noise seed to learn from.")
     flags.DEFINE_integer("seed", 7001, "Noise seed to learn from; the next two select and report.")
     flags.DEFINE_integer("bins", 50, "Bins of time for thresholds (--nodes=keep); fewer calls than that get one each.")
     utils.launch(work, regimes.of, "calibrate")

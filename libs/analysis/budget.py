@@ -28,7 +28,7 @@ from libs.sampling.stored import plan_of
 
 OBJECTIVES = ("frechet", "teacher")
 FINE, FINE_GRID = 40, "power:2"  # the teacher's calls
-FEW, MANY = 256, 1_024  # images that sort the proposals, and that select
+FEW, MANY = 256, 1_024  # images that sort the proposals; that select, and that are reported
 LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_quality_loss tries
 
 
@@ -154,7 +154,7 @@ class Planner:
     def reference_quality(self) -> float:
         """On the seed that is reported."""
         seed = self.bench.seed + 2
-        return self.measure(self.bench.reference(seed, self.bench.config.sample.n_samples), seed)
+        return self.measure(self.bench.reference(seed, self.most_images), seed)
 
     def plan(self, name: str, value: float) -> dict:
         if name != "max_quality_loss":
@@ -209,8 +209,8 @@ class Planner:
         """The file: the budget met in the closed loop, and what the plan does on a noise seed that chose nothing."""
         bench = self.bench
         stored = self.met(choice, budget)
-        seed, n = bench.seed + 2, bench.config.sample.n_samples
-        images = bench.planned(stored, seed, n)
+        seed = bench.seed + 2
+        images = bench.planned(stored, seed, self.most_images)
         spends = bench.spends(images, self.all_costs, self.reference)
         report = {
             "budget": budget,
