@@ -89,7 +89,7 @@ class Search:
     def family(self, budget: float) -> list[Choice]:
         """Named grids with every number of calls that the budget can pay: depths all the same, or bought.
 
-        The last step is of second order: on grids that are dense near the data first order costs a tenth of the quality.
+        The last step is of second order: on grids that are dense near the data first order costs quality there.
         """
         calls, shallow = budget * self.reference, self.cost[min(1, len(self.cost) - 1)]
         most = min(max(calls / shallow, 1), MOST_CALLS)
