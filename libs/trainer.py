@@ -20,7 +20,7 @@ from libs import files, rng
 from libs.build import check_ranges
 from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
-from libs.checkpoints.training_state import State
+from libs.checkpoints.training_state import TrainState
 from libs.data import batches
 from libs.evaluation.monitor import monitor, save_samples
 from libs.losses import Objective, depth_at
@@ -78,11 +78,11 @@ def fit(config, regime: Regime, run: Run) -> None:
         regime.conditions.for_ids(config.seed, np.arange(1))
 
     # ---- resume: everything below depends on `step` only
-    state = State(model, ema, optimizer, lr_scheduler, run.accelerator.scaler)
+    state = TrainState(model, ema, optimizer, lr_scheduler, run.accelerator.scaler)
     run.say(checkpoints.resume(state, run.dir))
     run.say(describe(run, model, dataset))
     if run.is_main:
-        checkpoints.remove_parts(run.dir)
+        checkpoints.remove_unfinished(run.dir)
         truncate_log(run.dir / "train.jsonl", state)
     run.barrier()
     stream = batches(
@@ -212,14 +212,14 @@ def losses(
     return loss, parts
 
 
-def look(state: State, config, regime: Regime, run: Run) -> dict[str, float]:
+def look(state: TrainState, config, regime: Regime, run: Run) -> dict[str, float]:
     """Make the samples and measure the quality due at this step; {} where no quality is."""
     if due(state.step, config.train.sample_interval):
         save_samples(state.ema, config, regime, run, run.dir / "samples" / f"{state.step}.png")
     return monitor(state.ema, config, regime, run) if due(state.step, config.train.eval_interval) else {}
 
 
-def keep_in_mind(quality: dict[str, float], state: State, run: Run) -> bool:
+def keep_in_mind(quality: dict[str, float], state: TrainState, run: Run) -> bool:
     """Log what a look found; returns whether it is the best so far."""
     state.looked = True
     if not quality:
@@ -231,7 +231,7 @@ def keep_in_mind(quality: dict[str, float], state: State, run: Run) -> bool:
     return best
 
 
-def check_finite(values: dict[str, float], state: State, run: Run) -> None:
+def check_finite(values: dict[str, float], state: TrainState, run: Run) -> None:
     """Refuse to go on, and to save, once a run has diverged. Under fp16 a gradient may: its step is left out."""
     if state.scaler is not None:
         values = {name: value for name, value in values.items() if name != "grad_norm"}
@@ -371,7 +371,7 @@ def ema_update(ema, model, rate: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - rate)
 
 
-def truncate_log(path: Path, state: State) -> None:
+def truncate_log(path: Path, state: TrainState) -> None:
     """Drop what a killed run logged after its last checkpoint, so that no step and no look stand in the log twice.
 
     Raises:

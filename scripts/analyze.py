@@ -15,7 +15,7 @@ from absl import flags
 
 import utils
 from libs import regimes
-from libs.analysis.analyze import analyze, headline
+from libs.analysis.analyze import analyze, answers
 from libs.regimes import Regime
 from libs.run import Run
 
@@ -34,7 +34,7 @@ def work(config, regime: Regime, run: Run) -> None:
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed, n_times=FLAGS.times)
     found = analyze(config, regime, run, **options, taus=taus, budgets=budgets)
     run.say(f"pictures: {', '.join(found['pictures'])}")
-    print(json.dumps({"path": str(run.dir / "analysis.json"), **headline(found)}))
+    print(json.dumps({"path": str(run.dir / "analysis.json"), **answers(found)}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from libs.data.images import Images
+from libs.data.images import ImageFolder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=4, metavar="N", help="that decode images (default: 4)")
     options = parser.parse_args(argv)
     try:
-        images = Images(path=options.path, resolution=1, labels=False)
+        images = ImageFolder(path=options.path, resolution=1, labels=False)
     except ValueError as error:
         parser.error(str(error))
     faults = 0

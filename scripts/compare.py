@@ -3,11 +3,11 @@
 python -m scripts.compare excess=runs/excess-{0,1,2}/eval small=runs/small-{0,1,2}/eval --output compare.html
 """
 
-from scripts.report import run
+from scripts.report import write_page
 
 
 def main(argv: list[str] | None = None) -> None:
-    path, sentences = run(argv, "compare")
+    path, sentences = write_page(argv, "compare")
     print("\n".join([*sentences, str(path)]))
 
 

@@ -33,7 +33,7 @@ from libs.data.coco import CocoImages
 from libs.data.extract import extract, write_empty, write_prompts
 from libs.data.features_npy import BATCH, Npy
 from libs.data.imagenet import ImageNet
-from libs.data.images import Images
+from libs.data.images import ImageFolder
 from libs.data.shards import Sharded
 from libs.files import read_lines
 from libs.run import PATIENCE, Run
@@ -114,7 +114,7 @@ def settle(options: argparse.Namespace, error: Callable) -> None:
 def open_images(options: argparse.Namespace) -> Dataset:
     if options.command == "coco":
         return CocoImages(path=options.images, captions=options.captions, resolution=options.resolution)
-    kind = ImageNet if os.path.isdir(os.path.join(options.images, "train")) else Images
+    kind = ImageNet if os.path.isdir(os.path.join(options.images, "train")) else ImageFolder
     data = kind(path=options.images, resolution=options.resolution)
     if not data.n_classes:
         raise ValueError(f"--images {options.images} has no class folders; labels are needed, one folder per class.")

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from libs import checkpoints
+from libs.build import flat
 from libs.metrics.cost import CONVENTION
 from libs.models.build import build_model
 
@@ -95,7 +96,7 @@ def fitting(settings: dict[str, object]) -> list[str]:
 
 def config_keys(config: ConfigDict) -> set[str]:
     """The dotted names of all settings."""
-    return set(checkpoints.flat(config.to_dict()))
+    return set(flat(config.to_dict()))
 
 
 def leaf(config: ConfigDict, key: str) -> object:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
-from libs.data.extract import Pixels
+from libs.data.extract import PixelBatches
 from libs.data.workers import read_in_workers
 from libs.metrics.extractors import EXTRACTORS, build_extractor
 from libs.metrics.frechet import Moments
@@ -59,7 +59,7 @@ def make(args: argparse.Namespace) -> dict:
     dataset = open_dataset(args)
     extractor = build_extractor(args.extractor, dataset.shape, args.device)
     moments = Moments(extractor.n_features, extractor.device)
-    for pixels in batches(dataset, args):
+    for pixels in image_batches(dataset, args):
         moments.add(extractor(pixels))
     reference = moments.statistics(extractor)
     if reference.n <= extractor.n_features:
@@ -111,10 +111,10 @@ def parse(text: str) -> tuple[str, object]:
         return key, value
 
 
-def batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:
+def image_batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:
     """All images in order, (b, C, H, W) uint8, with a progress bar."""
     rows = (range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size))
-    loader = read_in_workers(Pixels(dataset), rows, args.workers)
+    loader = read_in_workers(PixelBatches(dataset), rows, args.workers)
     with tqdm(total=len(dataset), desc=args.extractor, unit="image", file=sys.stderr) as bar:
         for pixels in loader:
             yield pixels

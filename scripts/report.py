@@ -16,11 +16,11 @@ from libs import report
 
 
 def main(argv: list[str] | None = None) -> None:
-    path, _ = run(argv, "report")
+    path, _ = write_page(argv, "report")
     print(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
 
 
-def run(argv: list[str] | None, command: str) -> tuple[Path, list[str]]:
+def write_page(argv: list[str] | None, command: str) -> tuple[Path, list[str]]:
     """Parse the arguments and write the files; the page's path and its sentences."""
     default = {"report": "report.html", "compare": "comparison.html"}[command]
     parser = argparse.ArgumentParser(

@@ -71,7 +71,7 @@ def work(config, regime: Regime, run: Run) -> None:
     if not FLAGS.exit_threshold:
         config.eval.thresholds = ()  # those of an evaluation, of which one set of images could have only one
     ids = wanted(config)
-    summary = samples.sample(config, regime, run, np.array(ids))
+    summary = samples.sample_to_folder(config, regime, run, np.array(ids))
     if run.is_main:
         if FLAGS.npz:
             summary["npz"] = str(samples.write_npz(run.dir, ids))

@@ -13,7 +13,7 @@ from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import explain
 from libs.analysis.analyze import analyze, gradient_flow
-from libs.analysis.calibrate import Bench
+from libs.analysis.calibrate import DepthBench
 from libs.losses import LAYER_WEIGHTS
 from libs.models import ESTIMATORS
 from libs.models.build import build_model
@@ -126,7 +126,7 @@ def quick(run, **settings):
 def test_gradients_go_where_the_settings_say(name, run):
     """Catches a weight or a target that is not stopped, in every weighting: the released one is known not to be."""
     config, model, regime = quick(run, loss__weights=name, loss__lambda_extra=0.5)
-    flow = gradient_flow(Bench(Sampler.of(config, model, regime, run), 8, 7))
+    flow = gradient_flow(DepthBench(Sampler.of(config, model, regime, run), 8, 7))
     assert flow["agree"], flow
     assert ("estimator" in flow["found"]["layers"]) == (name == "adadiff")
     assert flow["found"]["extra"] == ["backbone", "heads"]
@@ -136,7 +136,7 @@ def test_gradients_go_where_the_settings_say(name, run):
 def test_no_estimator_moves_the_backbone(uem, run):
     """Catches an estimator that reads tokens with their graph, with heads shared and the backbone frozen."""
     config, model, regime = quick(run, uem__name=uem, nnet__heads="shared", train__freeze_backbone=True)
-    flow = gradient_flow(Bench(Sampler.of(config, model, regime, run), 8, 7))
+    flow = gradient_flow(DepthBench(Sampler.of(config, model, regime, run), 8, 7))
     assert flow["found"] == flow["expected"] == {"simple": [], "uem": ["estimator"], "layers": []}
 
 
@@ -144,7 +144,7 @@ def test_a_leak_is_seen(run, monkeypatch):
     """The control of the two tests above: weights that are not stopped although the settings say so."""
     monkeypatch.setitem(LAYER_WEIGHTS, "ual", lambda u, k: 1 - u)
     config, model, regime = quick(run)
-    assert not gradient_flow(Bench(Sampler.of(config, model, regime, run), 8, 7))["agree"]
+    assert not gradient_flow(DepthBench(Sampler.of(config, model, regime, run), 8, 7))["agree"]
 
 
 def test_analyze(run):

@@ -102,10 +102,12 @@ def test_forced_calls_are_paid_and_not_chosen():
 def test_split():
     """Catches a threshold on the wrong side of a row, and one that lets rows leave at a loss."""
     u = np.array([0.4, 0.1, 0.3, 0.2])
-    assert calibration.split(u, np.array([5.0, -3.0, 1.0, -1.0])) == pytest.approx(0.25)
-    assert calibration.split(u, np.ones(4)) == 0.0
-    assert calibration.split(u, -np.ones(4)) == ALWAYS
-    assert calibration.split(u, np.array([-9.0, 1.0, 1.0, 1.0])) == ALWAYS  # a bad order can still pay as a whole
+    assert calibration.best_threshold(u, np.array([5.0, -3.0, 1.0, -1.0])) == pytest.approx(0.25)
+    assert calibration.best_threshold(u, np.ones(4)) == 0.0
+    assert calibration.best_threshold(u, -np.ones(4)) == ALWAYS
+    assert (
+        calibration.best_threshold(u, np.array([-9.0, 1.0, 1.0, 1.0])) == ALWAYS
+    )  # a bad order can still pay as a whole
 
 
 def test_bins_are_those_of_the_policy(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from libs.codecs import KL, ClipText, Identity
-from libs.codecs.kl import compvis, read, to_diffusers
+from libs.codecs.kl import compvis, read_autoencoder, to_diffusers
 from libs.data.dataset import in_unit_range
 from tests.golden.recipe import golden_input, golden_weights
 
@@ -225,11 +225,11 @@ def test_pickled_code_is_not_run(tmp_path):
     """Catches torch.load without weights_only, and a file of something else that passes for weights."""
     torch.save({"x": Trap(tmp_path / "sprung")}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="cannot be read as a file of tensors"):
-        read(str(tmp_path / "a.pth"))
+        read_autoencoder(str(tmp_path / "a.pth"))
     assert not (tmp_path / "sprung").exists()
     torch.save([1, 2], tmp_path / "b.pth")
     with pytest.raises(ValueError, match="does not hold a dict of tensors"):
-        read(str(tmp_path / "b.pth"))
+        read_autoencoder(str(tmp_path / "b.pth"))
 
 
 def test_attention_weights_fit_as_convolutions_and_as_matrices():

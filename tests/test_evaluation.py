@@ -201,12 +201,12 @@ def test_recommended_is_faster_than_full_depth():
     lines = [line("full", "full depth", 1.0, 5.0), line("threshold", "threshold 0.9", 1.1, 5.0)]
     records.recommend(lines, 0.05)
     assert not lines[1]["recommended"]
-    assert "recommended: none is faster than full depth and close enough" in records.headline(lines)
-    assert "fixed layer" not in records.headline(lines), "none was evaluated"
+    assert "recommended: none is faster than full depth and close enough" in records.summary_lines(lines)
+    assert "fixed layer" not in records.summary_lines(lines), "none was evaluated"
     lines.append(line("threshold", "threshold 0.8", 0.9, 5.2, ssim=1))
     records.recommend(lines, 0.05)
-    assert lines[2]["recommended"] and "identical to full depth" in records.headline(lines)
-    assert "100.0 dB" not in records.headline(lines)
+    assert lines[2]["recommended"] and "identical to full depth" in records.summary_lines(lines)
+    assert "100.0 dB" not in records.summary_lines(lines)
 
 
 def test_results_are_json(tmp_path):

@@ -30,7 +30,7 @@ from libs.data import extract as extraction
 from libs.data.coco import CocoImages
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles, Npy, count_files
-from libs.data.images import Images
+from libs.data.images import ImageFolder
 from libs.data.npy import object_array, read_objects
 from libs.data.shards import Sharded, make_index
 from libs.run import Run
@@ -80,8 +80,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Images:
-    return Images(path=picture_folder(tmp_path_factory.mktemp("pictures"), 10), resolution=8)
+def pictures(tmp_path_factory) -> ImageFolder:
+    return ImageFolder(path=picture_folder(tmp_path_factory.mktemp("pictures"), 10), resolution=8)
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +455,7 @@ def test_written_pickles_name_the_module_that_every_numpy_has():
 # Killed and continued
 
 
-class Slow(Images):
+class Slow(ImageFolder):
     """Pictures that take long enough to be killed over."""
 
     def pixels(self, index: int) -> torch.Tensor:
@@ -500,8 +500,8 @@ def many(tmp_path_factory) -> Slow:
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory) -> Images:
-    return Images(path=picture_folder(tmp_path_factory.mktemp("few"), 5), resolution=8)
+def few(tmp_path_factory) -> ImageFolder:
+    return ImageFolder(path=picture_folder(tmp_path_factory.mktemp("few"), 5), resolution=8)
 
 
 @pytest.mark.parametrize("layout", [Sharded(), Npy()], ids=["sharded", "npy"])

@@ -22,7 +22,7 @@ from libs import regimes, report, rng, trainer
 from libs.codecs import KL, ClipText
 from libs.data.coco import CocoImages
 from libs.data.features import CaptionShards
-from libs.data.images import Images
+from libs.data.images import ImageFolder
 from libs.data.shards import Sharded
 from libs.evaluation import evaluate as evaluator
 from libs.evaluation import samples
@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
     full_clip(folder / "clip")
     images, captions = coco_folder(folder / "coco", 12)
     text = ClipText(path=str(folder / "clip"))
-    extract(Images(path=images, resolution=SIDE), folder / "latents", Sharded())
+    extract(ImageFolder(path=images, resolution=SIDE), folder / "latents", Sharded())
     for split in ("train", "val"):
         data = CocoImages(path=images, captions=captions, resolution=SIDE)
         extract(data, folder / "captions" / split, Sharded(), text=text)
@@ -261,7 +261,7 @@ def model(folder, tmp_path_factory):
 
 
 def write(config, out: Path, ids=range(32)) -> dict:
-    return samples.sample(config, regimes.of(config), Run.single(out), np.array(ids))
+    return samples.sample_to_folder(config, regimes.of(config), Run.single(out), np.array(ids))
 
 
 def in_child(config, out: Path) -> multiprocessing.Process:
@@ -353,7 +353,7 @@ def test_settings_without_images_bind_nobody(model, tmp_path):
 
     object.__setattr__(regime.conditions, "for_ids", missing)
     with pytest.raises(FileNotFoundError, match="clip.path"):
-        samples.sample(broken, regime, Run.single(tmp_path / "new"), np.array([0]))
+        samples.sample_to_folder(broken, regime, Run.single(tmp_path / "new"), np.array([0]))
     assert not (tmp_path / "new" / "sample.json").exists()
 
 
@@ -367,5 +367,5 @@ def test_ranges():
 
 def test_picture_folders_have_classes(tmp_path):
     """Catches a fixture whose latents all have one label."""
-    assert Images(path=picture_folder(tmp_path, 6), resolution=8).n_classes == 3
+    assert ImageFolder(path=picture_folder(tmp_path, 6), resolution=8).n_classes == 3
     assert KL(path="random", **SMALL).factor == 2

@@ -35,18 +35,28 @@ def unit(module: str) -> str | None:
     return next((name for n in (2, 1) if (name := ".".join(parts[:n])) in RANK), None)
 
 
+def modules() -> dict[str, ast.Module]:
+    """Every module of the checkout but the tests: its dotted name -> its tree."""
+    tops = {name.split(".")[0] for name in RANK}
+    paths = [*ROOT.glob("*.py"), *(p for d in sorted(tops) for p in ROOT.glob(f"{d}/**/*.py"))]
+    return {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(p.read_text("utf-8"))
+        for p in paths
+    }
+
+
+MODULES = modules()
+
+
 def edges():
-    for path in [
-        *ROOT.glob("*.py"),
-        *(p for d in ("libs", "scripts", "benchmarks") for p in ROOT.glob(f"{d}/**/*.py")),
-    ]:
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module == "libs":
                 names = [f"libs.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{module} imports relatively, which this test does not follow"
                 names = [node.module or ""]
             else:
                 continue
@@ -72,9 +82,44 @@ def test_a_wrong_import_would_be_seen(edge):
 
 
 def test_every_module_has_a_layer():
-    """Catches a new module that the table above does not know."""
-    modules = {
-        ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in [*ROOT.glob("*.py"), *ROOT.glob("libs/*.py")]
+    """Catches a new module, or a new folder of them, that the table above does not know."""
+    tracked = {p.parts[0] for p in (q.relative_to(ROOT) for q in ROOT.glob("*/**/*.py")) if p.parts[0][0] != "."}
+    assert tracked - {"tests"} <= {name.split(".")[0] for name in RANK}
+    assert {"train", "utils", "configs.base", "scripts.sample", "benchmarks.common", "libs.exits.execute"} <= set(
+        MODULES
+    )
+    assert {module for module in MODULES if unit(module) is None} == {"libs"}
+    assert not [name for name in RANK if not any(m == name or m.startswith(f"{name}.") for m in MODULES)], "stale rows"
+
+
+def reused(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Public names with two top-level definitions: all classes, and functions that another room imports by name.
+
+    A function that is called with its module in front (`records.write`) has that as a part of its name.
+    """
+    places, classes, abroad = {}, set(), set()
+    for module, tree in trees.items():
+        if module.split(".")[0] in ("configs", "tests"):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+                classes |= {node.name} if isinstance(node, ast.ClassDef) else set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and unit(node.module or "") not in (None, unit(module)):
+                abroad |= {alias.name for alias in node.names if alias.asname is None}
+    return {name: where for name, where in places.items() if len(where) > 1 and name in classes | abroad}
+
+
+def test_a_name_means_one_thing():
+    """Catches two classes `State`, or a `count` of MACs where the reader knows the one of tensors."""
+    assert reused(MODULES) == {}
+
+
+def test_a_second_meaning_would_be_seen():
+    """Catches a test that cannot fail."""
+    trees = {
+        name: ast.parse("class State: ...\ndef f(): ...\ndef g(): ...") for name in ("libs.exits.a", "libs.models.b")
     }
-    unknown = {m for m in modules if unit(m.removesuffix(".__init__")) is None} - {"libs.__init__"}
-    assert not unknown
+    trees["scripts.c"] = ast.parse("from libs.models.b import f")
+    assert set(reused(trees)) == {"State", "f"}

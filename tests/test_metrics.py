@@ -23,8 +23,8 @@ from libs.metrics import (
     PrecisionRecall,
     Statistics,
     build_extractor,
-    extract,
     extractors,
+    features_of,
     frechet_distance,
     kernel,
     networks,
@@ -93,7 +93,7 @@ def part(batch, rows):
 
 def build(name):
     extractor = build_extractor("pixels", SHAPE)
-    real = extract(extractor, [images(60, seed=1).pixels])
+    real = features_of(extractor, [images(60, seed=1).pixels])
     if name == "frechet":
         return Frechet(extractor, statistics(extractor, real))
     if name == "kid":
@@ -167,7 +167,7 @@ def test_frechet_of_covariances_that_do_not_commute():
 def test_frechet_of_identical_sets_is_zero(n):
     """With n below 16 features the covariance is singular: a matrix root by iteration gives nan or complex numbers."""
     extractor = build_extractor("pixels", SHAPE)
-    reference = statistics(extractor, extract(extractor, [images(n).pixels]))
+    reference = statistics(extractor, features_of(extractor, [images(n).pixels]))
     assert frechet_distance(reference, reference) == pytest.approx(0, abs=1e-6)
 
 
@@ -199,7 +199,7 @@ def test_too_few_images_are_reported():
 def test_statistics_survive_the_file(tmp_path):
     """A file that loses a digit, the number of images or the identity of the features."""
     extractor = build_extractor("pixels", SHAPE)
-    saved = statistics(extractor, extract(extractor, [images().pixels]))
+    saved = statistics(extractor, features_of(extractor, [images().pixels]))
     saved.save(tmp_path / "new" / "stats.npz")
     loaded = Statistics.load(tmp_path / "new" / "stats.npz", extractor)
     np.testing.assert_array_equal(loaded.mu, saved.mu)
@@ -214,7 +214,7 @@ def test_statistics_survive_the_file(tmp_path):
 def test_references_of_another_kind_are_refused(tmp_path):
     """A distance between different features, sizes or weights is a number without meaning."""
     path, extractor = tmp_path / "stats.npz", build_extractor("pixels", SHAPE)
-    statistics(extractor, extract(extractor, [images().pixels])).save(path)
+    statistics(extractor, features_of(extractor, [images().pixels])).save(path)
     with pytest.raises(ValueError, match="extractor 'pixels'.*'digits_cnn'"):
         Statistics.load(path, build_extractor("digits_cnn", (1, 8, 8)))
     with pytest.raises(ValueError, match="resolution '1x4x4'.*'1x2x8'"):
@@ -261,7 +261,7 @@ def test_only_inception_may_say_fid():
 def test_distance_between_real_halves():
     """A floor that changes from call to call, that is one lucky split, or that ignores its seed."""
     extractor = build_extractor("pixels", SHAPE)
-    features = extract(extractor, [images(400).pixels])
+    features = features_of(extractor, [images(400).pixels])
     floor = real_halves(features, extractor, seed=3)
     assert floor == real_halves(features, extractor, seed=3) != real_halves(features, extractor, seed=4)
     assert floor > real_halves(np.repeat(features, 8, axis=0), extractor, seed=3) > 0
@@ -290,7 +290,7 @@ def test_kid_against_the_sums_of_its_definition():
 def test_kid_subsets():
     """Subsets larger than the set, drawn with replacement, or drawn anew at each call."""
     extractor = build_extractor("pixels", SHAPE)
-    batch, real = images(), extract(extractor, [images(60, seed=1).pixels])
+    batch, real = images(), features_of(extractor, [images(60, seed=1).pixels])
     metric, run = KID(extractor, real, subsets=3, subset_size=1000), OneProcess()
     metric.update(batch)
     assert metric.compute(run) == metric.compute(run)
@@ -298,7 +298,7 @@ def test_kid_subsets():
     small = KID(extractor, real[:48], subsets=4)  # every subset is the whole of both sets
     small.update(batch)
     values = small.compute(run)
-    assert values["kid_pixels"] == pytest.approx(kid(extract(extractor, [batch.pixels]), real[:48]))
+    assert values["kid_pixels"] == pytest.approx(kid(features_of(extractor, [batch.pixels]), real[:48]))
     assert values["kid_pixels_std"] == pytest.approx(0, abs=1e-12)
 
 
@@ -321,7 +321,7 @@ def test_rbf_mmd_normalizes_as_cmmd():
     """Brightness scales a pixel vector: with vectors of length one it cannot matter, without it must."""
     extractor, batch = build_extractor("pixels", SHAPE), images()
     batch.pixels = batch.pixels // 2 * 2
-    real = extract(extractor, [batch.pixels // 2])
+    real = features_of(extractor, [batch.pixels // 2])
     lengths = {}
     for normalize in (True, False):
         metric = RBFMMD(extractor, real, normalize=normalize)
@@ -492,7 +492,7 @@ def test_digits_classifier_knows_digits():
     data = Digits()
     pixels = torch.stack([data.pixels(i) for i in range(len(data))])
     extractor = build_extractor("digits_cnn", (1, 8, 8))
-    features = torch.from_numpy(extract(extractor, pixels.split(500)))
+    features = torch.from_numpy(features_of(extractor, pixels.split(500)))
     assert features.shape == (1797, 64)
     right = extractor.net.logits(features).argmax(1) == data.labels
     assert right.float().mean() > 0.99

@@ -25,7 +25,7 @@ from libs.data.extract import begin, verify
 from libs.data.fashion_mnist import FashionMNIST
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles
-from libs.data.images import Images
+from libs.data.images import ImageFolder
 from libs.data.npy import object_array, plain_array
 from libs.data.shards import Sharded, make_index
 from libs.files import read_lines
@@ -94,7 +94,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def read_images(path: Path) -> None:
-    data = Images(path=str(path), resolution=8, labels=True)
+    data = ImageFolder(path=str(path), resolution=8, labels=True)
     for i in range(len(data)):
         data.pixels(i)
 

@@ -16,7 +16,7 @@ from libs import report
 from libs.report import figures, page
 from libs.report.read import Exits, Uncertainty, tiles
 from libs.report.statistics import Estimate
-from libs.report.text import decibels, family_name, sig, signed, times
+from libs.report.text import decibels, family_name, sig, signed, speedup_text
 from libs.sampling.images import save_grid
 from scripts import report as command
 
@@ -360,7 +360,7 @@ def test_numbers_as_text():
         "0.00123", "1.00", "25.9", "1\u202f000", "12\u202f346", "−3.00", "0", "–",
     ]  # fmt: skip
     assert signed(Estimate(0.041, -0.02, 0.102, 3)) == "+4.1\u00a0% [−2.0, +10]" and signed(None) == "–"
-    assert times(Estimate(2.5)) == "2.50×" and times(Estimate(2.5, 2.31, 2.7, 3)) == "2.50× [2.31, 2.70]"
+    assert speedup_text(Estimate(2.5)) == "2.50×" and speedup_text(Estimate(2.5, 2.31, 2.7, 3)) == "2.50× [2.31, 2.70]"
     assert (
         decibels(100.0) == decibels(None, 1.0) == "identical"
         and decibels(None) == "–"

@@ -56,11 +56,11 @@ def trace(folder: Path) -> bytes:
     return data
 
 
-def fresh_state() -> training_state.State:
+def fresh_state() -> training_state.TrainState:
     config, model = load("digits_uvit_tiny", "quick"), tiny()
     optimizer = make_optimizer(config.optimizer, model)
     scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, 10)
-    return training_state.State(model, tiny(), optimizer, scheduler, None)
+    return training_state.TrainState(model, tiny(), optimizer, scheduler, None)
 
 
 def run_files(folder: Path) -> dict[str, bytes]:

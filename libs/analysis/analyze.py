@@ -22,7 +22,7 @@ import torch
 
 from libs import rng
 from libs.analysis import explain, figures
-from libs.analysis.calibrate import Bench, all_images, distance_of
+from libs.analysis.calibrate import DepthBench, all_images, distance_of
 from libs.analysis.dense import sample_dense
 from libs.analysis.per_image import per_image
 from libs.data import batches
@@ -39,13 +39,13 @@ from libs.sampling.sampler import Sampler
 # ---- exits, closed loop --------------------------------------------------------------------------------------------
 
 
-def sampled(bench: Bench) -> dict[str, tuple[str, Images]]:
+def sampled(bench: DepthBench) -> dict[str, tuple[str, Images]]:
     """Of every configured point that decides: slug -> its label and its images."""
     chosen = [point for point in points(bench.sampler) if point.family not in BASELINES]
     return {p.slug: (p.label, Images.concatenate(bench.images(p.policy, bench.seed))) for p in chosen}
 
 
-def trace_statistics(bench: Bench, images: Images) -> dict:
+def trace_statistics(bench: DepthBench, images: Images) -> dict:
     trace = images.trace
     used = trace.used.reshape(len(trace.calls), -1)  # (calls, branches x n)
     labels = images.labels
@@ -67,7 +67,7 @@ def trace_statistics(bench: Bench, images: Images) -> dict:
     }
 
 
-def log_snr(bench: Bench, t: float) -> float:
+def log_snr(bench: DepthBench, t: float) -> float:
     return float(2 * bench.sampler.regime.process.lam(torch.tensor([t], dtype=torch.float64))[0])
 
 
@@ -88,7 +88,7 @@ class Noised:
     weighted: np.ndarray  # (T, E) those times the loss of the exit
 
 
-def training_images(bench: Bench, n: int):
+def training_images(bench: DepthBench, n: int):
     """x0 (n, C, H, W) and conditions, in the order of a training with this noise seed."""
     data, regime, device = bench.config.dataset, bench.sampler.regime, bench.sampler.run.device
     options = dict(batch_size=n, start_step=0, rank=0, world=1, seed=bench.seed, flip=False, workers=data.workers)
@@ -99,7 +99,7 @@ def training_images(bench: Bench, n: int):
 
 
 @torch.inference_mode()
-def noised_statistics(bench: Bench, n_times: int) -> Noised:
+def noised_statistics(bench: DepthBench, n_times: int) -> Noised:
     """The images go through the network at the middles of `n_times` equal bins of t, each time with fresh noise."""
     x0, cond = training_images(bench, bench.n)
     times = (np.arange(n_times) + 0.5) / n_times
@@ -113,7 +113,7 @@ def noised_statistics(bench: Bench, n_times: int) -> Noised:
     return Noised(times, u, error, excess, *(values.mean(2) for values in means))
 
 
-def noised_batch(bench: Bench, x0, cond, noise, time: float) -> list[np.ndarray]:
+def noised_batch(bench: DepthBench, x0, cond, noise, time: float) -> list[np.ndarray]:
     """What `Noised` holds for one batch at one time: seven arrays (E, b)."""
     process, pred, objective = bench.sampler.regime.process, bench.config.pred, bench.config.loss
     noise = noise.to(x0)
@@ -137,7 +137,7 @@ def noised_batch(bench: Bench, x0, cond, noise, time: float) -> list[np.ndarray]
     return [(a.flatten(2).mean(2) if a.dim() > 2 else a).double().cpu().numpy() for a in arrays]
 
 
-def estimate_statistics(bench: Bench, found: Noised) -> dict:
+def estimate_statistics(bench: DepthBench, found: Noised) -> dict:
     """Q15-Q17 and Q25: tables are (times, exits)."""
     targets, exits = {"error": found.error, "excess": found.excess}, range(found.u.shape[1])
     return {
@@ -165,7 +165,7 @@ def estimate_statistics(bench: Bench, found: Noised) -> dict:
 # ---- gradients -----------------------------------------------------------------------------------------------------
 
 
-def gradient_flow(bench: Bench) -> dict:
+def gradient_flow(bench: DepthBench) -> dict:
     """The parts of the network that each term of the configured loss moves, expected and found."""
     config, model = bench.config, bench.model
     x0, cond = training_images(bench, 8)
@@ -194,7 +194,7 @@ def gradient_flow(bench: Bench) -> dict:
     return {"expected": expected, "found": found, "agree": expected == found, "coefficients": coefficients, **kinds}
 
 
-def spread_times(bench: Bench, n: int):
+def spread_times(bench: DepthBench, n: int):
     """Training times spread evenly over (0, 1)."""
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     return bench.sampler.regime.process.times(uniform).to(bench.sampler.run.device)
@@ -215,7 +215,7 @@ def moved_parts(model, term) -> list[str]:
 # ---- the oracle ----------------------------------------------------------------------------------------------------
 
 
-def oracle_statistics(bench: Bench, taus: list[float]) -> list[dict]:
+def oracle_statistics(bench: DepthBench, taus: list[float]) -> list[dict]:
     """Full depth and the oracle at every tolerance: what it would spend if it knew, and the quality it would keep."""
     distance = distance_of(bench.config, bench.sampler.regime, bench.sampler.run)
     full = bench.images(EXIT_POLICIES["full"](), bench.seed)
@@ -262,7 +262,7 @@ def analyze(
         raise ValueError(f"--oracle={','.join(map(str, taus))}: tolerances of |eps_k - eps_K| are numbers >= 0")
     if run.world > 1:
         raise ValueError(f"analysis runs in one process; {run.world} were started")
-    bench = Bench(Sampler.open(config, regime, run), n_images, seed)
+    bench = DepthBench(Sampler.open(config, regime, run), n_images, seed)
     found = {"config": config.to_dict(), "n_images": n_images, "seed": seed, "depth": bench.model.depth}
     run.say(f"exits of {n_images} images")
     images = sampled(bench)
@@ -283,7 +283,7 @@ def analyze(
     return found
 
 
-def headline(found: dict) -> dict:
+def answers(found: dict) -> dict:
     """The numbers that answer the usual questions, for the last line."""
     scores = found["estimates"]["scores"]
     average = {

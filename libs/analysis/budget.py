@@ -33,7 +33,7 @@ LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_qua
 
 
 @dataclass
-class Bench:
+class PlanBench:
     """What plans are made with. Noise seed `seed` is learned from, the next selects, the one after is reported."""
 
     sampler: Sampler
@@ -116,7 +116,9 @@ def spend(
     check(config, run, asked, n_images, seed)
     ((name, values),) = asked.items()
     sampler = Sampler.open(config, regime, run)
-    bench = Bench(sampler, n_images, seed, run.dir / f".plan-{depth}.draft", name, facts_of(sampler, n_images, seed))
+    bench = PlanBench(
+        sampler, n_images, seed, run.dir / f".plan-{depth}.draft", name, facts_of(sampler, n_images, seed)
+    )
     planner, plans = Planner(bench, depth, objective), []
     try:
         for value in sorted(values):
@@ -132,7 +134,7 @@ def spend(
 class Planner:
     """One network's search, for any number of budgets."""
 
-    def __init__(self, bench: Bench, depth: str, objective: str):
+    def __init__(self, bench: PlanBench, depth: str, objective: str):
         self.bench, self.objective = bench, objective
         sampler, self.reference = bench.sampler, float(bench.config.sample.sample_steps)
         model, self.points = sampler.model, list(sampler.model.points)

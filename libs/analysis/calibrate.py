@@ -39,7 +39,7 @@ POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the f
 
 
 @dataclass(frozen=True)
-class Bench:
+class DepthBench:
     """What samples are made with. Noise seed `seed` is learned from, the next corrects, the one after is reported."""
 
     sampler: Sampler
@@ -124,10 +124,10 @@ class Bench:
         return np.stack(u).astype(np.float64), np.stack(losses), np.stack(statics)
 
 
-class Search:
+class DepthSearch:
     """Makes the two parts of a calibration file, and measures each by writing it and running what reads it."""
 
-    def __init__(self, bench: Bench, path: Path, facts: dict, n_bins: int):
+    def __init__(self, bench: DepthBench, path: Path, facts: dict, n_bins: int):
         self.bench, self.facts = bench, facts
         self.draft = path.with_name(f"{path.name}.part")
         self.seen = bench.evidence()
@@ -183,7 +183,7 @@ class Search:
 def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss=None, n_images, seed, n_bins) -> dict:
     """Write the calibration file into the run's directory; returns its content."""
     check(config, run, budget, max_quality_loss, n_images, seed, n_bins)
-    bench = Bench(Sampler.open(config, regime, run), n_images, seed)
+    bench = DepthBench(Sampler.open(config, regime, run), n_images, seed)
     full_macs = bench.plan.nfe * (1 + (config.sample.scale > 0)) * bench.model.macs().at(bench.model.depth)
     asked = {"budget": budget} if budget is not None else {"max_quality_loss": max_quality_loss}
     path = run.dir / file_name(config, asked)
@@ -203,7 +203,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
         "nnet_path": config.nnet_path,
         **describe_machine(),
     }
-    search = Search(bench, path, facts, n_bins)
+    search = DepthSearch(bench, path, facts, n_bins)
     distance = None if max_quality_loss is None else distance_of(config, regime, run)
     n = n_images if distance is None else config.sample.n_samples
     full = bench.images(EXIT_POLICIES["full"](), seed + 2, n)
@@ -219,7 +219,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
     return facts | {"path": str(path)}
 
 
-def report(search: Search, part: str, content: dict, full: list[Images], distance) -> dict:
+def report(search: DepthSearch, part: str, content: dict, full: list[Images], distance) -> dict:
     """What the finished part does on noise seeds that shaped nothing."""
     images = search.images(part, content, search.bench.seed + 2, sum(len(batch.ids) for batch in full))
     paired = Paired(all_images(full))

@@ -150,12 +150,12 @@ def stopping(evidence: Evidence, bins: Bins, price: float) -> np.ndarray:
         pays = loss[-1] + price * cost[-1]  # (rows,) of going on
         for k in range(exits - 2, -1, -1):
             now = loss[k] + price * cost[k]
-            table[number, k] = split(u[k], now - pays)
+            table[number, k] = best_threshold(u[k], now - pays)
             pays = np.where(u[k] < table[number, k], now, pays)
     return table
 
 
-def split(u: np.ndarray, difference: np.ndarray) -> float:
+def best_threshold(u: np.ndarray, difference: np.ndarray) -> float:
     """The threshold for which the sum of `difference` over the rows with u below it is least; 0 lets none leave."""
     order = np.argsort(u, kind="stable")
     sums = np.concatenate([[0.0], np.cumsum(difference[order])])

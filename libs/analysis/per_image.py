@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from libs.analysis import calibration
-from libs.analysis.calibrate import Bench, Search, all_images, distance_of
+from libs.analysis.calibrate import DepthBench, DepthSearch, all_images, distance_of
 from libs.analysis.calibration import Evidence
 from libs.analysis.dense import DenseCall, sample_dense
 from libs.evaluation.timing import time_in_turn
@@ -37,7 +37,7 @@ N_SEEDS = 3  # noise seeds that report: the least that an interval needs
 N_BINS = 50  # bins of time for the thresholds
 
 
-def per_image(bench: Bench, budgets: list[float]) -> list[dict]:
+def per_image(bench: DepthBench, budgets: list[float]) -> list[dict]:
     """A record per budget (a share of full depth's MACs): what each way spends and loses, and their differences.
 
     `static_at_thresholds` is the static plan at exactly what the thresholds spent; `gain` is how much less error the
@@ -47,7 +47,7 @@ def per_image(bench: Bench, budgets: list[float]) -> list[dict]:
     config, run = bench.config, bench.sampler.run
     if config.sample.scale or config.sample.residual:
         raise ValueError("--budget compares policies without sample.scale and sample.residual; leave these out")
-    search = Search(bench, run.dir / "per-image.json", {"points": list(bench.model.points)}, N_BINS)
+    search = DepthSearch(bench, run.dir / "per-image.json", {"points": list(bench.model.points)}, N_BINS)
     distance = distance_of(config, bench.sampler.regime, run)
     seeds = [bench.seed + 2 + i for i in range(N_SEEDS)]
     try:
@@ -62,7 +62,7 @@ def per_image(bench: Bench, budgets: list[float]) -> list[dict]:
 class Measure:
     """Images of a noise seed -> what they spent, their error to full depth's, their distance to real images."""
 
-    def __init__(self, bench: Bench, full: dict[int, list[Images]], distance: Callable):
+    def __init__(self, bench: DepthBench, full: dict[int, list[Images]], distance: Callable):
         self.bench, self.distance = bench, distance
         self.full = {seed: all_images(images).pixels for seed, images in full.items()}
         self.full_distance = {seed: distance(images) for seed, images in full.items()}
@@ -75,7 +75,7 @@ class Measure:
 class Static:
     """The best depths per call for any budget, measured once each."""
 
-    def __init__(self, search: Search, measure: Measure, seeds: list[int]):
+    def __init__(self, search: DepthSearch, measure: Measure, seeds: list[int]):
         self.search, self.measure, self.seeds = search, measure, seeds
         self.known: dict[tuple[int, ...], dict[int, dict[str, float]]] = {}
 
@@ -103,22 +103,24 @@ class Static:
         }
 
 
-def record(bench: Bench, search: Search, measure: Measure, static: Static, budget: float, seeds: list[int]) -> dict:
+def record(
+    bench: DepthBench, search: DepthSearch, measure: Measure, static: Static, budget: float, seeds: list[int]
+) -> dict:
     thresholds = search.for_budget("thresholds", budget)
     policy_images = {seed: search.images("thresholds", thresholds, seed) for seed in seeds}
     ways = {
         "static": static.exactly(budget)[1],
         "thresholds": {seed: measure(images, seed) for seed, images in policy_images.items()},
-        "oracle": {seed: measure(oracle(bench, search.seen, budget, seed), seed) for seed in seeds},
+        "oracle": {seed: measure(oracle_images(bench, search.seen, budget, seed), seed) for seed in seeds},
     }
     found: dict = {"budget": budget, "n_images": bench.n, "noise_seeds": seeds}
     for name, by_seed in ways.items():
-        found[name] = summary(by_seed)
+        found[name] = over_seeds(by_seed)
     found["full_distance"] = float(np.mean(list(measure.full_distance.values())))
     for name, key in (("thresholds", "gain"), ("oracle", "oracle_gain")):
         equal = static.at(found[name]["spends"])
         if name == "thresholds":
-            found["static_at_thresholds"] = summary(equal)
+            found["static_at_thresholds"] = over_seeds(equal)
         found[key] = asdict(
             estimate(1 - ways[name][s]["mse"] / equal[s]["mse"] if equal[s]["mse"] else 0.0 for s in seeds)
         )
@@ -128,7 +130,7 @@ def record(bench: Bench, search: Search, measure: Measure, static: Static, budge
     return found
 
 
-def summary(by_seed: dict[int, dict[str, float]]) -> dict[str, float]:
+def over_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, float]:
     mean = {key: float(np.mean([found[key] for found in by_seed.values()])) for key in ("spends", "mse", "distance")}
     return mean | {"psnr": psnr(mean["mse"])}
 
@@ -146,7 +148,7 @@ def sentence(found: dict) -> str:
 # ---- the bound -----------------------------------------------------------------------------------------------------
 
 
-def oracle(bench: Bench, seen: Evidence, budget: float, seed: int) -> list[Images]:
+def oracle_images(bench: DepthBench, seen: Evidence, budget: float, seed: int) -> list[Images]:
     """Images whose every call leaves at the exit of least loss + price * cost, at the price of the budget on `seen`.
 
     The losses are those of its own trajectory, weighted like the calibration's (`calibration.reach`).
@@ -180,7 +182,7 @@ def price_of(seen: Evidence, budget: float) -> float:
 # ---- seconds -------------------------------------------------------------------------------------------------------
 
 
-def seconds(bench: Bench, search: Search, thresholds: dict, budget: float) -> dict[str, float]:
+def seconds(bench: DepthBench, search: DepthSearch, thresholds: dict, budget: float) -> dict[str, float]:
     """Seconds per image as shares of full depth's, measured in turn: static, thresholds, and those in flight."""
     size = bench.config.eval.timing_batch
     parts = {"schedule": search.make("schedule", budget), "thresholds": thresholds}

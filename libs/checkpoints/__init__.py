@@ -5,7 +5,7 @@ from __future__ import annotations
 from libs.checkpoints.files import about, file_of, read, write
 from libs.checkpoints.infer import ASSUMED, infer, settings_of
 from libs.checkpoints.layouts import LAYOUTS, complete, export, kind, to_ours
-from libs.checkpoints.load import check_config, check_fit, flags, flat, known, load
+from libs.checkpoints.load import check_config, check_fit, flags, known, load
 
 __all__ = [
     "ASSUMED",
@@ -17,7 +17,6 @@ __all__ = [
     "export",
     "file_of",
     "flags",
-    "flat",
     "infer",
     "kind",
     "known",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..files import atomic_write, umask
-from .assets import ASSETS, Asset
+from libs.checkpoints.assets import ASSETS, Asset
+from libs.files import atomic_write, umask
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another try at the same address
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from libs.checkpoints.layouts import DIT_MARK, ESTIMATOR, HEADS, NET, count, kind, to_ours
+from libs.checkpoints.layouts import DIT_MARK, ESTIMATOR, HEADS, NET, kind, numbered, to_ours
 from libs.models import DIT_SIZES, SIZES
 
 # What the tensors of a network do not say. It is guessed, and never held against a config.
@@ -52,7 +52,7 @@ def infer_network(state: Mapping[str, Tensor]) -> dict[str, object]:
     net = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     try:
         width, channels, patch, _ = net["patch_embed.proj.weight"].shape
-        depth = 2 * count(net, "out_blocks.")
+        depth = 2 * numbered(net, "out_blocks.")
         hidden, tokens = net["mid_block.mlp.fc1.weight"].shape[0], net["pos_embed"].shape[1]
     except KeyError as error:
         raise ValueError(f"these weights are no U-ViT's: {error.args[0]} is missing") from error
@@ -89,7 +89,7 @@ def infer_network(state: Mapping[str, Tensor]) -> dict[str, object]:
 def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
     """`infer` for DDPM's U-Net, whose names are ours already."""
     net = {key.removeprefix(NET): value for key, value in state.items() if key.startswith(NET)}
-    depth, n_blocks = count(net, "down_blocks."), count(net, "down_blocks.0.resnets.")
+    depth, n_blocks = numbered(net, "down_blocks."), numbered(net, "down_blocks.0.resnets.")
     try:
         widths = tuple(len(net[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(depth))
         channels = net["conv_in.weight"].shape[1]
@@ -102,7 +102,7 @@ def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
         "nnet.in_chans": channels,
         "nnet.widths": widths,
         "nnet.n_blocks": n_blocks,
-        "nnet.attention": tuple(i for i in range(depth) if count(net, f"down_blocks.{i}.attentions.")),
+        "nnet.attention": tuple(i for i in range(depth) if numbered(net, f"down_blocks.{i}.attentions.")),
         "nnet.groups": min(32, *widths),
         "nnet.num_classes": -1 if label is None else len(label),
     }
@@ -117,7 +117,7 @@ def infer_dit(state: Mapping[str, Tensor]) -> dict[str, object]:
         hidden, outputs = len(net["blocks.0.mlp.fc1.bias"]), len(net["final_layer.linear.bias"])
     except KeyError as error:
         raise ValueError(f"these weights are no DiT's: {error.args[0]} is missing") from error
-    depth, label = count(net, "blocks."), net.get("y_embedder.embedding_table.weight")
+    depth, label = numbered(net, "blocks."), net.get("y_embedder.embedding_table.weight")
     table = net.get("pos_embed")
     if table is not None and not is_square(table.shape[1]):
         raise ValueError(f"these weights are no DiT's: {table.shape[1]} positions are no square grid of patches")

@@ -107,7 +107,7 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return convert(state, [("", "backbone.")], negated=None)
     if layout == "diffusers_dit":
         return from_diffusers_dit(state)
-    half = count(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
+    half = numbered(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
     if layout == "adadiff":  # with an odd depth the public code makes one head more than it runs
         unused = re.compile(rf"lte_classifer\.{2 * half + 1}\.")
         state = {key: value for key, value in state.items() if not unused.match(key)}
@@ -120,7 +120,7 @@ def from_diffusers_dit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key has no place, or two blocks embed the time or the label differently.
     """
-    blocks = range(count(state, "transformer_blocks."))
+    blocks = range(numbered(state, "transformer_blocks."))
     pairs = [
         (old.format(i=i), new.format(i=i)) for old, new in DIFFUSERS_DIT for i in (blocks if "{i}" in old else (0,))
     ]
@@ -155,7 +155,7 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
             raise ValueError("layout dit holds a DiT or SiT; these weights are another network's")
         network = {key: value for key, value in state.items() if key.startswith("backbone.")}
         return convert(network, [("backbone.", "")], negated=None)
-    half = count(state, "backbone.in_blocks.")
+    half = numbered(state, "backbone.in_blocks.")
     if not half:
         raise ValueError(f"layout {layout} holds a U-ViT; these weights are another network's")
     if layout == "uvit":
@@ -184,6 +184,6 @@ def check_adadiff(state: Mapping[str, Tensor], depth: int) -> None:
         raise ValueError("AdaDiff's maps estimate every pixel; this model has uem.linear.output=scalar")
 
 
-def count(state: Mapping[str, Tensor], prefix: str) -> int:
+def numbered(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbers follow `prefix` among the keys."""
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from libs.build import flat
 from libs.checkpoints.files import about, file_of, read, shorten, whole
 from libs.checkpoints.infer import ASSUMED, experiment, settings_of
 from libs.checkpoints.layouts import ESTIMATOR, HEADS, complete, kind, to_ours
@@ -90,14 +91,6 @@ def known(path: str | Path) -> dict[str, object]:
         else:
             names = {}
         found |= {ours: theirs[name] for name, ours in names.items() if type(theirs.get(name)) is int}
-    return found
-
-
-def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    """Nested settings as dotted name -> value."""
-    found = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
 

@@ -19,7 +19,7 @@ from libs.checkpoints.files import write as write_weights
 
 
 @dataclass
-class State:
+class TrainState:
     """Everything that a resumed run needs; randomness and data order derive from `step` alone."""
 
     model: nn.Module
@@ -32,7 +32,7 @@ class State:
     looked: bool = True  # whether the samples and the monitoring due at `step` are done
 
 
-def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
+def save(state: TrainState, directory: Path, meta: dict, keep: int) -> Path:
     """Write <step>.ckpt completely or not at all, point last.ckpt at it, then drop all but the newest `keep`.
 
     Raises:
@@ -54,7 +54,7 @@ def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
         parts["scaler"] = state.scaler.state_dict()
     try:
         for name, value in parts.items():
-            write(value, part / f"{name}.pth")
+            save_tensors(value, part / f"{name}.pth")
         files.write_json(part / "meta.json", meta)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -71,7 +71,7 @@ def save(state: State, directory: Path, meta: dict, keep: int) -> Path:
     return final
 
 
-def write(value, path: Path) -> None:
+def save_tensors(value, path: Path) -> None:
     """torch.save, atomically. A failed write inside torch's zip writer surfaces as RuntimeError: it is the disk's."""
     try:
         with files.atomic_write(path) as file:
@@ -110,7 +110,7 @@ def found(directory: Path) -> list[Path]:
     return [path for _, path in sorted(steps)]
 
 
-def remove_parts(directory: Path) -> None:
+def remove_unfinished(directory: Path) -> None:
     """Remove what a killed run left half-written; the caller holds the directory (see `Run`)."""
     for part in directory.glob("ckpts/*.part"):
         shutil.rmtree(part, ignore_errors=True)
@@ -162,7 +162,7 @@ def allowed(key: str, config: Mapping) -> bool:
     return any(key == name or name.endswith(".") and key.startswith(name) for name in MAY_CHANGE)
 
 
-def resume(state: State, directory: Path) -> str:
+def resume(state: TrainState, directory: Path) -> str:
     """Continue from the newest checkpoint of `directory`, if there is one, with the optimiser's settings of now."""
     checkpoints = found(directory)
     if not checkpoints:

@@ -44,7 +44,7 @@ class ClipText:
         if path == "random":
             model, self.tokenizer, self.width = RandomWords(width or 768), number_words, width or 768
         else:
-            model, self.tokenizer = load(path, length)
+            model, self.tokenizer = text_model(path, length)
             self.width = model.config.hidden_size
             if width not in (None, self.width):
                 raise ValueError(
@@ -75,7 +75,7 @@ class ClipText:
             return self.model(input_ids=tokens["input_ids"].to(self.device)).last_hidden_state  # (b, length, width)
 
 
-def load(path: str, length: int):
+def text_model(path: str, length: int):
     """transformers' text model and tokenizer, which `ClipText` describes; also what is raised."""
     try:
         from transformers import CLIPTextModel, CLIPTokenizer

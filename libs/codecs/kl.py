@@ -107,7 +107,7 @@ class KL:
     @cached_property
     def vae(self):
         """diffusers' AutoencoderKL."""
-        return build(self.architecture, self.path, self.scale).eval().requires_grad_(False).to(self.device)
+        return autoencoder(self.architecture, self.path, self.scale).eval().requires_grad_(False).to(self.device)
 
     def to(self, device: torch.device | str) -> "KL":
         self.vae.to(device)
@@ -167,7 +167,7 @@ class KL:
         return redone if y is None else y.index_put((overflowed,), redone)
 
 
-def build(architecture: dict, path: str, scale: float):
+def autoencoder(architecture: dict, path: str, scale: float):
     """diffusers' AutoencoderKL with the weights at `path` (see `KL`, also for `scale`)."""
     try:
         from diffusers import AutoencoderKL
@@ -182,7 +182,7 @@ def build(architecture: dict, path: str, scale: float):
     with torch.device("meta"):  # no memory, and no time spent on initial weights
         vae = AutoencoderKL(**architecture)
     levels = len(architecture["block_out_channels"])
-    vae.load_state_dict(to_diffusers(read(path), vae.state_dict(), levels, path), assign=True)
+    vae.load_state_dict(to_diffusers(read_autoencoder(path), vae.state_dict(), levels, path), assign=True)
     return vae
 
 
@@ -218,7 +218,7 @@ def file_in(folder: str, architecture: dict, scale: float) -> str:
     return os.path.join(folder, found[0])
 
 
-def read(path: str) -> dict[str, Tensor]:
+def read_autoencoder(path: str) -> dict[str, Tensor]:
     """The autoencoder's tensors in a file, without a prefix. Never runs pickled code."""
     if not os.path.isfile(path):
         raise FileNotFoundError(

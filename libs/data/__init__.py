@@ -9,12 +9,12 @@ from libs.data.fashion_mnist import FashionMNIST
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles
 from libs.data.imagenet import ImageNet
-from libs.data.images import Images
+from libs.data.images import ImageFolder
 from libs.data.synthetic import Synthetic, SyntheticCaptions, SyntheticLatents
 
 DATASETS = {
     "digits": Digits,
-    "images": Images,
+    "images": ImageFolder,
     "cifar10": CIFAR10,
     "fashion_mnist": FashionMNIST,
     "celeba": CelebA,

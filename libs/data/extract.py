@@ -59,7 +59,7 @@ def extract(
     """
     started = time.perf_counter()
     captions = data.captions if text else None
-    plan = plan_of(data, codec, text, layout, flips=flips, batch_size=batch_size, shard_size=shard_size)
+    plan = dependencies(data, codec, text, layout, flips=flips, batch_size=batch_size, shard_size=shard_size)
     if run.is_main:
         begin(out, plan)
     run.barrier()
@@ -70,7 +70,7 @@ def extract(
     run.say(f"{len(data)} images in {len(shards)} shards, {len(shards) - len(todo)} of which are done already")
 
     batches = [batch for _, rows in mine for batch in chunks(rows, batch_size)]
-    read = read_in_workers(Pixels(data), batches, workers, item_bytes=batch_size * data.shape[-1] ** 2 * 3)
+    read = read_in_workers(PixelBatches(data), batches, workers, item_bytes=batch_size * data.shape[-1] ** 2 * 3)
     with tqdm(total=sum(map(len, batches)), unit="image", disable=not run.is_main, file=sys.stderr) as bar:
         for number, rows in mine:
             moments, contexts = [], []
@@ -111,7 +111,7 @@ def extract(
     }
 
 
-def plan_of(data: Dataset, codec, text, layout: Sharded | Npy, **settings) -> dict:
+def dependencies(data: Dataset, codec, text, layout: Sharded | Npy, **settings) -> dict:
     """All that the bytes of an extraction depend on."""
     return {
         "data": {"name": data.name, "images": len(data), "sha256": data_fingerprint(data)},
@@ -186,7 +186,7 @@ def verify(out: Path, shards: dict[int, Sequence[str]]) -> None:
 def write_index(out: Path, data: Dataset, plan: dict, shards, done, codec, text) -> None:
     """labels.npy and index.json, after which the data sets of `libs.data.features` accept the folder."""
     if not text:
-        write(out / "labels.npy", plain_array(data.labels.numpy().astype("<i4")))
+        write_bytes(out / "labels.npy", plain_array(data.labels.numpy().astype("<i4")))
     side = data.shape[-1] // codec.factor
     index = make_index(
         n=len(data),
@@ -208,7 +208,7 @@ def write_index(out: Path, data: Dataset, plan: dict, shards, done, codec, text)
 
 def write_empty(text, out: Path) -> dict:
     """The context of the empty prompt, empty_context.npy; returns the summary."""
-    write(out / "empty_context.npy", plain_array(text.encode([""])[0].cpu().numpy()))
+    write_bytes(out / "empty_context.npy", plain_array(text.encode([""])[0].cpu().numpy()))
     return {"out": str(out / "empty_context.npy")}
 
 
@@ -224,11 +224,11 @@ def write_prompts(text, prompts: Sequence[str], out: Path) -> dict:
     if others:
         raise ValueError(f"{folder} holds files of more prompts than these {len(prompts)} (such as {others[0]}).")
     for i, (prompt, context) in enumerate(zip(prompts, text.encode(prompts).cpu().numpy(), strict=True)):
-        write(folder / f"{i}.npy", object_array([prompt, context]))
+        write_bytes(folder / f"{i}.npy", object_array([prompt, context]))
     return {"out": str(folder), "prompts": len(prompts)}
 
 
-class Pixels:
+class PixelBatches:
     """(b, 3, R, R) uint8 of a range of images."""
 
     def __init__(self, data: Dataset):
@@ -242,7 +242,7 @@ def record(out: Path, number: int) -> Path:
     return out / ".extract" / f"{number:05d}.json"
 
 
-def write(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     with atomic_write(path) as file:
         file.write(content)
 

@@ -92,7 +92,7 @@ class ImageFiles(Dataset):
         return common
 
 
-class Images(ImageFiles):
+class ImageFolder(ImageFiles):
     """All png, jpg, jpeg, webp, gif (first frame) and bmp files in a folder or a zip file, at any depth.
 
     Files are ordered by path, numbers by value (img2 before img10), so a folder and a zip of it are the same data set.
@@ -116,10 +116,10 @@ class Images(ImageFiles):
     >>> for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
     ...     Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
     ...     Image.new("RGB", (40, 30)).save(Path("photos", name))
-    >>> data = Images(path="photos", resolution=16)
+    >>> data = ImageFolder(path="photos", resolution=16)
     >>> len(data), data.shape, data.class_names, data.labels
     (3, (3, 16, 16), ('cat', 'dog'), tensor([0, 0, 1]))
-    >>> Images(path="phtos")
+    >>> ImageFolder(path="phtos")
     Traceback (most recent call last):
         ...
     ValueError: dataset.path='phtos' must be a folder or zip file of images (...), and it does not exist.

@@ -38,7 +38,7 @@ class Folder:
                 inner[:] = sorted(name for name in inner if visible(name))
                 links += [f"{below}/{name}" for name in inner if os.path.islink(os.path.join(folder, name))]
                 names += [file if below == "." else f"{below}/{file}" for file in files]
-        return chosen(names, extensions)
+        return with_extension(names, extensions)
 
     def where(self, name: str) -> str:
         """How messages call a file."""
@@ -70,7 +70,7 @@ class Zip:
 
     def names(self, extensions: tuple[str, ...]) -> list[str]:
         """Visible files with these extensions, in natural order."""
-        return chosen(self._archive().namelist(), extensions)
+        return with_extension(self._archive().namelist(), extensions)
 
     def where(self, name: str) -> str:
         """How messages call a file."""
@@ -116,7 +116,7 @@ def refuse(error: OSError) -> None:
     raise ValueError(f"{error.filename} cannot be listed: {error}.") from error
 
 
-def chosen(names: Sequence[str], extensions: tuple[str, ...]) -> list[str]:
+def with_extension(names: Sequence[str], extensions: tuple[str, ...]) -> list[str]:
     """Names that end in one of the extensions (in any case) with no hidden part, in natural order, each once."""
     names = [name for name in names if name.lower().endswith(extensions) and all(map(visible, name.split("/")))]
     return sorted(set(names), key=natural)

@@ -45,7 +45,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
         records.write(lines, run)
         (run.dir / "timing.json").unlink(missing_ok=True)  # of scripts.time_together, for older results
         save_uncertainty_maps(sampler, run.dir / "umaps.npz", config.eval.seeds[0])
-        run.say(records.headline(lines))
+        run.say(records.summary_lines(lines))
     run.barrier()
     return lines
 

@@ -139,7 +139,7 @@ def recommend(records: list[dict], tolerance: float) -> None:
             min(able, key=lambda r: r["metrics"]["seconds_per_image"])[mark] = True
 
 
-def headline(records: list[dict]) -> str:
+def summary_lines(records: list[dict]) -> str:
     """Full depth, the recommended point and the fixed layer that the same rule picks, a line each."""
     key = records[0]["quality_key"]
     chosen = {"full depth": records[0]}

@@ -13,7 +13,7 @@ import torch
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
 from libs.files import read_json
-from libs.metrics import KID, RBFMMD, Frechet, Moments, PrecisionRecall, Statistics, build_extractor, extract
+from libs.metrics import KID, RBFMMD, Frechet, Moments, PrecisionRecall, Statistics, build_extractor, features_of
 from libs.metrics import real_halves as distance_of_halves
 from libs.metrics.clip_score import ClipModel, ClipScore
 from libs.metrics.extractors import Extractor
@@ -70,7 +70,7 @@ def make_reference(images: Dataset, extractor: Extractor, key: str, run: Run) ->
     stride = -(-n // HALVES)
     chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)][run.rank :: run.world]
     for chunk in say_progress(chunks, len(chunks), "reference", run):
-        features = extract(extractor, [torch.stack([images.pixels(i) for i in chunk])])
+        features = features_of(extractor, [torch.stack([images.pixels(i) for i in chunk])])
         moments.add(torch.from_numpy(features))
         kept.append((chunk.start, features[[i % stride == 0 for i in chunk]]))
     statistics = moments.statistics(extractor, run)
@@ -93,7 +93,7 @@ def real_features(config, regime: Regime, run: Run, extractor: Extractor) -> np.
     run.say(f"{extractor.name}: features of {min(MOST, len(images))} of {len(images)} real images")
     index = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int).tolist()
     chunks = (index[i : i + 64] for i in range(0, len(index), 64))
-    return extract(extractor, (torch.stack([images.pixels(i) for i in chunk]) for chunk in chunks))
+    return features_of(extractor, (torch.stack([images.pixels(i) for i in chunk]) for chunk in chunks))
 
 
 def more_metrics(config, regime: Regime, extractor: Extractor, run: Run) -> Callable[[int], list]:

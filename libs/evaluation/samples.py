@@ -23,7 +23,7 @@ from libs.sampling.sampler import Sampler, split
 WRITERS = 4  # threads that compress PNGs while the next batch is sampled
 
 
-def sample(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
+def sample_to_folder(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     """Write the images `ids` (n,) to the run's directory, or what is missing of them; returns the summary.
 
     A batch is done when all of its files exist; each appears complete or not at all, with its class and mean depth as

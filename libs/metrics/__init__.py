@@ -10,7 +10,7 @@ reduces over processes. Positional arguments are what a run provides, keyword-on
 """
 
 from libs.metrics.exits import ExitStatistics
-from libs.metrics.extractors import EXTRACTORS, build_extractor, extract
+from libs.metrics.extractors import EXTRACTORS, build_extractor, features_of
 from libs.metrics.frechet import Frechet, Moments, Statistics, frechet_distance, real_halves
 from libs.metrics.kernel import KID, RBFMMD
 from libs.metrics.paired import Paired
@@ -37,7 +37,7 @@ __all__ = [
     "PrecisionRecall",
     "Statistics",
     "build_extractor",
-    "extract",
+    "features_of",
     "frechet_distance",
     "real_halves",
 ]

@@ -328,7 +328,7 @@ def build_extractor(name: str, shape: tuple[int, int, int], device: torch.device
     )
 
 
-def extract(extractor: Extractor, batches: Iterable[Tensor]) -> np.ndarray:
+def features_of(extractor: Extractor, batches: Iterable[Tensor]) -> np.ndarray:
     """Features (total, n_features) float32 of all images of some (n, C, H, W) uint8 batches."""
     empty = np.zeros((0, extractor.n_features), np.float32)
     return np.concatenate([empty, *(extractor(pixels).cpu().numpy() for pixels in batches)])

@@ -61,7 +61,7 @@ def modulation(dim: int, n: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), linear)
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """x + g1 attn(m1(x)), then x + g2 mlp(m2(x)); the modulations m and gates g come from c."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, backend: str):
@@ -139,7 +139,7 @@ class DiT(Backbone):
             self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(num_classes, embed_dim)})
         positions = position_table(embed_dim, img_size // patch_size)
         self.pos_embed = nn.Parameter(positions.to(self.x_embedder.proj.weight.device), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, attention) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(embed_dim, num_heads, mlp_ratio, attention) for _ in range(depth))
         self.final_layer = FinalLayer(embed_dim, patch_size, in_chans * (2 if learn_sigma else 1))
         self._initialise()
 

@@ -168,7 +168,7 @@ class TimeBank(Estimator):
         return self.maps[str(k)].embedding_dim
 
 
-class Attention(Estimator):
+class AttentionPool(Estimator):
     """u_k = sigmoid(MLP(sum_n a_n h_kn)), a = softmax(q_k h_kn / sqrt(D)): a learned query pools the patch tokens.
 
     The query starts at zero, which is the mean.
@@ -243,7 +243,7 @@ ESTIMATORS = {
     "linear": Linear,
     "time": Time,
     "time_bank": TimeBank,
-    "attention": Attention,
+    "attention": AttentionPool,
     "ahead": Ahead,
     "probe": Probe,
 }

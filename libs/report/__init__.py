@@ -14,7 +14,7 @@ from typing import Any
 from libs.files import atomic_write, write_json
 from libs.report.entries import Entry, change, entries, speedup
 from libs.report.page import render
-from libs.report.read import Evaluation, Point, read
+from libs.report.read import Evaluation, Result, read
 from libs.report.statistics import over_seeds
 from libs.report.verdict import (
     RULE,
@@ -30,7 +30,7 @@ from libs.report.verdict import (
     worth_of_looking,
 )
 
-__all__ = ["Entry", "Evaluation", "Point", "Report", "entries", "headline", "load", "read", "write"]
+__all__ = ["Entry", "Evaluation", "Result", "Report", "entries", "headline", "load", "read", "write"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load(directories: Sequence[str | Path], names: Sequence[str | None] | None =
 
     Args:
         directories: folders with results.jsonl.
-        names: the model that each directory belongs to; None finds out (`libs.report.entries.group`).
+        names: the model that each directory belongs to; None finds out (`libs.report.entries.by_model`).
 
     Raises:
         ValueError: a file is malformed (the message names file and line), or the directories cannot be compared.

@@ -15,7 +15,7 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from libs.evaluation.families import BASELINES, PLAIN
-from libs.report.read import Evaluation, Point, json_object
+from libs.report.read import Evaluation, Result, json_object
 from libs.report.statistics import Estimate, difference, over_seeds, ratio
 
 # Settings that do not make another model: which seed and files, how it is sampled, how it is measured.
@@ -28,13 +28,13 @@ class Entry:
     """One point of one model: `points[i]` is its measurement with the weights of training run i."""
 
     model: str
-    points: tuple[Point, ...]
+    points: tuple[Result, ...]
     trainings: tuple[int | None, ...]  # training seeds, where known
     scale: tuple[float | None, ...]  # per run: what turns seconds into shares of the reference's full-depth seconds
     where: str = ""  # calls and grid, if another point of the model has the same label
 
     @property
-    def first(self) -> Point:
+    def first(self) -> Result:
         return self.points[0]
 
     @property
@@ -118,7 +118,7 @@ class Entry:
         return f"{self.label} · {self.model}" if several_models else self.label
 
 
-def planned(point: Point) -> bool:
+def planned(point: Result) -> bool:
     """Whether a file decided the calls, so that they differ between training runs of one setting."""
     return (point.record.get("exit") or {}).get("name") == "planned"
 
@@ -127,7 +127,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else fmean(values)
 
 
-def by_seed(p: Point) -> dict[int, float]:
+def by_seed(p: Result) -> dict[int, float]:
     values = p.quality_per_seed or (p.quality,)
     seeds = p.record.get("seeds", [])
     return dict(zip(seeds if len(seeds) == len(values) else range(len(values)), values, strict=True))
@@ -171,7 +171,7 @@ def speedup(a: Entry, b: Entry) -> Estimate | None:
 # ---- models and their runs -----------------------------------------------------------------------------------------
 
 
-def group(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> dict[str, list[list[Evaluation]]]:
+def by_model(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> dict[str, list[list[Evaluation]]]:
     """Model name -> training runs -> evaluations of each run.
 
     Evaluations of the same name are one model. Without a name, they are if they were trained with the same settings but
@@ -206,7 +206,7 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
     `named[i]` is the model that evaluation i belongs to; None finds out.
     """
     together = timed_together(evaluations) if len(evaluations) > 1 else list(evaluations)
-    models = group(together or evaluations, named)
+    models = by_model(together or evaluations, named)
     scales, notes = costs(models, together is not None)
     found = []
     for model, runs in models.items():
@@ -226,9 +226,9 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
     return found, notes + warnings([p for e in found for p in e.points])
 
 
-def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Point, Evaluation]]:
+def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Result, Evaluation]]:
     """The points of one training run by what identifies them; where two evaluations have one, the first counts."""
-    cells: dict[tuple, tuple[Point, Evaluation]] = {}
+    cells: dict[tuple, tuple[Result, Evaluation]] = {}
     for evaluation in run:
         for p in evaluation.points:
             solver = () if planned(p) else (str(p.record.get("sampler", {})), p.nfe)
@@ -237,7 +237,7 @@ def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Point, Evaluation]]:
     return cells
 
 
-def warnings(points: Sequence[Point]) -> list[str]:
+def warnings(points: Sequence[Result]) -> list[str]:
     """What makes two points of a page incomparable."""
     notes = []
     for keys, what in (
@@ -267,7 +267,7 @@ def timed_together(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None
     if None in timings or len({timing["run"] for timing in timings}) > 1:
         return None
 
-    def retimed(point: Point, timing: dict) -> Point:
+    def retimed(point: Result, timing: dict) -> Result:
         runs = tuple(timing["seconds"].get(point.slug, ()))
         machine = {key: timing[key] for key in ("device", "threads") if key in timing}
         seconds = median(runs) if runs else None
@@ -326,16 +326,16 @@ def costs(models: dict[str, list[list[Evaluation]]], together: bool) -> tuple[di
     return scales, notes
 
 
-def full_of(evaluation: Evaluation) -> Point | None:
+def full_of(evaluation: Evaluation) -> Result | None:
     return next((point for point in evaluation.points if point.family == "full"), None)
 
 
-def same_network(full: Point, reference: Point) -> bool:
+def same_network(full: Result, reference: Result) -> bool:
     """Whether two timed full-depth points cost the same per network call."""
     if full.pace is None or not full.gmacs or not reference.gmacs or full.depth != reference.depth:
         return False
     return math.isclose(full.gmacs / full.nfe, reference.gmacs / reference.nfe, rel_tol=1e-6)
 
 
-def machine(point: Point) -> tuple:
+def machine(point: Result) -> tuple:
     return tuple(str(point.record.get(key)) for key in ("device", "threads", "batch_size"))

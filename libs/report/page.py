@@ -25,8 +25,8 @@ from libs.report.text import (
     quality_word,
     sig,
     signed,
+    speedup_text,
     time_unit,
-    times,
 )
 from libs.report.verdict import (
     RULE,
@@ -50,7 +50,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(sig=sig, percent=percent, signed=signed, times=times, family=family_name)
+    found.filters.update(sig=sig, percent=percent, signed=signed, times=speedup_text, family=family_name)
     return found
 
 
@@ -60,7 +60,7 @@ def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: S
     several = len({entry.model for entry in entries}) > 1
     full = full_depth(entries)
     places = {evaluation.dir: evaluation for evaluation in evaluations}
-    shown = looks(entries, places, said.chosen, several)
+    shown = slides(entries, places, said.chosen, several)
     return (
         templates()
         .get_template("page.html.j2")
@@ -121,7 +121,7 @@ def against(entry: Entry, entries: Sequence[Entry]) -> tuple:
 
 
 @dataclass(frozen=True)
-class Look:
+class Slide:
     """A point as the slider shows it."""
 
     entry: Entry
@@ -136,7 +136,9 @@ class Look:
     cost: float
 
 
-def looks(entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None, several: bool) -> list[Look]:
+def slides(
+    entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None, several: bool
+) -> list[Slide]:
     """The points of the reference's model that have images or exits, cheap ones first."""
     full = full_depth(entries)
     model = entries[0].model if full is None else full.model
@@ -151,7 +153,7 @@ def looks(entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entr
         if images and len(images) > 1 and exits is not None and exits.used.shape[2] >= len(images):
             depths = exits.used[:, :, : len(images)].mean(axis=(0, 1)).tolist()
         found.append(
-            Look(
+            Slide(
                 entry=entry,
                 name=entry.label,
                 chosen=entry is chosen,
@@ -172,9 +174,9 @@ def look_facts(entry: Entry, entries: Sequence[Entry], full: Entry | None) -> li
     facts = [(word, sig(entry.mean))]
     if full is not None and entry is not full:
         faster, over, _, changed = against(entry, entries)
-        facts += [("against full depth", signed(changed)), ("speed-up", times(faster))]
+        facts += [("against full depth", signed(changed)), ("speed-up", speedup_text(faster))]
         if not entry.plain:
-            facts.append(("over best plain", times(over)))
+            facts.append(("over best plain", speedup_text(over)))
         facts.append(("PSNR to full depth", decibels(mean_metric(entry, "psnr"), mean_metric(entry, "ssim"))))
     if entry.mean_depth is not None:
         facts.append(("mean depth", f"{sig(entry.mean_depth)} of {entry.first.depth} layers"))
@@ -222,13 +224,13 @@ def table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict
         rate = None if not e.seconds else 1 / e.seconds
         psnr, ssim = mean_metric(e, "psnr"), mean_metric(e, "ssim")
         cells = [
-            (times(faster), faster and faster.mean),
+            (speedup_text(faster), faster and faster.mean),
             (
                 signed(changed) if e.family != "full" or changed is None or changed.mean else "–",
                 changed and changed.mean,
             ),
             (sig(e.mean), e.mean),
-            (times(None if e.plain else over), None if e.plain or not over else over.mean),
+            (speedup_text(None if e.plain else over), None if e.plain or not over else over.mean),
             (sig(e.mean_depth), e.mean_depth),
             (sig(e.gmacs), e.gmacs),
             (str(e.first.nfe), e.first.nfe),
@@ -257,7 +259,7 @@ def run(evaluation: Evaluation) -> dict[str, Any]:
         charts=figures.training(train) if train else [],
         facts=provenance(evaluation),
         config=evaluation.config and json.dumps(evaluation.config, indent=2, ensure_ascii=False),
-        real=real_halves(evaluation),
+        real=halves_note(evaluation),
     )
 
 
@@ -284,7 +286,7 @@ def provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
     ]
 
 
-def real_halves(evaluation: Evaluation) -> str | None:
+def halves_note(evaluation: Evaluation) -> str | None:
     """The distance between two halves of the real images, which is no floor: its numbers of images are others."""
     point = evaluation.points[0]
     value = evaluation.reference.get(f"{point.quality_key}_real_halves")

@@ -21,7 +21,7 @@ UMAP_ARRAYS = ("t", "k", "u", "error", "x0", "ids")
 
 
 @dataclass(frozen=True)
-class Point:
+class Result:
     """One evaluated point: a line of `results.jsonl`. None marks what was not measured."""
 
     run: str  # name of the evaluation directory, for display
@@ -78,7 +78,7 @@ class Evaluation:
 
     name: str
     dir: Path
-    points: tuple[Point, ...]
+    points: tuple[Result, ...]
     config: dict[str, Any] | None
     reference: dict[str, Any]
     train: tuple[dict[str, float], ...]
@@ -89,7 +89,7 @@ class Evaluation:
         """How much worse than full depth the recommended point may be: `eval.tolerance` of the evaluation."""
         return number((self.config or {}).get("eval") or {}, "tolerance", self.dir / "config.json")
 
-    def images(self, point: Point, most: int) -> list[Image.Image] | None:
+    def images(self, point: Result, most: int) -> list[Image.Image] | None:
         """The first images of the point's first reported seed, cut from its grid; None where none was saved."""
         path = self.dir / "points" / point.slug / "grid.png"
         if not path.is_file():
@@ -103,7 +103,7 @@ class Evaluation:
             ) from error
         return tiles(grid, most)
 
-    def exits(self, point: Point) -> Exits | None:
+    def exits(self, point: Result) -> Exits | None:
         path = self.dir / "points" / point.slug / "trace.npz"
         if not path.is_file():
             return None
@@ -184,7 +184,7 @@ def read_directory(path: Path, name: str) -> Evaluation:
     lines = json_lines(results)
     if not lines:
         raise ValueError(f"{results}: empty, no point was evaluated. Run the evaluation first.")
-    points: dict[str, Point] = {}
+    points: dict[str, Result] = {}
     replaced: list[str] = []
     for line, record in lines:
         point = read_point(record, f"{results}, line {line}", path, name)
@@ -205,7 +205,7 @@ def read_directory(path: Path, name: str) -> Evaluation:
     return Evaluation(name, path, tuple(points.values()), config, reference or {}, rows, tuple(notes))
 
 
-def read_point(record: dict[str, Any], where: str, directory: Path, run: str) -> Point:
+def read_point(record: dict[str, Any], where: str, directory: Path, run: str) -> Result:
     def need(key: str, kind: type, what: str):
         value = record.get(key)
         if type(value) is not kind or not value or (kind is int and value < 1):
@@ -230,7 +230,7 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
     seconds = number(metrics, "seconds_per_image", where)
     if seconds is not None and seconds <= 0:
         raise ValueError(f"{where}: `seconds_per_image` is {seconds}; it must be positive.")
-    return Point(
+    return Result(
         run=run,
         dir=directory,
         slug=slug,

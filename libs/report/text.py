@@ -58,7 +58,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}{NBSP}%".replace("-", MINUS)
 
 
-def times(found: Estimate | None) -> str:
+def speedup_text(found: Estimate | None) -> str:
     """A speed-up: `2.50× [2.31, 2.70]`."""
     if found is None:
         return "–"
@@ -69,12 +69,12 @@ def signed(found: Estimate | None) -> str:
     """A relative change: `+4.1 % [−2.0, +10]`."""
     if found is None:
         return "–"
-    return f"{points(found.mean)}{NBSP}%" + (
-        "" if found.low is None else f" [{points(found.low)}, {points(found.high)}]"
+    return f"{percents(found.mean)}{NBSP}%" + (
+        "" if found.low is None else f" [{percents(found.low)}, {percents(found.high)}]"
     )
 
 
-def points(share: float) -> str:
+def percents(share: float) -> str:
     """A share in signed percents: a decimal below ten, none above, where nobody reads it."""
     value = 100 * share
     return f"{value:+,.{0 if abs(value) >= 9.95 else 1}f}".replace(",", "\u202f").replace("-", MINUS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from libs.evaluation.families import CONTROLS
 from libs.report.entries import Entry, change, gap, n_images, speedup
 from libs.report.statistics import Estimate
-from libs.report.text import percent, quality_word, sig, signed, times
+from libs.report.text import percent, quality_word, sig, signed, speedup_text
 
 TOLERANCE = 0.05  # where the evaluation did not record its eval.tolerance
 EQUAL = 0.02  # qualities, and costs within a budget, that differ by this share count as equal
@@ -174,7 +174,7 @@ def costs(a: Entry, b: Entry) -> str:
     """`is 2.50× [2.31, 2.70] as fast as`, or in GMACs, which are no speed-up."""
     found = speedup(a, b)
     if found is not None:
-        return f"is {times(found)} as fast as"
+        return f"is {speedup_text(found)} as fast as"
     if None in (a.gmacs, b.gmacs):
         return "was not timed against"
     return f"needs {percent(a.gmacs / b.gmacs)} of the GMACs (not timed) of"

@@ -242,7 +242,7 @@ def euler(process: Process, steps: int, t_end: float | None, grid: str, sde: boo
     for i, (ca, cm) in enumerate(zip(1 - process.beta(t) * dt / 2, g2 / process.sigma(t) * dt, strict=True)):
         noisy = sde and i < steps - 1
         rows.append(Row(t[i], ca, (0, 0, cm if sde else cm / 2), cz=torch.sqrt(-g2[i] * dt[i]) if noisy else 0))
-    return plan_of(rows)
+    return tabulate(rows)
 
 
 # ---- DDPM and DDIM -------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def ddim(process: Process, *, steps: int, eta: float = 0.0, grid: str = "") -> P
         v = eta * sigma[i + 1] * torch.sqrt(-torch.expm1(2 * (lam[i] - lam[i + 1])))
         cm = torch.sqrt((sigma[i + 1] ** 2 - v**2).clamp_min(0)) - sigma[i] * torch.exp(-ratio)
         rows.append(Row(nodes[i], torch.exp(-ratio), (0, 0, cm), cz=v))
-    return plan_of(rows)
+    return tabulate(rows)
 
 
 def ddpm(process: Process, *, steps: int, variance: str = "posterior", grid: str = "") -> Plan:
@@ -363,7 +363,7 @@ def singlestep(process: Process, spans: Sequence[Tensor], data: bool) -> Plan:
             cm[-1] += float(slope)  # the latest output
             x0 = (alpha[j - 1], sigma[j - 1]) if data else None
             rows.append(Row(span[j - 1], keep[j] / keep[0], cm, x0=x0, commit=j == order))
-    return plan_of(rows)
+    return tabulate(rows)
 
 
 def dpm_solver_pp_2m(
@@ -423,7 +423,7 @@ def multistep(process: Process, steps: int, grid: str, lower_order_final: bool, 
         ca = sigma[i + 1] / sigma[i] * (torch.exp(-h[i]) if sde else 1)
         cz = sigma[i + 1] * torch.sqrt(-torch.expm1(-2 * h[i])) if sde else 0
         rows.append(Row(nodes[i], ca, (0, -slope, first + slope), cz=cz, x0=(alpha[i], sigma[i])))
-    return plan_of(rows)
+    return tabulate(rows)
 
 
 SAMPLERS = {
@@ -453,7 +453,7 @@ class Row:
     commit: bool = True
 
 
-def plan_of(rows: Sequence[Row]) -> Plan:
+def tabulate(rows: Sequence[Row]) -> Plan:
     """The rows as columns: px x + pm eps is (x - sigma eps) / alpha where a row remembers x0, and eps elsewhere."""
 
     def column(values) -> Tensor:
