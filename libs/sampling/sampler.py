@@ -26,6 +26,9 @@ from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import Plan, sample
 from libs.sampling.stored import all_beside, beside, plan_of
 
+# Settings that checkpoints of earlier versions do not have, as those versions sampled.
+ADDED = {"grid": "", "guided_channels": 0, "path": "", "forecast": {"every": 1, "order": 1, "tail": 4}}
+
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
@@ -88,7 +91,7 @@ class Sampler:
                 f"{checkpoints.file_of(path)} does not say which experiment it belongs to. Give a <step>.ckpt folder "
                 "of a training or a file of scripts.export_checkpoint, or use python -m scripts.sample with --config"
             )
-        config = ConfigDict(known)
+        config = ConfigDict(known | {"sample": ADDED | known["sample"]})
         run = Alone(device, precision or config.mixed_precision or "no")
         model = build_model(config)
         checkpoints.load(model, path, full_depth=True)
