@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -92,51 +93,30 @@ class Process:
         """Uniform numbers u (B,) in [0, 1) -> training times t (B,)."""
         return u
 
+    def at(self, t: Tensor, like: Tensor) -> Marginal:
+        """The distribution of x_t at the times t (B,), in the dtype and on the device of `like` (B, C, H, W).
+
+        Its two numbers per time are computed where t is: for a t on the CPU nothing waits for the device.
+        """
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        alpha, sigma = (f(floating(t).double()) for f in (self.alpha, self.sigma))
+        return Marginal(self, *(x.to(like, non_blocking=True).view(shape) for x in (alpha, sigma)))
+
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t for x0, eps (B, C, H, W) and t (B,)."""
-        alpha, sigma = self._coefficients(t, x0)
-        return alpha * x0 + sigma * eps
+        """`Marginal.noised` at t (B,)."""
+        return self.at(t, x0).noised(x0, eps)
 
     def target(self, pred: str, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What a network of kind `pred` regresses, (B, C, H, W).
-
-        v = alpha eps - sigma x0 (Salimans & Ho 2022); velocity = eps - x0, along which `Flow` moves towards the noise.
-        """
-        self.check_prediction(pred)
-        if pred == "noise":
-            return eps
-        if pred == "x0":
-            return x0
-        if pred == "velocity":
-            return eps - x0
-        alpha, sigma = self._coefficients(t, x0)
-        return alpha * eps - sigma * x0
+        """`Marginal.target` at t (B,)."""
+        return self.at(t, x0).target(pred, x0, eps)
 
     def eps(self, pred: str, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The noise that the network's output `out` stands for, (B, C, H, W).
-
-        noise: out. v: sigma x + alpha out, velocity: x + alpha out, both safe at every t. x0: (x - alpha out) / sigma;
-        as sigma -> 0, x holds nothing about the noise, so sigma is kept above 1e-4 (t = 1e-7 in VPLinear): the result
-        stays finite and fades to 0.
-        """
-        self.check_prediction(pred)
-        if pred == "noise":
-            return out
-        alpha, sigma = self._coefficients(t, x)
-        if pred == "v":
-            return sigma * x + alpha * out
-        if pred == "velocity":
-            return x + alpha * out
-        return (x - alpha * out) / sigma.clamp_min(SIGMA_FLOOR)
+        """`Marginal.eps` at t (B,)."""
+        return self.at(t, x).eps(pred, out, x)
 
     def x0(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The image that a noise prediction stands for, (x - sigma eps) / alpha, (B, C, H, W).
-
-        Finite at every t, because alpha never reaches 0; at t = 1 it multiplies errors of eps by sigma / alpha: 152 in
-        VPLinear, 323 in VPCosine, 15 in the Stable Diffusion schedule, 999 in Flow.
-        """
-        alpha, sigma = self._coefficients(t, x)
-        return (x - sigma * eps) / alpha
+        """`Marginal.x0` at t (B,)."""
+        return self.at(t, x).x0(eps, x)
 
     def check_prediction(self, pred: str) -> None:
         if pred not in PREDICTIONS:
@@ -144,10 +124,56 @@ class Process:
         if pred not in self.predictions:
             raise ValueError(f"pred is {pred!r}; this process knows {', '.join(self.predictions)}")
 
-    def _coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at t (B,) as (B, 1, 1, 1), in the dtype and on the device of x."""
-        shape = (-1,) + (1,) * (x.dim() - 1)
-        return tuple(f(floating(t).double()).to(x).view(shape) for f in (self.alpha, self.sigma))
+
+@dataclass(frozen=True)
+class Marginal:
+    """x_t = alpha x0 + sigma eps at one time per row; made once per batch, by `Process.at`."""
+
+    process: Process
+    alpha: Tensor  # (B, 1, 1, 1), or (1, 1, 1, 1) where all rows share their time
+    sigma: Tensor
+
+    def noised(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """x_t for x0, eps (B, C, H, W)."""
+        return self.alpha * x0 + self.sigma * eps
+
+    def target(self, pred: str, x0: Tensor, eps: Tensor) -> Tensor:
+        """What a network of kind `pred` regresses, (B, C, H, W).
+
+        v = alpha eps - sigma x0 (Salimans & Ho 2022); velocity = eps - x0, along which `Flow` moves towards the noise.
+        """
+        self.process.check_prediction(pred)
+        if pred == "noise":
+            return eps
+        if pred == "x0":
+            return x0
+        if pred == "velocity":
+            return eps - x0
+        return self.alpha * eps - self.sigma * x0
+
+    def eps(self, pred: str, out: Tensor, x: Tensor) -> Tensor:
+        """The noise that the network's output `out` stands for, (B, C, H, W).
+
+        noise: out. v: sigma x + alpha out, velocity: x + alpha out, both safe at every t. x0: (x - alpha out) / sigma;
+        as sigma -> 0, x holds nothing about the noise, so sigma is kept above 1e-4 (t = 1e-7 in VPLinear): the result
+        stays finite and fades to 0.
+        """
+        self.process.check_prediction(pred)
+        if pred == "noise":
+            return out
+        if pred == "v":
+            return self.sigma * x + self.alpha * out
+        if pred == "velocity":
+            return x + self.alpha * out
+        return (x - self.alpha * out) / self.sigma.clamp_min(SIGMA_FLOOR)
+
+    def x0(self, eps: Tensor, x: Tensor) -> Tensor:
+        """The image that a noise prediction stands for, (x - sigma eps) / alpha, (B, C, H, W).
+
+        Finite at every t, because alpha never reaches 0; at t = 1 it multiplies errors of eps by sigma / alpha: 152 in
+        VPLinear, 323 in VPCosine, 15 in the Stable Diffusion schedule, 999 in Flow.
+        """
+        return (x - self.sigma * eps) / self.alpha
 
 
 class VPLinear(Process):
@@ -258,7 +284,7 @@ class DiscreteVP(Process):
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:  # copied to a device once, not at every call
-            self._tables[device] = next(iter(self._tables.values())).to(device)
+            self._tables[device] = next(iter(self._tables.values())).to(device, non_blocking=True)
         return self._tables[device]
 
     def _log_alpha(self, t):

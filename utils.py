@@ -24,7 +24,7 @@ from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS
-from libs.run import PATIENCE, Run
+from libs.run import BUCKETS, PATIENCE, Run
 from libs.sampling.plans import SAMPLERS
 from sde import PROCESSES
 
@@ -56,6 +56,8 @@ def define_flags(kind: str) -> None:
         )
     if kind in ("eval", "sample"):
         flags.DEFINE_string("plan", None, "File of scripts.calibrate --budget: solver, times and depths of all calls.")
+    flags.DEFINE_bool("compile", False, "Compile the network's blocks: a minute once (U-ViT, DiT, SiT; no U-Net).")
+    flags.DEFINE_bool("tf32", False, "GPUs: multiply float32 matrices in TF32, ten bits of precision and faster.")
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
@@ -171,6 +173,7 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             config = resolve(kind)
             if FLAGS.dry_run:
                 return dry_run(config)
+            torch.set_float32_matmul_precision("high" if FLAGS.tf32 else "highest")
             directory = workdir(config, kind)
             run = Run(directory, make_accelerator(config, directory))
             with run.stopping:
@@ -189,6 +192,7 @@ def resolve(kind: str):
     config = FLAGS.config
     if FLAGS.is_train is not None:
         print("note: --is_train has no effect: training never exits early and sampling may", file=sys.stderr)
+    config.compile = FLAGS.compile or config.compile
     if kind == "train":
         config.pretrained_weight = FLAGS.pretrained_weight or config.pretrained_weight
     else:
@@ -291,12 +295,24 @@ def start_trackers(config, run: Run) -> None:
     run.accelerator.init_trackers("adaptive-depth-diffusion", values, init_kwargs={"wandb": options})
 
 
+def refuse_shards() -> None:
+    """ValueError where the launcher asks for parameters that no process holds as a whole, before anything is done."""
+    for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"the launcher asks for {name}, which splits parameters between processes; the running average of the "
+                "weights and the checkpoints here need them whole. Launch with distributed_type MULTI_GPU, as in "
+                "configs/accelerate/8-gpus.yaml; where memory is short, set --config.nnet.use_checkpoint=True"
+            )
+
+
 def make_accelerator(config, directory: Path) -> Accelerator:
     trackers = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
     if config.tracker not in trackers:
         raise ValueError(f"tracker is {config.tracker!r}; it must be one of {', '.join(trackers)}")
     if config.mixed_precision not in ("", "no", "fp16", "bf16"):
         raise ValueError(f"mixed_precision is {config.mixed_precision!r}; it must be no, fp16, bf16, or empty")
+    refuse_shards()
     if config.tracker == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
     accelerator = Accelerator(
@@ -304,7 +320,7 @@ def make_accelerator(config, directory: Path) -> Accelerator:
         mixed_precision=config.mixed_precision or None,
         log_with=trackers[config.tracker],
         project_dir=directory,
-        kwargs_handlers=[PATIENCE],
+        kwargs_handlers=[PATIENCE, BUCKETS],
     )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision is fp16, which runs on GPUs only; use bf16 or no on a CPU")

@@ -21,7 +21,7 @@ from libs.sampling.plans import SAMPLERS
 # dataset.path are compared by content.
 MAY_CHANGE.update(
     """
-    cpu tracker nnet_path dataset.path dataset.workers nnet.use_checkpoint
+    cpu compile tracker nnet_path dataset.path dataset.workers nnet.use_checkpoint
     train.n_steps train.accumulate train.grad_clip train.keep
     train.log_interval train.sample_interval train.save_interval train.eval_interval
     optimizer.lr optimizer.muon_lr optimizer.weight_decay optimizer.betas
@@ -59,6 +59,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
         nnet_path="",  # evaluate this one
         cpu=False,  # run on the CPU although there is a GPU
         mixed_precision="",  # no | fp16 | bf16; "" = what the launcher says
+        compile=False,  # compile the network's blocks: a minute once (U-ViT, DiT, SiT)
         tracker="none",  # none | tensorboard | wandb (offline unless WANDB_MODE says otherwise); JSONL always
     )
     c.train = group(
@@ -167,6 +168,7 @@ def get_config(path: str) -> ConfigDict:
     c = config(known["nnet"]["name"])
     machine = {
         "cpu",
+        "compile",
         "tracker",
         "nnet_path",
         *(["mixed_precision"] if "ACCELERATE_MIXED_PRECISION" in os.environ else []),

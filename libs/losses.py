@@ -83,18 +83,21 @@ class Objective:
     def __call__(
         self, exits: AllExits, process: Process, pred: str, x0: Tensor, noise: Tensor, t: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """x0, noise (B, C, H, W), t (B,) -> loss (B,) and its named parts, each (B,), detached, for the log."""
-        x = process.noised(x0, t, noise)
-        wanted = process.target(pred, x0, noise, t)
+        """x0, noise (B, C, H, W), t (B,) -> loss (B,) and its named parts, each (B,), detached, for the log.
+
+        With t on the CPU, nothing here waits for the device.
+        """
+        at = process.at(t, x0)
+        x, wanted = at.noised(x0, noise), at.target(pred, x0, noise)
         err = (exits.out - wanted).square().flatten(2).mean(2)  # (E, B)
         with torch.no_grad():
-            eps = torch.stack([process.eps(pred, out, x, t) for out in exits.out])  # (E, B, C, H, W)
+            eps = at.eps(pred, exits.out, x)  # (E, B, C, H, W)
             gap = (eps - (noise if self.target == "error" else eps[-1])).abs().tanh()
             if exits.u.dim() == 2:
                 gap = gap.flatten(2).mean(2)  # a scalar estimator is fitted to the image's mean
         fit = (exits.u - gap).square()
         fit = fit.flatten(2).mean(2) if fit.dim() > 2 else fit  # (E, B)
-        k = torch.tensor(exits.points, device=err.device, dtype=err.dtype)
+        k = torch.tensor(exits.points, dtype=err.dtype).to(err.device, non_blocking=True)
         layers = (self.weights(exits.mean_u, k) * err).sum(0)
         simple = err[-1]
         loss = simple + self.lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
@@ -109,4 +112,5 @@ def depth_at(exits: AllExits, certainty: float) -> Tensor:
     """(B,): the layers that a row uses when it leaves at the first exit whose certainty 1 - u exceeds `certainty`."""
     leaves = exits.mean_u.detach() < 1 - certainty  # (E, B)
     leaves[-1] = True
-    return torch.tensor(exits.points, device=leaves.device)[leaves.int().argmax(0)].float()
+    points = torch.tensor(exits.points).to(leaves.device, non_blocking=True)
+    return points[leaves.int().argmax(0)].float()

@@ -89,7 +89,8 @@ class Texts:
         """stored: contexts (b, tokens, width), in the type of the files."""
         if not self.has_null:
             return stored.float()
-        return torch.where((drop < p_uncond)[:, None, None], self.training().empty().to(stored.device), stored.float())
+        empty = self.training().empty().to(stored.device, non_blocking=True)
+        return torch.where((drop < p_uncond)[:, None, None], empty, stored.float())
 
 
 @dataclass(frozen=True)

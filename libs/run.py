@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
@@ -30,6 +30,8 @@ from libs import files
 # How long processes wait for one another before the job counts as stuck. NCCL's own 10 minutes would end a run while
 # one process computes a reference or its larger share; a process that died is noticed by the launcher at once.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+# Gradients are views of the buckets that processes exchange: one copy of all gradients less.
+BUCKETS = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -203,6 +205,12 @@ class Run:
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
+    def put(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the device; the host does not wait for the copy, which is fast from page-locked memory."""
+        if self.device.type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()  # torch keeps such memory until the copy has read it
+        return tensor.to(self.device, non_blocking=True)
+
     def autocast(self):
         """The context in which networks run in the chosen precision."""
         return self.accelerator.autocast()
@@ -211,6 +219,11 @@ class Run:
     def precision(self) -> str:
         """ "no" (float32), "bf16" or "fp16"."""
         return self.accelerator.mixed_precision
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The dtype of matrix products below float32; None for float32."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
 
 class Alone(Run):
@@ -236,8 +249,7 @@ class Alone(Run):
         pass
 
     def autocast(self):
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "no")
+        return torch.autocast(self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
 
 
 def make_writable(directory: Path) -> None:
@@ -297,6 +309,7 @@ def describe_machine() -> dict:
         "command": " ".join(["python", *sys.argv]),
         "device": device,
         "threads": torch.get_num_threads(),
+        "float32_products": torch.get_float32_matmul_precision(),  # "highest", or "high": TF32 on GPUs
         "versions": {"python": platform.python_version(), **versions},
         "commit": commit or "unknown",
     }

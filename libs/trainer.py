@@ -67,6 +67,8 @@ def fit(config, regime: Regime, run: Run) -> None:
         model.freeze_backbone()
     model.to(run.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
+    if config.compile:
+        model.compile_blocks()
 
     # ---- optimiser, schedule, distribution
     optimizer = make_optimizer(config.optimizer, model)
@@ -192,9 +194,9 @@ def draw(stream, config, regime: Regime, run: Run, step: int, rows: slice) -> Ba
     x, stored = next(stream)  # (b, C, H, W), and labels (b,) or contexts (b, tokens, width)
     key = (config.seed, step, config.train.batch_size, regime.shape, rows)
     uniform, noise, drop = rng.global_batch(*key, stratified=config.train.stratified)
-    latent_noise = rng.latent_noise(*key).to(run.device) if regime.codec.draws else None
-    cond = regime.conditions.for_training(stored.to(run.device), drop.to(run.device), config.dataset.p_uncond)
-    return Batch(x.to(run.device), uniform, noise.to(run.device), latent_noise, cond)
+    latent_noise = run.put(rng.latent_noise(*key)) if regime.codec.draws else None
+    cond = regime.conditions.for_training(run.put(stored), run.put(drop), config.dataset.p_uncond)
+    return Batch(run.put(x), uniform, run.put(noise), latent_noise, cond)
 
 
 def losses(
@@ -203,8 +205,9 @@ def losses(
     """The loss (m,) of every row, and its parts for the log, each (m,); `depth` is the layers used at `certainty`."""
     with torch.set_grad_enabled(learn):
         x0 = regime.codec.sample(batch.x, batch.latent_noise)  # (m, C, H, W)
-        t = regime.process.times(batch.uniform).to(x0.device)  # (m,)
-        exits = network(regime.process.noised(x0, t, batch.noise), regime.process.network_time(t), batch.cond)
+        t = regime.process.times(batch.uniform)  # (m,) on the CPU
+        time = regime.process.network_time(t).to(x0.device, non_blocking=True)
+        exits = network(regime.process.noised(x0, t, batch.noise), time, batch.cond)
         loss, parts = objective(exits, regime.process, pred, x0, batch.noise, t)
     parts = {"loss": loss.detach(), **parts}
     if objective.lambda_u and certainty:

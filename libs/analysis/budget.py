@@ -265,7 +265,7 @@ def seconds_of(sampler: Sampler, batch: int, rounds: int = 9) -> np.ndarray:
     cond = sampler.regime.conditions.for_ids(0, np.arange(batch))
     cond = None if cond is None else cond.to(device)
     taken = np.zeros((rounds, len(model.points)))
-    with sampler.run.autocast():
+    with sampler.precision():
         for turn in range(-1, rounds):  # the first warms up
             for e, k in enumerate(model.points):
                 start = time.perf_counter()

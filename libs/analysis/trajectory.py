@@ -74,7 +74,7 @@ class Teacher:
             look=calls.append,
         )
         scale = sampler.guidance.scale
-        with sampler.run.autocast():
+        with sampler.precision():
             while not bool(state.done(self.plan).all()):
                 eps = denoiser(state.x, self.plan.t[state.row])
                 call = calls.pop()

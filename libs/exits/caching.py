@@ -118,7 +118,7 @@ class ResidualCalls(Calls):
             return eps
         if len(rows) == len(used) and (slots == slots[0]).all():  # a static schedule gathers nothing
             return eps + self.residual[slots[0]]
-        rows, slots = (torch.from_numpy(index).to(eps.device) for index in (rows, slots))
+        rows, slots = (torch.from_numpy(index).to(eps.device, non_blocking=True) for index in (rows, slots))
         return eps.index_add(0, rows, self.residual[slots, rows])
 
     def measure(self, eps: Tensor, used: np.ndarray, x: Tensor, t: Tensor, carries: dict[int, Carry]) -> None:
@@ -133,7 +133,7 @@ class ResidualCalls(Calls):
             rows = index = slice(None)
         else:
             rows = torch.from_numpy(np.flatnonzero(deep))
-            index = rows.to(eps.device)
+            index = rows.to(eps.device, non_blocking=True)
             carries = {k: carry.keep(torch.searchsorted(carry.rows, index)) for k, carry in carries.items()}
         for slot, k in enumerate(self.points):
             early = self.to_eps(self.model.head(k, carries[k]), x[index], t[rows])  # (b, C, H, W)

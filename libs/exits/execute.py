@@ -71,7 +71,7 @@ def run_with_exits(
         if stop.all():
             left.append((alive, k, carry))
             break
-        leave, stay = (torch.from_numpy(np.flatnonzero(mask)).to(x.device) for mask in (stop, ~stop))
+        leave, stay = (torch.from_numpy(np.flatnonzero(mask)).to(x.device, non_blocking=True) for mask in (stop, ~stop))
         done = carry.keep(leave)
         left.append((alive[stop], k, done if model.backbone.decodes else replace(done, skips=())))
         carry, alive = carry.keep(stay), alive[~stop]
@@ -85,7 +85,7 @@ def run_with_exits(
         out = model.head(depth, replace(carry, h=torch.cat([carry.h for _, _, carry in left]), skips=()))
     else:
         out = torch.cat([model.head(k, carry) for _, k, carry in left])
-    return out[torch.from_numpy(order).to(x.device)], used
+    return out[torch.from_numpy(order).to(x.device, non_blocking=True)], used
 
 
 def look_at(

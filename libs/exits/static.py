@@ -66,7 +66,7 @@ def leave_at(due: Tensor) -> Decide:
         return lambda look: look.k >= first
 
     def decide(look):
-        return look.k >= due.to(look.rows.device)[look.rows]
+        return look.k >= due.to(look.rows.device, non_blocking=True)[look.rows]
 
     return decide
 

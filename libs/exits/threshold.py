@@ -110,7 +110,7 @@ class Calibrated(ExitPolicy):
             return lambda look: look.u < float(max_u[0, column[look.k]])
 
         def decide(look):
-            return look.u < max_u[:, column[look.k]].to(look.u.device)[look.rows]
+            return look.u < max_u[:, column[look.k]].to(look.u.device, non_blocking=True)[look.rows]
 
         return decide
 
@@ -144,15 +144,16 @@ class ReleasedBatchMean(ExitPolicy):
 
     def start(self, n_rows, depth, t):
         max_u = max_u_of(self.certainty)
-        crossed = torch.zeros(n_rows, dtype=torch.long)
+        crossed = None
 
         def decide(look):
             nonlocal crossed
-            crossed = crossed.to(look.u.device)
+            if crossed is None:
+                crossed = torch.zeros(n_rows, dtype=torch.long, device=look.u.device)
             hit = (look.u if self.per_image else look.u.mean().expand_as(look.u)) < max_u
             crossed[look.rows] += hit
             if self.second_in_first_half and look.k <= depth // 2:
                 hit = hit & (crossed[look.rows] >= 2)
-            return hit if self.per_image else bool(hit[0])
+            return hit  # the same for all rows where they decide together
 
         return decide

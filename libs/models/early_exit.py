@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,6 +130,44 @@ class EarlyExitModel(nn.Module):
     def freeze_backbone(self) -> None:
         """Train the estimator and the own heads only. With shared heads nothing but the estimator is left to train."""
         self.backbone.requires_grad_(False)
+
+    def compile_blocks(self, backend: str | Callable = "inductor") -> None:
+        """Compile the blocks of the backbone, for training and for sampling, at any exits and any number of rows.
+
+        Blocks of one kind share their graphs, of which there are three: for the first number of rows, for any other,
+        and for one row. So an early exit needs no graph of its own, and removes rows between two blocks.
+
+        Args:
+            backend: of torch.compile.
+
+        Raises:
+            ValueError: the network's blocks are all different, as a U-Net's.
+        """
+        if self.backbone.decodes:
+            raise ValueError("compile is True, which is for networks of equal blocks (U-ViT, DiT, SiT), not for U-Nets")
+        for block in self.backbone.blocks:
+            block.compile(backend=backend, fullgraph=True)
+
+    @contextmanager
+    def weights_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Inside, the weights of linear maps and convolutions are `dtype`; None changes nothing.
+
+        Autocast would cast the same weights to the same numbers at every call. Norms, embeddings and the estimator
+        stay as they are.
+        """
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+        parts = [m for part in (self.backbone, self.heads) for m in part.modules() if isinstance(m, kinds)]
+        weights = [p for m in parts for p in m.parameters(recurse=False) if p.dtype == torch.float32]
+        full = [p.data for p in weights]
+        with torch.inference_mode(False):
+            half = full if dtype is None else [p.to(dtype) for p in full]
+        try:
+            for parameter, cast in zip(weights, half, strict=True):
+                parameter.data = cast
+            yield
+        finally:
+            for parameter, was in zip(weights, full, strict=True):
+                parameter.data = was
 
     def macs(self) -> Macs:
         """Per image and call: backbone, heads and questions to the estimator."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from libs.exits import Answer, Duo, ExitPolicy, Trace, start_calls
 from libs.models import EarlyExitModel
-from sde import Process
+from sde import Marginal, Process
 
 PAIRS = ("free", "tied", "cond")
 
@@ -99,6 +99,7 @@ class Denoiser:
         self.cond = torch.cat([cond, null]) if self.guided else cond
         asked = model.questions(self.policy.asked(model.points)) if "u" in self.policy.reads else ()
         self.trace = Trace(model.depth, asked)
+        self.shared: tuple[float | None, Marginal | None] = (None, None)  # the last time that a whole call had
         # a policy that decides for a whole call gets one call per guidance half
         halves = 2 if self.guided and not self.policy.per_image else 1
         self.calls = [start_calls(model, self.policy, self.to_eps, n_calls) for _ in range(halves)]
@@ -106,7 +107,7 @@ class Denoiser:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.guided:
             x, t = torch.cat([x, x]), torch.cat([t, t])  # one batch: [conditional; null]
-        time = self.process.network_time(t).to(x.device, torch.float32)
+        time = self.process.network_time(t).to(x.device, torch.float32, non_blocking=True)
         eps, used, costs = self.run(x, t, time)
         self.trace.add(float(t[0]), used.reshape(2 if self.guided else 1, -1), costs)
         if self.guided:
@@ -122,5 +123,14 @@ class Denoiser:
         return torch.cat(eps), np.concatenate(used), costs[0]
 
     def to_eps(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Raw network outputs at x (b, C, H, W), t (b,) as noise predictions."""
-        return self.process.eps(self.pred, out.float(), x, t.to(x.device, x.dtype))
+        """Raw network outputs at x (b, C, H, W), t (b,) on the CPU as noise predictions."""
+        return out.float() if self.pred == "noise" else self.at(t, x).eps(self.pred, out.float(), x)
+
+    def at(self, t: Tensor, x: Tensor) -> Marginal:
+        """alpha and sigma at t (b,); one number each, made once per call, where rows share their time."""
+        first = float(t[0])
+        if not bool((t == first).all()):
+            return self.process.at(t.to(x.dtype), x)
+        if self.shared[0] != first:
+            self.shared = first, self.process.at(t[:1].to(x.dtype), x)
+        return self.shared[1]

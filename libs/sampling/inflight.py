@@ -40,15 +40,22 @@ def suits(model: EarlyExitModel, policy: ExitPolicy, guidance: Guidance) -> bool
     return isinstance(policy, Threshold | Calibrated) and not together and not model.backbone.decodes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pooled(Carry):
     """A carry whose `rows` are slots of a pool, in any order. Skips lie in the pool, so rows join and part freely.
 
-    `skips` holds the levels of the pool that are in use, as ints.
+    `skips` holds the levels of the pool that are in use, as ints; `host` is `rows` on the CPU, where queues are kept
+    without asking the device.
     """
 
+    host: Tensor
     slots: int = 0
     pool: list[Tensor] = field(default_factory=list)  # level -> (slots, L, D)
+
+    def keep(self, index: Tensor | slice) -> Pooled:
+        """The carry of the rows at positions `index`, which are on the CPU."""
+        there = index if isinstance(index, slice) else index.to(self.h.device, non_blocking=True)
+        return replace(super().keep(there), host=self.host[index])
 
     def push(self) -> Pooled:
         level = len(self.skips)
@@ -71,7 +78,7 @@ class InFlight:
     def __init__(self, sampler, *, plan, policy, seed, ids, batch_size):
         model, regime, run, guidance = sampler.model, sampler.regime, sampler.run, sampler.guidance
         self.model, self.regime, self.plan, self.policy, self.guidance = model, regime, plan, policy, guidance
-        self.seed, self.ids, self.run = seed, ids, run
+        self.seed, self.ids, self.run, self.precision = seed, ids, run, sampler.precision
         cond, null = regime.conditions.for_ids(seed, ids[:1]), regime.conditions.null(1)
         self.denoiser = Denoiser(model, regime.process, sampler.pred, policy, cond=cond, null=null, guidance=guidance)
         self.asked = frozenset(policy.asked(model.points))
@@ -87,8 +94,8 @@ class InFlight:
         self.t = torch.zeros(slots, dtype=torch.float64)  # of each row's call
         self.cond = None if cond is None else cond.new_zeros(slots, *cond.shape[1:], device=run.device)
         self.pool: list[Tensor] = []
-        self.ahead_u = torch.zeros(slots, len(model.points), device=run.device)
-        self.left = torch.zeros(slots, dtype=torch.long, device=run.device)  # the layers of each row's last call
+        self.ahead_u = torch.zeros(slots, len(model.points))  # on the CPU: decisions are made there
+        self.left = torch.zeros(slots, dtype=torch.long)  # the layers of each row's last call
         self.eps = torch.zeros(slots, *regime.shape, device=run.device)
         self.missing = np.full(places, self.branches)  # rows that this step still waits for
 
@@ -103,7 +110,7 @@ class InFlight:
     def images(self, start: int, stop: int) -> Images:
         """The images ids[start:stop], once they are finished."""
         wanted, ids = range(start, stop), self.ids[start:stop]
-        with self.run.autocast():
+        with self.precision():
             while not all(i in self.finished for i in wanted):
                 self.go_on()
             x = torch.stack([self.finished.pop(i) for i in wanted])
@@ -124,8 +131,8 @@ class InFlight:
         parts = self.take(queue)
         carry = parts[0]
         if len(parts) > 1:
-            h, time, rows = (torch.cat([getattr(part, name) for part in parts]) for name in ("h", "time", "rows"))
-            carry = replace(carry, h=h, time=time, rows=rows)
+            names = ("h", "time", "rows", "host")
+            carry = replace(carry, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
         depth = self.model.depth
         if queue >= depth:
             self.leave(queue - depth, carry)
@@ -166,14 +173,14 @@ class InFlight:
         self.loaded += len(positions)
         self.position[free.numpy()] = positions
         noise = rng.SeededNoise(self.seed, ids, self.regime.shape)
-        self.write(free, State.start(noise.draw().to(self.state.x.device), self.plan))
+        self.write(free, State.start(self.run.put(noise.draw()), self.plan))
         for place, generator in zip(free.tolist(), noise.generators, strict=True):
             self.noise.generators[place] = generator
         cond = self.regime.conditions.for_ids(self.seed, ids)
         if cond is not None:
             if self.branches == 2:
                 cond = torch.cat([cond, self.regime.conditions.null(len(ids))])
-            self.cond[self.rows_at(free).to(self.run.device)] = cond.to(self.run.device)
+            self.cond[self.run.put(self.rows_at(free))] = self.run.put(cond)
         return free
 
     def begin(self, places: Tensor) -> None:
@@ -184,14 +191,15 @@ class InFlight:
         return torch.cat([branch * self.places + places for branch in range(self.branches)])
 
     def start_call(self, rows: Tensor) -> None:
-        device, places = self.run.device, rows % self.places
-        t = self.t[rows] = self.plan.t[self.state.row[places]]
-        time = self.regime.process.network_time(t).to(device, torch.float32)
-        rows, places = rows.to(device), places.to(device)
+        host, places = rows, rows % self.places
+        t = self.t[host] = self.plan.t[self.state.row[places]]
+        time = self.run.put(self.regime.process.network_time(t).float())
+        rows, places = self.run.put(rows), self.run.put(places)
         carry = self.model.embed(self.state.x[places], time, None if self.cond is None else self.cond[rows])
-        carry = Pooled(carry.h, carry.time, rows, slots=self.branches * self.places, pool=self.pool)
+        slots = self.branches * self.places
+        carry = Pooled(h=carry.h, time=carry.time, rows=rows, host=host, slots=slots, pool=self.pool)
         if self.model.uem.ahead:
-            self.ahead_u[rows] = self.model.predict_ahead(carry)
+            self.ahead_u[host] = self.model.predict_ahead(carry).cpu()  # the one wait for the device in this call
         self.ask(0, carry)
 
     def ask(self, k: int, carry: Pooled) -> None:
@@ -202,31 +210,29 @@ class InFlight:
             return
         if k in self.asked:
             if self.model.uem.ahead:
-                u = self.ahead_u[carry.rows, self.model.points.index(k)]
+                look = Look(k=k, rows=carry.host, u=self.ahead_u[carry.host, self.model.points.index(k)])
             else:
-                u = self.model.uncertainty(k, carry)
-            stop = self.policy.start(len(self.t), depth, self.t)(Look(k=k, rows=carry.rows, u=u))
-            stop = stop.cpu()  # the one wait for the device at this exit
+                look = Look(k=k, rows=carry.rows, u=self.model.uncertainty(k, carry))
+            stop = self.policy.start(len(self.t), depth, self.t)(look).cpu()  # without `ahead`, this exit's one wait
             if stop.all():
                 self.done(k, carry)
                 return
             if stop.any():
-                leave, stay = (mask.nonzero().flatten().to(carry.h.device) for mask in (stop, ~stop))
+                leave, stay = (mask.nonzero().flatten() for mask in (stop, ~stop))
                 self.done(k, carry.keep(leave))
                 carry = carry.keep(stay)
         self.put(k, carry)
 
     def done(self, k: int, carry: Pooled) -> None:
         """Rows that leave at k wait for their head: the shared one, or exit k's own."""
-        self.left[carry.rows] = k
+        self.left[carry.host] = k
         self.put(self.model.depth + (k if self.model.heads else self.model.depth), replace(carry, skips=()))
 
     def leave(self, k: int, carry: Pooled) -> None:
         """Head k, the end of a network call; images with all their rows take their step."""
-        device = carry.h.device
-        rows, left = torch.stack([carry.rows, self.left[carry.rows]]).cpu()
+        rows, left = carry.host, self.left[carry.host]
         places = rows % self.places
-        x = self.state.x[places.to(device)]
+        x = self.state.x[self.run.put(places)]
         eps = self.denoiser.to_eps(self.model.head(k, carry), x, self.t[rows])
         steps, branch = self.state.row[places].numpy(), (rows // self.places).numpy()
         self.used[steps, branch, self.position[places.numpy()]] = left.numpy()
@@ -236,7 +242,7 @@ class InFlight:
             complete = np.flatnonzero(self.missing == 0)
             self.missing[complete] = 2
             places = torch.from_numpy(complete)
-            eps = self.guidance.apply(self.eps[torch.cat([places, places + self.places]).to(device)])
+            eps = self.guidance.apply(self.eps[self.run.put(self.rows_at(places))])
         if len(places):
             self.step(places, eps)
 
@@ -245,9 +251,10 @@ class InFlight:
         state = advance(self.plan, self.state.keep(places), eps, noise)
         self.write(places, state)
         done = state.done(self.plan)
-        for position, x in zip(self.position[places[done].numpy()].tolist(), state.x[done.to(eps.device)], strict=True):
-            self.finished[position] = x
         if done.any():
+            finished = state.x[self.run.put(done.nonzero().flatten())]
+            for position, x in zip(self.position[places[done].numpy()].tolist(), finished, strict=True):
+                self.finished[position] = x
             self.begin(self.load(places[done]))
         places, row = places[~done], state.row[~done]
         self.begin(places[self.plan.computed[row]])
@@ -256,7 +263,7 @@ class InFlight:
             self.step(forecast, torch.zeros_like(self.state.x[: len(forecast)]))
 
     def write(self, places: Tensor, state: State) -> None:
-        index = places.to(self.state.x.device)
+        index = self.run.put(places)
         mine, new = ((s.x, s.anchor, *s.history, *s.outputs) for s in (self.state, state))
         for pooled, tensor in zip(mine, new, strict=True):
             pooled[index] = tensor

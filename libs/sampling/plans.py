@@ -80,6 +80,24 @@ class Plan:
             columns += [self.computed.double()[:, None], self.forecast]
         return torch.cat(columns, 1)
 
+    @cached_property
+    def _tables(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
+
+    def coefficients(self, row: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """The columns of `table` at `row` (B,), each (B, 1, 1, 1), or (1, 1, 1, 1) where samples share their row.
+
+        In the dtype and on the device of `like` (B, C, H, W), where the table is copied once: a call copies no more
+        than row numbers, and the host does not wait for them.
+        """
+        key = (like.device, like.dtype)
+        if key not in self._tables:
+            self._tables[key] = self.table.to(like, non_blocking=True)
+        table, first = self._tables[key], int(row[0])
+        shared = bool((row == first).all())
+        rows = table[first : first + 1] if shared else table[row.to(like.device, non_blocking=True)]
+        return rows.view(*rows.shape, *(1,) * (like.dim() - 1)).unbind(1)
+
 
 @dataclass(frozen=True)
 class State:
@@ -105,7 +123,7 @@ class State:
     def keep(self, index: Tensor) -> State:
         """The samples at `index`: positions (b,) or a mask (B,)."""
         rows = positions(index)
-        index = rows.to(self.x.device)
+        index = rows.to(self.x.device, non_blocking=True)
         history, outputs = (tuple(h[index] for h in memory) for memory in (self.history, self.outputs))
         return State(self.x[index], self.anchor[index], history, self.row[rows], outputs)
 
@@ -129,8 +147,7 @@ def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> S
     if plan.stochastic and z is None:
         raise ValueError("This sampler adds noise at its steps; give it the noise of the images.")
     x, eps, outputs = state.x, eps.to(state.x.dtype), state.outputs
-    table = plan.table[state.row].to(x.device, x.dtype)  # (B, 8) or (B, 15)
-    px, pm, ca, cz, commit, *rest = table.view(len(x), -1, *(1,) * (x.dim() - 1)).unbind(1)  # each (B, 1, 1, 1)
+    px, pm, ca, cz, commit, *rest = plan.coefficients(state.row, x)
     if plan.forecast is not None:
         computed, alpha, sigma, *ahead = rest[HISTORY:]
         new = (*outputs[1:], (eps - sigma * x) / alpha)
@@ -139,7 +156,7 @@ def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> S
     history = (*state.history[1:], px * x + pm * eps)
     x = ca * state.anchor + combine(rest[:HISTORY], history)
     if plan.stochastic:
-        x = x + cz * z.to(x)
+        x = x + cz * z.to(x, non_blocking=True)
     return State(x, torch.where(commit.bool(), x, state.anchor), history, state.row + 1, outputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +71,10 @@ class Sampler:
     @classmethod
     def open(cls, config, regime: Regime, run: Run) -> Sampler:
         """With the weights of config.nnet_path."""
-        return cls.of(config, load_model(config, run), regime, run)
+        model = load_model(config, run)
+        if config.get("compile"):  # configs of older evaluations do not have it
+            model.compile_blocks()
+        return cls.of(config, model, regime, run)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None, precision: str | None = None) -> Sampler:
@@ -229,6 +233,12 @@ class Sampler:
         for batch in batches:
             yield self.batch(batch, seed=seed, plan=plan, policy=policy)
 
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """The context of network calls in the run's precision: weights are cast on entry, not at every call."""
+        with self.model.weights_in(self.run.half), self.run.autocast():
+            yield
+
     @torch.inference_mode()
     def batch(
         self,
@@ -240,7 +250,7 @@ class Sampler:
         make_denoiser: Callable[..., Denoiser] = Denoiser,
     ) -> Images:
         """The images `ids` (n,) as one batch, in this process."""
-        device, conditions = self.run.device, self.regime.conditions
+        conditions = self.regime.conditions
         noise = rng.SeededNoise(seed, ids, self.regime.shape)
         cond, null = conditions.for_ids(seed, ids), conditions.null(len(ids))
         denoiser = make_denoiser(
@@ -248,14 +258,14 @@ class Sampler:
             self.regime.process,
             self.pred,
             policy.bind(seed, ids),
-            cond=None if cond is None else cond.to(device),
-            null=None if null is None else null.to(device),
+            cond=None if cond is None else self.run.put(cond),
+            null=None if null is None else self.run.put(null),
             guidance=self.guidance,
             n_calls=plan.nfe,
         )
-        with self.run.autocast():
-            x = sample(plan, noise.draw().to(device), denoiser, noise if plan.stochastic else None)
-            pixels = self.regime.codec.to(device).decode(x).cpu()
+        with self.precision():
+            x = sample(plan, self.run.put(noise.draw()), denoiser, noise if plan.stochastic else None)
+            pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
         trace = denoiser.trace
         if plan.nfe < plan.rows:
             trace = trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
