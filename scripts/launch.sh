@@ -57,7 +57,10 @@ source scripts/environment.sh
 if [ "$PROCESSES" = 1 ]; then # without a launcher in between, signals reach the command itself
     command=(env ACCELERATE_MIXED_PRECISION="$PRECISION" python)
 else
-    command=(accelerate launch --multi_gpu --num_processes "$PROCESSES" --num_machines "$MACHINES" --mixed_precision "$PRECISION" --dynamo_backend no)
+    layout=configs/accelerate/$PROCESSES-gpus.yaml
+    [ -f "$layout" ] || layout=configs/accelerate/8-gpus.yaml
+    [ "$MACHINES" = 1 ] || layout=configs/accelerate/2-nodes.yaml
+    command=(accelerate launch --config_file "$layout" --num_processes "$PROCESSES" --num_machines "$MACHINES" --mixed_precision "$PRECISION")
     [ "$MACHINES" = 1 ] || command+=(--machine_rank "$MACHINE_RANK" --main_process_ip "$MAIN_IP" --main_process_port "${MAIN_PORT:-29500}")
 fi
 [ "$job" = eval ] || exec "${command[@]}" "$script" "${flags[@]}" "$@"
