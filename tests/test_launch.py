@@ -39,14 +39,13 @@ def test_accelerate_reads_the_files(name):
     "machines, processes, file", [(1, 4, "4-gpus"), (1, 2, "8-gpus"), (1, 8, "8-gpus"), (2, 16, "2-nodes")]
 )
 def test_the_launcher_takes_the_files(machines, processes, file, tmp_path):
-    """Catches a launcher with another file than its processes need, or one whose own numbers lose against the file's."""
+    """Catches a launcher with another file than its processes need, or whose own numbers lose against the file."""
     weights = tmp_path / "weights.pth"
     weights.touch()
     several = {"MACHINES": machines, "PROCESSES": processes, "MACHINE_RANK": 1, "MAIN_IP": "10.0.0.1"}
     environment = os.environ | {key: str(value) for key, value in several.items()} | {"NNET": str(weights)}
-    stubs = (
-        'accelerate() { echo "$@"; }; python() { :; }; export -f accelerate python; bash scripts/launch.sh eval cifar10'
-    )
+    stubs = 'accelerate() { echo "$@"; }; python() { :; }; export -f accelerate python; '
+    stubs += "bash scripts/launch.sh eval cifar10"
     done = subprocess.run(["bash", "-c", stubs], cwd=ROOT, env=environment, capture_output=True, text=True)
     words = done.stdout.split()
     assert words[:1] == ["launch"], done.stderr
