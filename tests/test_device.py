@@ -229,8 +229,10 @@ LONG_TRAININGS = {
 @pytest.mark.parametrize("name", [*TRAININGS, *(pytest.param(n, marks=pytest.mark.long) for n in LONG_TRAININGS)])
 def test_a_training_step_that_logs_nothing_never_waits(name, tmp_path):
     """Catches a number that is read, or a batch that is copied without `non_blocking`, at every step."""
-    waits, barriers, double = train(tmp_path, **(TRAININGS | LONG_TRAININGS)[name])
-    assert (waits, barriers, double) == ([], 0, 0)
+    changes = (TRAININGS | LONG_TRAININGS)[name]
+    waits, barriers, double = train(tmp_path, **changes)
+    assert (waits, barriers) == ([], 0)
+    assert double <= 2 * changes.get("train.accumulate", 1), "only the network's time, which it casts itself"
 
 
 # ---- what this file must see ---------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_shards_are_refused_by_name(kind, tmp_path, monkeypatch):
     if kind == "FSDP":
         environment = prepare_multi_gpu_env(arguments)
     else:
-        arguments.deepspeed_multinode_launcher = "standard"
+        arguments.deepspeed_fields_from_accelerate_config = ""  # `accelerate launch` sets it before it gets here
         _, environment = prepare_deepspeed_cmd_env(arguments)
     changed = {key: value for key, value in environment.items() if os.environ.get(key) != value}
     for key, value in changed.items():
