@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.common import autocast, make_inputs, make_model, parser, save, spread_exits, table, wait
+from benchmarks.common import make_inputs, make_model, parser, sampling, save, spread_exits, table, wait
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.models.backbone import Carry
 
@@ -68,7 +68,7 @@ def main() -> None:
                     parts = [None if part is None else part[some.to(part.device)] for part in inputs]
                     run_with_exits(model, policy, *parts)
 
-            with torch.inference_mode(), autocast(options.device, options.dtype):
+            with sampling(model, options.device, options.dtype):
                 run()
                 with watched(model, options.device) as spent:
                     wait(options.device)

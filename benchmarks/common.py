@@ -13,8 +13,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -122,6 +122,14 @@ def spread_exits(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | 
 
 def autocast(device: str, dtype: str):
     return nullcontext() if dtype == "fp32" else torch.autocast(device, DTYPES[dtype])
+
+
+@contextmanager
+def sampling(model: EarlyExitModel, device: str, dtype: str) -> Iterator[None]:
+    """The context in which a sampling calls `model`: below fp32 its weights are cast once."""
+    stored = None if dtype == "fp32" else DTYPES[dtype]
+    with torch.inference_mode(), model.weights_in(stored), autocast(device, dtype):
+        yield
 
 
 def wait(device: str) -> None:

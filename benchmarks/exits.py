@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
-    autocast,
     in_turn,
     make_inputs,
     make_model,
     middle,
     parser,
     ratios,
+    sampling,
     save,
     spread_exits,
     table,
@@ -79,7 +79,7 @@ def measure(model, order: torch.Tensor, batch: int, options) -> dict:
 
     known = policies(model.depth)
     jobs = {"plain": plain} | {name: job(name, policy) for name, policy in known.items()}
-    with torch.inference_mode(), autocast(options.device, options.dtype):
+    with sampling(model, options.device, options.dtype):
         seconds = in_turn(
             jobs, device=options.device, rounds=options.rounds, least=options.least, budget=options.budget
         )

@@ -7,7 +7,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-$(command -v python3 || command -v python)} || { echo "gpu.sh: no python3 and no python on PATH" >&2; exit 2; }
-PARTS="tests mfu exits-bf16 exits-fp32 sampler-bf16 train attention"
+PARTS="tests mfu exits-bf16 exits-fp32 compiled sampler-bf16 train attention"
 DEVICE=cuda SMOKE="" CHOSEN=""
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -35,6 +35,7 @@ bench() { # MODULE ARGUMENTS...
     local module=$1; shift
     if [ -n "$SMOKE" ]; then
         set -- "$@" --sizes tiny --batches 8 --rounds 2 --least 1 --budget 1
+        [ "$module" = compiled ] && set -- "$@" --ways fp32 bf16 # compiling takes minutes
         [ "$module" = sampler ] && set -- "$@" --steps 2 --factor 2
     fi
     "$PYTHON" -m "benchmarks.$module" --device "$DEVICE" "$@"
@@ -45,6 +46,7 @@ part() {
         mfu) bench mfu --dtype bf16 "${PEAK[@]}" --budget 5 ;;
         exits-bf16) bench exits --dtype bf16 --sizes tiny S/2 L/2 --batches 1 8 64 256 --budget 8 ;;
         exits-fp32) bench exits --dtype fp32 --sizes tiny S/2 --batches 1 8 64 256 --budget 8 ;;
+        compiled) bench compiled --sizes tiny S/2 --batches 64 --budget 30 ;;
         sampler-bf16) bench sampler --dtype bf16 --sizes tiny S/2 --batches 16 64 256 --budget 10 ;;
         train) bench train_step --dtype bf16 --sizes S/2 --batches 8 128 --budget 20 ;;
         attention) bench attention --sizes S/2 L/2 --batches 1 8 64 --budget 8 ;;

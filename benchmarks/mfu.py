@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import autocast, in_turn, make_inputs, make_model, middle, parser, save, table
+from benchmarks.common import in_turn, make_inputs, make_model, middle, parser, sampling, save, table
 
 # Dense bf16 TFLOP/s from the vendors' data sheets, by a part of the name that CUDA reports; the first match counts.
 PEAKS = {
@@ -64,7 +64,7 @@ def main() -> None:
             def job(x=x, time=time, cond=cond, model=model):
                 model.backbone(x, time, cond)
 
-            with torch.inference_mode(), autocast(options.device, options.dtype):
+            with sampling(model, options.device, options.dtype):
                 seconds = in_turn(
                     {"full": job},
                     device=options.device,

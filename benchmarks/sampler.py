@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
-    autocast,
     in_turn,
     make_inputs,
     make_model,
     middle,
     parser,
     ratios,
+    sampling,
     save,
     spread_exits,
     table,
@@ -90,7 +90,7 @@ def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
 
         return run_it
 
-    with autocast(options.device, options.dtype):
+    with sampling(model, options.device, options.dtype):
         seconds = in_turn(
             {way: job(way) for way in ways},
             device=options.device,

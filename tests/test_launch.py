@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ def test_shards_are_refused_by_name(kind, tmp_path, monkeypatch):
         utils.make_accelerator(load("digits_uvit_tiny", "quick"), tmp_path)
 
 
-def test_gradients_are_views_of_the_buckets(tmp_path):
-    """Catches the option on its way to DistributedDataParallel."""
+def test_what_processes_share(tmp_path):
+    """Catches an option that does not reach torch, and processes that give up while one measures for an hour."""
     accelerator = utils.make_accelerator(load("digits_uvit_tiny", "quick"), tmp_path)
     assert accelerator.ddp_handler.to_kwargs() == {"gradient_as_bucket_view": True}
+    assert accelerator.init_handler.timeout == timedelta(hours=24)

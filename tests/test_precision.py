@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from test_configs import load
 from test_inflight import case
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from libs import regimes, trainer
+from libs.checkpoints import read
 from libs.exits import EXIT_POLICIES
 from libs.models import EarlyExitModel
-from libs.run import Alone
+from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser
 
 
@@ -78,3 +84,24 @@ def test_bf16_images_are_near_those_of_float32():
     error = (made["bf16"] - made["no"]).square().mean().sqrt() / made["no"].std()
     assert 0 < error < 0.02
     assert made["bf16"].dtype == torch.float32
+
+
+def test_a_training_step_that_overflows_is_skipped(tmp_path):
+    """Catches fp16 gradients that are logged or clipped with their scale on them, and an overflow that ends a run."""
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True)  # fp16 as accelerate sets it up on a GPU; it refuses a CPU
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-15)
+    config = load("digits_uvit_tiny", "quick")
+    config.optimizer.name = "adamw"
+    config.train.update(n_steps=5, log_interval=1, sample_interval=0, eval_interval=0, save_interval=1, keep=5)
+    trainer.fit(config, regimes.of(config), Run(tmp_path, accelerator))
+    AcceleratorState._reset_state(True)
+    norms = [json.loads(line)["grad_norm"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    skipped = norms.index(next(norm for norm in norms if norm is not None))  # null: not finite
+    assert 1 <= skipped <= 3 and all(norm is None for norm in norms[:skipped])
+    assert all(0 < norm < 100 for norm in norms[skipped:]), "without the scale, 2^10 or more"
+    before, after = (read(tmp_path / f"ckpts/{step}.ckpt/nnet.pth") for step in (skipped, 5))
+    first = read(tmp_path / "ckpts/1.ckpt/nnet.pth")
+    assert all(torch.equal(before[name], first[name]) for name in first), "a skipped step changed the weights"
+    assert any(not torch.equal(before[name], after[name]) for name in first)
