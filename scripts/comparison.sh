@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Early exit against its rivals over several training seeds, at equal quality and in seconds of one interleaved run.
-#   bash scripts/comparison.sh [digits|fashion|cifar10] [FOLDER]      (SEEDS="1" for some of the training seeds)
+#   bash scripts/comparison.sh [digits|fashion|cifar10] [FOLDER]
 # One call makes everything: trains, calibrates, evaluates, times, writes. What is finished is not done again.
 # Reads: FOLDER/comparison.html, and its numbers in benchmarks/results/frontier-<data>-cpu.json.
 set -euo pipefail
@@ -9,12 +9,11 @@ source "$(dirname "$0")/environment.sh"
 DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
 # Per data set: config, training seeds, steps of the small network (equal training time).
 case $DATA in
-    digits) CONFIG=configs/digits_uvit_tiny.py ALL="1 2 3" SMALL_STEPS=4400 ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py ALL="1" SMALL_STEPS=4800 ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py ALL="1" SMALL_STEPS=4800 ;;
+    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1" SMALL_STEPS=4800 ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=4800 ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
-SEEDS=${SEEDS:-$ALL}
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
 BUDGETS="0.1 0.15 0.2 0.3 0.5"                     # shares of the reference's GMACs
 PLACED="0.2 0.25 0.35 0.5"                         # the same for full depth: 4, 5, 7, 10 calls
@@ -24,7 +23,11 @@ SWEEP=(                                            # eval.sweep: every rival wit
     steps=10 steps=7,grid=power:2.5 steps={3,4,5,6,8},grid=$FEW                         # fewer calls, at full depth
     threshold.certainty=0.98 threshold.certainty={0.98,0.985},steps={5,6},grid=$FEW     # exits
     fixed.layer={3,4,5},steps=5,grid=$FEW fixed.layer=4,steps=6,grid=$FEW
-    reuse.every=2,steps=8,grid=$FEW cache.every=2,steps=8,grid=$FEW
+    {full,threshold.certainty=0.98},steps=8,grid=$FEW,forecast.every=2                  # and forecasts
+    steps=8,grid=$FEW,forecast.every=2,forecast.order={2,3}
+    {reuse,cache}.every=2,steps=8,grid=$FEW                                             # caches
+    first_block.threshold=0.3,first_block.per_image={True,False},steps=8,grid=$FEW
+    teacache.threshold=0.4,steps=8,grid=$FEW
 )
 SMALL=(steps={4,5,6,8},grid=$FEW)                  # of the small network
 
@@ -54,7 +57,8 @@ for seed in $SEEDS; do
             for budget in $budgets; do plans+=("plan=$run/last.ckpt/plan-budget-$budget$suffix.json"); done
         done
     fi
-    evaluate adaptive "$run" $CONFIG "${SWEEP[@]}" "${plans[@]}"
+    duo="duo.path=$small/last.ckpt,duo.first=3,steps=6,grid=$FEW"  # the small network first
+    evaluate adaptive "$run" $CONFIG "${SWEEP[@]}" "$duo" "${plans[@]}"
     evaluate small "$small" $CONFIG:small "${SMALL[@]}"
 done
 
