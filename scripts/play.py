@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from libs import Sampler
+from libs.analysis.figures import draw_depths
 from libs.evaluation.side_by_side import SideBySide, side_by_side
 from libs.regimes import Labels
 from libs.sampling.images import Images
@@ -61,7 +62,11 @@ def page(sampler: Sampler, n: int = 8):
         except (ValueError, OSError) as error:
             raise gr.Error(str(error)) from error
         what = f"certainty {amount:g}" if budget is None else f"the plan of budget {budget:g}"
-        shown = [part for images in (both.full, both.early) for part in (gallery(images), depths(images, depth))]
+        shown = [
+            part
+            for images in (both.full, both.early)
+            for part in (gallery(images), draw_depths(images.depth, images.trace.t, depth))
+        ]
         return headline(both, what), *shown
 
     with gr.Blocks(title="Adaptive depth") as built:
@@ -87,8 +92,9 @@ def page(sampler: Sampler, n: int = 8):
         with gr.Row():
             for title in ("full depth", "with exits"):
                 with gr.Column():
-                    gallery_of = gr.Gallery(label=title, columns=min(n, 4), object_fit="contain", format="png")
-                    outputs += [gallery_of, gr.Plot(label=f"layers of every image and call, {title}")]
+                    gr.Markdown(f"### {title}")
+                    pictures = gr.Gallery(show_label=False, columns=min(n, 4), object_fit="contain", format="png")
+                    outputs += [pictures, gr.Plot(show_label=False)]
         gr.on([go.click, built.load], compare, [seed, told, amount], outputs)
     return built
 
@@ -103,32 +109,10 @@ def headline(both: SideBySide, what: str) -> str:
     )
 
 
-def gallery(images: Images) -> list[tuple]:
-    """Pictures of at least 96 pixels, each with its mean depth."""
-    scale = max(1, 96 // images.pixels.shape[-1])
-    return [
-        (picture.resize((scale * picture.width, scale * picture.height), 0), f"{mean:.1f} layers")
-        for picture, mean in zip(images.pil(), images.depth.mean(0), strict=True)
-    ]
-
-
-def depths(images: Images, depth: int):
-    """The layers of every image (columns) and call (rows) as a picture."""
-    from libs.analysis.figures import figure
-
-    calls, n = images.depth.shape
-    fig, ((ax,),) = figure(1, 1, width=1.5 + 0.45 * n, height=0.9 + 0.26 * calls)
-    ax.imshow(images.depth, cmap="viridis", vmin=0, vmax=depth, aspect="auto")
-    for call in range(calls):
-        for image in range(n):
-            layers = images.depth[call, image]
-            ax.text(
-                image, call, f"{layers:g}", ha="center", va="center", color="white" if layers < 0.7 * depth else "black"
-            )
-    ax.set_xticks(range(n))
-    ax.set_yticks(range(calls), [f"{t:.2f}" for t in images.trace.t])
-    ax.set(xlabel="image", ylabel="t of the call (1 = noise)")
-    return fig
+def gallery(images: Images) -> list:
+    """Pictures of at least 128 pixels."""
+    scale = max(1, 128 // images.pixels.shape[-1])
+    return [picture.resize((scale * picture.width, scale * picture.height), 0) for picture in images.pil()]
 
 
 if __name__ == "__main__":

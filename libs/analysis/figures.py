@@ -137,3 +137,23 @@ def weights(estimates: dict):
         ax.set(title=f"{title} of each exit", xlabel=ENDS, ylim=(0, None))
     axes[0, 0].legend(fontsize="small")
     return fig
+
+
+def draw_depths(depth: np.ndarray, t: np.ndarray, most: int):
+    """The layers that each image (columns, its mean below) used at each call (rows, noise first).
+
+    Args:
+        depth: (calls, n) layers, `Images.depth`.
+        t: (calls,) times of the calls.
+        most: K, the layers of the network.
+    """
+    calls, n = depth.shape
+    fig, ((ax,),) = figure(1, 1, width=1.2 + 0.5 * n, height=0.9 + 0.2 * calls)
+    ax.imshow(depth, cmap="viridis", vmin=0, vmax=most, aspect="auto")
+    for (call, image), layers in np.ndenumerate(depth):
+        color = "white" if layers < 0.7 * most else "black"
+        ax.text(image, call, f"{layers:g}", ha="center", va="center", color=color, fontsize=8)
+    ax.set_xticks(range(n), [f"{i}\n{mean:.1f}" for i, mean in enumerate(depth.mean(0))])
+    ax.set_yticks(range(calls), [f"{time:.2f}" for time in t], fontsize=8)
+    ax.set(title="layers", xlabel="image; mean over its calls", ylabel="t (1 = noise)")
+    return fig
