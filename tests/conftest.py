@@ -3,18 +3,75 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import socket
+import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from absl import flags
+from accelerate.state import AcceleratorState
 
 from libs.exits import Trace
 from libs.models import ESTIMATORS, DiT, EarlyExitModel, UNet, UViT
 from libs.run import Run
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def forked(work: Callable[[], None], world: int = 1, log: str | Path = os.devnull) -> list[int]:
+    """Run `work` in `world` forks of this process, which has everything imported; their ids. `log`: their output."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1), os.dup2(handle, 2)
+            sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+            torch.set_num_threads(1)
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+            if world > 1:
+                os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+                os.environ["MASTER_ADDR"] = "127.0.0.1"
+            AcceleratorState._reset_state(reset_partial_state=True)
+            work()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    return children
+
+
+def exit_codes(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def command(script: str, *arguments: str) -> None:
+    """Run a script of the checkout as the main program; to be called in a fork: flags are global."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined if not module.startswith("absl") else ():
+            delattr(flags.FLAGS, flag.name)
+    os.chdir(ROOT)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
 
 
 def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spread=True, **nnet) -> EarlyExitModel:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from conftest import exit_codes, forked
 from PIL import Image
 from test_configs import load
 
@@ -21,9 +21,7 @@ from libs.evaluation.monitor import monitor
 from libs.files import read_json
 from libs.metrics import Moments, build_extractor
 from libs.models.build import build_model
-from libs.run import Run
-
-ROOT = Path(__file__).resolve().parents[1]
+from libs.run import PATIENCE, Run
 
 
 @pytest.fixture
@@ -139,20 +137,6 @@ def test_images_are_kept_where_asked(config, tmp_path):
     assert shown.shape == (8, 8) and (tile[6, 6] == shown[0, 0] or tile[7, 7] == shown[0, 0])
 
 
-PROGRAM = """
-import sys, json
-from ml_collections import ConfigDict
-from accelerate import Accelerator
-from libs import regimes
-from libs.evaluation.evaluate import evaluate
-from libs.run import PATIENCE, Run
-accelerator = Accelerator(cpu=True, kwargs_handlers=[PATIENCE])
-for number, settings in enumerate(json.load(open(sys.argv[1]))):
-    config = ConfigDict(settings)
-    evaluate(config, regimes.of(config), Run(f"{sys.argv[2]}-{number}", accelerator))
-"""
-
-
 def comparable(directory: Path) -> list[dict]:
     lines = [json.loads(line)["metrics"] for line in (directory / "results.jsonl").read_text().splitlines()]
     timed = ("seconds_per_image", "seconds_per_image_runs", "images_per_s")
@@ -164,21 +148,15 @@ def test_records_are_the_same_for_any_number_of_processes(config, tmp_path):
     """Catches processes without a batch or a paired image that crash, and records that depend on their number."""
     cases = [(4, 2), (12, 6), (6, 0), (12, 12)]  # images, of which are compared
     configs = [changed(config, sample__n_samples=n, eval__paired=m, eval__metrics=("kid",)) for n, m in cases]
-    program, settings = tmp_path / "program.py", tmp_path / "cases.json"
-    program.write_text(PROGRAM)
-    settings.write_text(json.dumps([config.to_dict() for config in configs]))
+
+    def work(processes: int) -> None:
+        accelerator = Accelerator(cpu=True, kwargs_handlers=[PATIENCE])
+        for number, config in enumerate(configs):
+            evaluate(config, regimes.of(config), Run(tmp_path / f"{processes}-{number}", accelerator))
+
+    log = tmp_path / "log"
     for processes in (1, 2, 3):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [
-            sys.executable,
-            *launcher * (processes > 1),
-            str(program),
-            str(settings),
-            str(tmp_path / f"{processes}"),
-        ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert exit_codes(forked(partial(work, processes), processes, log)) == [0] * processes, log.read_text()[-3000:]
     for number in range(len(cases)):
         one, *others = (comparable(tmp_path / f"{processes}-{number}") for processes in (1, 2, 3))
         for mine, theirs in ((mine, theirs) for other in others for mine, theirs in zip(one, other, strict=True)):

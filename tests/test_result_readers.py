@@ -57,10 +57,10 @@ def trace(folder: Path) -> bytes:
 
 
 def fresh_state() -> training_state.TrainState:
-    config, model = load("digits_uvit_tiny", "quick"), tiny()
+    config, model = load("digits_uvit_tiny", "quick"), tiny(spread=False)
     optimizer = make_optimizer(config.optimizer, model)
     scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, 10)
-    return training_state.TrainState(model, tiny(), optimizer, scheduler, None)
+    return training_state.TrainState(model, tiny(spread=False), optimizer, scheduler, None)
 
 
 def run_files(folder: Path) -> dict[str, bytes]:

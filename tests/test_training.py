@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from conftest import exit_codes, forked
 from test_configs import load
 
 from libs import checkpoints as weights
@@ -70,36 +69,17 @@ def log(workdir) -> list[dict]:
 
 
 def forked_fit(directory: Path, world: int) -> list[int]:
-    """Start a training of `world` processes as forks of this one, which has everything imported; their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            torch.set_num_threads(1)
-            if world > 1:
-                os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
-                os.environ |= dict(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
-            AcceleratorState._reset_state(reset_partial_state=True)
-            config = load("digits_uvit_tiny", "quick")
-            config.cpu, config.mixed_precision = True, "no"
-            config.train.update(n_steps=32, save_interval=3, sample_interval=25, eval_interval=8, monitor_samples=8)
-            run = Run(directory, Accelerator(cpu=True, kwargs_handlers=[PATIENCE]))
-            with run.stopping:
-                trainer.fit(config, regimes.pixels(config), run)
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        finally:
-            os._exit(code)
-    return children
+    """Start a training of `world` processes as forks of this one; their ids."""
+
+    def work():
+        config = load("digits_uvit_tiny", "quick")
+        config.cpu, config.mixed_precision = True, "no"
+        config.train.update(n_steps=32, save_interval=3, sample_interval=25, eval_interval=8, monitor_samples=8)
+        run = Run(directory, Accelerator(cpu=True, kwargs_handlers=[PATIENCE]))
+        with run.stopping:
+            trainer.fit(config, regimes.pixels(config), run)
+
+    return forked(work, world)
 
 
 def killed_fit(directory: Path, world: int, number: signal.Signals, goal: int, dice: random.Random) -> None:
@@ -114,7 +94,7 @@ def killed_fit(directory: Path, world: int, number: signal.Signals, goal: int, d
     for child in dice.sample(children, world):
         os.kill(child, number)
         time.sleep(dice.random() * 0.02)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = exit_codes(children)
     if number == signal.SIGTERM and (trained := last_trained(directory)) > before:
         assert codes[0] in (143, 0), codes
         assert int(checkpoints.found(directory)[-1].stem) >= trained, "more is lost than the step in flight"

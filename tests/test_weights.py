@@ -6,15 +6,15 @@ import argparse
 import json
 import os
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, tiny, tiny_dit
+from conftest import command, exit_codes, forked, inputs, tiny, tiny_dit
 from test_configs import load as load_config
 from test_cost import count_macs
-from test_training import finish, start
 
 from libs import checkpoints as weights
 from libs import regimes, trainer
@@ -608,21 +608,13 @@ def test_public_command_lines(tmp_path):
         ("eval_t2i_discrete.py", "uvit", "mscoco_uvit_small", [], ["full"]),
         ("eval_t2i_discrete.py", "adadiff", "mscoco_adadiff_small", threshold, ["full", "released_batch_mean"]),
     ]
-    for i in range(0, len(cases), 3):
-        check_command_lines(cases[i : i + 3], tmp_path)
-
-
-def check_command_lines(cases, tmp_path):
-    started = []
     for script, kind, name, flags, families in cases:
         config = load_config(name, "quick")
-        state = build_model(config).state_dict()
-        weights.write(weights.export(state, kind), tmp_path / f"{name}.pth")
-        out = tmp_path / name
-        command = [script, f"--config=configs/{name}.py:quick", f"--nnet_path={out}.pth", f"--output_path={out}"]
-        started.append((start(*command, "--config.cpu=True", *flags), out, families))
-    for process, out, families in started:
-        finish(process)
+        weights.write(weights.export(build_model(config).state_dict(), kind), tmp_path / f"{name}.pth")
+        out, log = tmp_path / name, tmp_path / f"{name}.log"
+        line = [script, f"--config=configs/{name}.py:quick", f"--nnet_path={out}.pth", f"--output_path={out}"]
+        children = forked(partial(command, *line, "--config.cpu=True", *flags), log=log)
+        assert exit_codes(children) == [0], log.read_text()[-3000:]
         lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
         # under guidance, free and tied pairs are families of their own
         assert list(dict.fromkeys(line["family"].split(",")[0] for line in lines)) == families
