@@ -295,9 +295,12 @@ def open_dataset(config, shape: tuple[int, int, int], **changes):
         )
     n_classes = 0 if config.regime == "text" else labels(config).n_classes
     if n_classes and dataset.n_classes != n_classes:
+        remedy = f"--config.nnet.num_classes={dataset.n_classes + labels(config).has_null}"
+        if not dataset.n_classes:
+            remedy = "--config.nnet.num_classes=-1 --config.dataset.p_uncond=0"
         raise ValueError(
             f"dataset {config.dataset.name!r} has {dataset.n_classes} classes; with dataset.p_uncond="
-            f"{config.dataset.p_uncond} nnet.num_classes={config.nnet.num_classes} stands for {n_classes}"
+            f"{config.dataset.p_uncond} nnet.num_classes={config.nnet.num_classes} stands for {n_classes}: set {remedy}"
         )
     return dataset
 

@@ -196,7 +196,7 @@ def test_prompts_from_a_file(folder, tmp_path):
         ("regime", "latent", "regime is 'latent'"),
         ("nnet.in_chans", 3, "autoencoder.latent_channels"),
         ("nnet.img_size", 8, "items of shape"),
-        ("nnet.num_classes", 11, "stands for 10"),
+        ("nnet.num_classes", 11, "stands for 10: set --config.nnet.num_classes="),
         ("sample.labels", (1, 3), "they must lie in 0..2"),
         ("dataset.name", "captions", "captions"),
     ],
