@@ -36,8 +36,11 @@ SETTINGS = {
     "first_block": {},
     "teacache": {},
     "duo": {},
+    "learned_cache": {},
+    "lazy_gate": {},
 }
-LOOK_BACK = ("reuse", "cache", "first_block", "teacache", "duo")  # alone, a call runs full depth: see test_reuse.py
+# Alone, a call of theirs runs full depth: tested in test_reuse.py and test_rivals.py.
+LOOK_BACK = ("reuse", "cache", "first_block", "teacache", "duo", "learned_cache", "lazy_gate")
 PER_IMAGE = [name for name in SETTINGS if name != "released_batch_mean"]
 MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding
 TOLERANCE = 2e-6  # of predictions of order one, fp32

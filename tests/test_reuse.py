@@ -178,7 +178,7 @@ def test_heads_run_only_where_their_residual_can_be_read():
     heads.clear()
     made = denoiser(model, policy("fixed", layer=3, residual=True, refresh=1))
     made(x, t), made(x, t)
-    assert heads == [] and made.trace.costs[1][-1] == model.macs().at(7)
+    assert heads == [] and (made.trace.costs[1] == model.macs().at(7)).all()
     t[:] = 0.2
     denoiser(model, policy("schedule", shares=(0.4, 0.7, 1.0), residual=True, refresh=2))(x, t)
     assert heads == [3, 5], "a schedule of 3, 5 and 7 layers needs two residuals"

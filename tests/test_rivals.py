@@ -5,18 +5,25 @@ Their batches, guidance branches and costs are tested with the other methods tha
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from conftest import inputs, tiny, tiny_dit, tiny_unet
+from test_configs import load
 from test_cost import count_macs
 from test_reuse import PROCESS, STEPS, denoiser, samples
 
 from configs import base
-from libs import checkpoints
+from libs import checkpoints, regimes
+from libs.analysis.rivals import KINDS, fit
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.metrics.cost import macs_per_image
 from libs.models.build import build_model
+from libs.run import Alone
 from libs.sampling.denoiser import Guidance
+from libs.sampling.sampler import Sampler
 
 
 def trajectory(n=6, calls=7, model=None):
@@ -191,3 +198,156 @@ def test_two_networks_that_do_not_fit_are_refused(tmp_path):
         policy = EXIT_POLICIES["duo"](path=shallow_file(tmp_path, **settings))
         with pytest.raises(ValueError, match=message):
             denoiser(tiny(), policy)
+
+
+# ---- sublayers -------------------------------------------------------------------------------------------------------
+
+
+def sublayer_file(folder, name: str, seed=0, calls=7, **changes) -> str:
+    """Random gates for `tiny`, at the calls of `trajectory`."""
+    generator = torch.Generator().manual_seed(seed)
+    content = {"kind": name, "t": [0.9 - 0.1 * i for i in range(calls)]}
+    if name == "learned_cache":
+        run = torch.rand(calls, 7, 2, generator=generator) > 0.5
+        run[::2] = True
+        content["run"] = run.int().tolist()
+    else:
+        content["weight"] = torch.randn(7, 2, 32, generator=generator).tolist()
+        content["bias"] = torch.zeros(7, 2).tolist()
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content | changes))
+    return str(path)
+
+
+def sublayers_by_hand(model, calls, skip):
+    """[(eps, what ran (K, 2))] of one image; skip(call, i, j, h) is what the gate says."""
+    last, answers, net = {}, [], model.backbone
+    for number, (x, t) in enumerate(calls):
+        carry, skips, ran = net.embed(x, PROCESS.network_time(t).float(), None), [], np.zeros((7, 2), bool)
+        h = carry.h
+        for i, block in enumerate(net.blocks):
+            if i > 3:
+                h = block.skip_linear(torch.cat([h, skips.pop()], dim=-1))
+            for j, part in enumerate((lambda h: block.attn(block.norm1(h)), lambda h: block.mlp(block.norm2(h)))):  # noqa: B023
+                if number == 0 or not skip(number, i, j, h):
+                    last[i, j], ran[i, j] = part(h), True
+                h = h + last[i, j]
+            if i < 3:
+                skips.append(h)
+        answers.append((eps_of(model, h, carry, x, t), ran))
+    return answers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["learned_cache", "lazy_gate"])
+def test_sublayers_by_hand(kind, tmp_path):
+    """Catches outputs of another sublayer, image or call, skips that are not mixed in, and gates on other inputs."""
+    model, calls = tiny("time", "own", attention="math"), trajectory()
+    policy = EXIT_POLICIES[kind](path=sublayer_file(tmp_path, kind))
+    made = denoiser(model, policy, n_calls=7)
+    eps = [made(x, t) for x, t in calls]
+    stored, macs = {key: torch.tensor(value).float() for key, value in policy.stored.items()}, model.macs()
+
+    def skip(number, i, j, h):
+        if kind == "learned_cache":
+            return not stored["run"][number, i, j]
+        normed = (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return float((normed @ stored["weight"][i, j]).mean() + stored["bias"][i, j]) > 0
+
+    ran_all = []
+    for r in range(6):
+        wanted = sublayers_by_hand(model, [(x[r : r + 1], t[r : r + 1]) for x, t in calls], skip)
+        for number, (answer, ran) in enumerate(wanted):
+            torch.testing.assert_close(eps[number][r : r + 1], answer, rtol=1e-4, atol=1e-5)
+            gates = 7 * 2 * 32 if kind == "lazy_gate" and number else 0
+            cost = macs.at(7) - (~ran).sum(0) @ np.array(macs.sublayers) + gates
+            assert made.trace.costs[number][0, r] == cost and made.trace.used[number, 0, r] == ran.any(1).sum()
+        ran_all.append([ran for _, ran in wanted])
+    ran_all = np.array(ran_all)  # (6, calls, K, 2)
+    assert 0.3 < ran_all[:, 1:].mean() < 0.9 and (ran_all != ran_all[:1]).any() == (kind == "lazy_gate")
+
+
+@pytest.mark.parametrize("kind", ["learned_cache", "lazy_gate"])
+def test_cost_of_sublayers_is_what_was_computed(kind, tmp_path):
+    """Catches a gate that is free, an attention at the price of an MLP, and work for rows that skip."""
+    model, calls = tiny(attention="math"), trajectory()
+    made = denoiser(model, EXIT_POLICIES[kind](path=sublayer_file(tmp_path, kind)), n_calls=7)
+    counted = count_macs(lambda: [made(x, t) for x, t in calls])
+    assert macs_per_image(made.trace, model.macs()).sum() == pytest.approx(counted, abs=0.5)
+
+
+@torch.no_grad()
+def test_closed_and_open_sublayers(tmp_path):
+    """Catches a path through the residuals that is not the layer: with all gates open, full depth to the last bit."""
+    model, calls = tiny(), trajectory()
+    full = denoiser(model, EXIT_POLICIES["full"]())
+    wanted = [full(x, t) for x, t in calls]
+    for kind, changes in (
+        ("learned_cache", {"run": np.ones((7, 7, 2)).tolist()}),
+        ("lazy_gate", {"bias": [[-1e9] * 2] * 7}),
+    ):
+        made = denoiser(model, EXIT_POLICIES[kind](path=sublayer_file(tmp_path, kind, **changes)), n_calls=7)
+        assert all(torch.equal(made(x, t), eps) for (x, t), eps in zip(calls, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["learned_cache", "lazy_gate"])
+def test_sublayers_that_do_not_fit_are_refused(kind, tmp_path):
+    """Catches gates of another network or other calls, damaged files, and pairs that would not be kept together."""
+    model, calls, policy = tiny(), trajectory(), EXIT_POLICIES[kind]
+    part = policy.parts[1 if kind == "learned_cache" else 0]
+    for path, message in (
+        ("", f"exit.{kind}.path is not set"),
+        (sublayer_file(tmp_path, kind, kind="other"), "it holds a other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy(path=path).check(model)
+    for wrong in ({part: [[[1]]]}, {part: [[float("nan")]]}, {part: None}):
+        with pytest.raises(ValueError, match="for another network|no such file"):
+            policy(path=sublayer_file(tmp_path, kind, **wrong)).check(model)
+    with pytest.raises(ValueError, match="this is no U-ViT"):
+        policy(path=sublayer_file(tmp_path, kind)).check(tiny_dit())
+    with pytest.raises(ValueError, match="leaves early"):
+        looking_back(policy(path=sublayer_file(tmp_path, kind)), residual=True)
+    if kind == "learned_cache":
+        made = denoiser(model, policy(path=sublayer_file(tmp_path, kind)), n_calls=8)
+        made(*calls[0])
+        with pytest.raises(ValueError, match="fitted for 7 calls at 0.9, 0.8.*call 2 of 8 is at 0.8"):
+            made(*calls[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit(kind, tmp_path):
+    """Catches gates that learn the wrong sign, and a budget that is not spent.
+
+    The least useful sublayers are made useless by hand: their last maps are zero, so that closing them changes nothing.
+    """
+    config = load("digits_uvit_tiny", "quick")
+    config.sample.sample_steps = 6
+    torch.manual_seed(0)
+    model = build_model(config)
+    useless = [(0, 1), (2, 0), (4, 1)]
+    for i, j in useless:
+        block = model.backbone.blocks[i]
+        last = block.mlp.fc2 if j else block.attn.proj
+        last.weight.data.zero_(), last.bias.data.zero_()
+    config.nnet_path = str(tmp_path / "w.pth")
+    checkpoints.write(model.state_dict(), config.nnet_path)
+    macs, calls = model.macs(), 6
+    late = calls // 2 if kind == "learned_cache" else calls - 1
+    saved = sum(macs.sublayers[j] for _, j in useless)
+    extra = 0 if kind == "learned_cache" else late * model.depth * 2 * 32
+    budget = 1 - (late * saved - extra) / (calls * macs.at(model.depth)) + 1e-9
+    found = fit(config, regimes.pixels(config), Alone("cpu"), kind, budget=budget, n_images=16, epochs=25)
+    assert found["loss"]["last"] < found["loss"]["first"]
+    path = tmp_path / "fitted.json"
+    path.write_text(json.dumps(found))
+    sampler = Sampler.open(config, regimes.pixels(config), Alone("cpu"))
+    images = sampler(16, seed=7001, policy=EXIT_POLICIES[kind](path=str(path)))
+    share = macs_per_image(images.trace, macs).mean() / (calls * macs.at(model.depth))
+    assert share == pytest.approx(budget, abs=1e-6 if kind == "learned_cache" else 0.05)
+    if kind == "learned_cache":
+        run = np.array(found["run"])
+        off = {tuple(where) for where in np.argwhere(run == 0).tolist()}
+        assert off == {(call, i, j) for call in (1, 3, 5) for i, j in useless}
+    with pytest.raises(ValueError, match=r"--budget=0.01: with these calls it must lie in \[0\."):
+        fit(config, regimes.pixels(config), Alone("cpu"), kind, budget=0.01, n_images=4, epochs=1)

@@ -219,6 +219,5 @@ def keep_examples(parts: list[Images], folder: Path, run: Run) -> None:
     rows = sorted(run.gather_list(rows), key=lambda row: row[0])
     if run.is_main:
         ids, trace = np.concatenate([row[1] for row in rows]), Trace.concatenate(row[2] for row in rows)
-        calls = list(zip(trace.t.tolist(), trace.used[:, :, :TRACED], strict=True))
-        Trace(trace.depth, trace.asked, calls, trace.costs).save(folder / "trace.npz", ids[:TRACED])
+        trace.first(TRACED).save(folder / "trace.npz", ids[:TRACED])
         save_grid(folder / "grid.png", torch.cat([row[3] for row in rows]))

@@ -42,6 +42,7 @@ from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, GuidancePairs, Look
 from libs.exits.similarity import Similarity
 from libs.exits.static import Fixed, Full, Power, Schedule
+from libs.exits.sublayers import LazyGate, LearnedCache
 from libs.exits.threshold import Calibrated, Patience, ReleasedBatchMean, Threshold
 from libs.exits.trace import Trace
 from libs.exits.two_networks import Duo
@@ -64,6 +65,8 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "first_block": FirstBlock,
     "teacache": TeaCache,
     "duo": Duo,
+    "learned_cache": LearnedCache,
+    "lazy_gate": LazyGate,
 }
 
 __all__ = [

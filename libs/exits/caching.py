@@ -101,7 +101,7 @@ class ResidualCalls(Calls):
         corrected = self.correct(eps, used)
         if measure:
             self.measure(eps, used, x, t, carries)
-        return corrected, used, self.costs(policy, self.points if measure else ())
+        return corrected, used, self.costs(policy, used, self.points if measure else ())
 
     def read_again(self) -> bool:
         """Whether the next call can read what this one would measure: not after the last, nor before a full call."""
@@ -169,7 +169,7 @@ class ReuseCalls(Calls):
 
     def call(self, policy, x, t, time, cond):
         if self.number % policy.every:
-            return self.eps, np.zeros(len(x), dtype=int), np.zeros(self.model.depth + 1)
+            return self.eps, np.zeros(len(x), dtype=int), np.zeros(len(x))
         self.eps, used, costs = super().call(policy, x, t, time, cond)
         return self.eps, used, costs
 
@@ -196,9 +196,9 @@ class CacheCalls(Calls):
         depth, outer = self.model.depth, policy.layers
         if self.number % policy.every:
             out = run_outer(self.model, outer, self.deep, x, time, cond)
-            macs, costs = self.model.macs(), np.zeros(depth + 1)
-            costs[2 * outer] = macs.embed + sum(macs.layers[:outer] + macs.layers[-outer:]) + macs.head[depth]
-            return self.to_eps(out, x, t), np.full(len(x), 2 * outer), costs
+            macs = self.model.macs()
+            cost = macs.embed + sum(macs.layers[:outer] + macs.layers[-outer:]) + macs.head[depth]
+            return self.to_eps(out, x, t), np.full(len(x), 2 * outer), np.full(len(x), float(cost))
 
         def watch(k, carry):
             if k == depth - outer:

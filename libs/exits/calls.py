@@ -16,7 +16,7 @@ from libs.exits.policy import ExitPolicy
 from libs.models import EarlyExitModel
 
 ToEps = Callable[[Tensor, Tensor, Tensor], Tensor]
-# eps (B, C, H, W), layers run (B,), and MACs of a row by layers run (K + 1,), or None where the exit alone tells
+# eps (B, C, H, W), layers run (B,), and the MACs of every row (B,), or None where the exit alone tells
 Answer = tuple[Tensor, np.ndarray, np.ndarray | None]
 
 
@@ -36,17 +36,17 @@ class Calls:
 
     def call(self, policy: ExitPolicy, x: Tensor, t: Tensor, time: Tensor, cond: Tensor | None) -> Answer:
         out, used = run_with_exits(self.model, policy, x, t, time, cond)
-        return self.to_eps(out, x, t), used, self.costs(policy)
+        return self.to_eps(out, x, t), used, self.costs(policy, used)
 
-    def costs(self, policy: ExitPolicy, measured: tuple[int, ...] = ()) -> np.ndarray | None:
-        """What a row costs in this call by its exit: `policy`'s questions, and one head per exit `measured` at K."""
+    def costs(self, policy: ExitPolicy, used: np.ndarray, measured: tuple[int, ...] = ()) -> np.ndarray | None:
+        """What the rows (B,) cost by their exits: `policy`'s questions, and one head per exit `measured` at K."""
         if policy is self.policy and not measured:
             return None
         macs = self.model.macs()
         asked = self.model.questions(policy.asked(self.model.points)) if "u" in policy.reads else ()
         costs = np.array([macs.at(k, asked) for k in range(self.model.depth + 1)], dtype=np.float64)
         costs[-1] += sum(macs.head[k] for k in measured)
-        return costs
+        return costs[used]
 
 
 def start_calls(model: EarlyExitModel, policy: ExitPolicy, to_eps: ToEps, n_calls: int | None = None) -> Calls:

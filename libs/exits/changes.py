@@ -30,10 +30,8 @@ class ChangeCalls(Calls):
     def call(self, policy, x, t, time, cond):
         first, depth, macs = policy.first, self.model.depth, self.model.macs()
         out, used, self.rest = run_or_reuse(self.model, first, self.unchanged, self.rest, x, time, cond)
-        costs = np.zeros(depth + 1)
-        costs[first] = macs.embed + sum(macs.layers[:first]) + macs.head[depth]
-        costs[depth] = macs.at(depth)
-        return self.to_eps(out, x, t), used, costs
+        few = macs.embed + sum(macs.layers[:first]) + macs.head[depth]
+        return self.to_eps(out, x, t), used, np.where(used == depth, float(macs.at(depth)), few)
 
     def change(self, new: Tensor) -> Tensor:
         """(B,): mean |new - last| / mean |last| over an image's tokens (B, L, D), or over those of the whole batch."""

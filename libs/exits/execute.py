@@ -154,6 +154,42 @@ def run_or_reuse(
     return model.head(model.depth, replace(carry, h=h, skips=())), used, rest
 
 
+def run_with_sublayers(
+    model: EarlyExitModel,
+    skips: Callable[[int, int, Tensor], bool | Tensor] | None,
+    last: dict[tuple[int, int], Tensor],
+    x: Tensor,
+    time: Tensor,
+    cond: Tensor | None,
+) -> tuple[Tensor, np.ndarray]:
+    """One network call in which rows may skip attentions and MLPs, and take what these gave last.
+
+    `skips(i, j, h)` is shown the input h (B, L, D) of layer i's sublayer j (0 attention, 1 MLP) and says whether it is
+    skipped, by all rows or by which (B,); None: nothing is. `last[i, j]` (B, L, D) is what it gave last, and is kept up
+    to date. Returns the raw network outputs (B, C, H, W) and what ran (B, K, 2), bool.
+    """
+    ran = np.ones((len(x), model.depth, 2), bool)
+    carry = model.embed(x, time, cond)
+    for i in range(model.depth):
+
+        def residual(j: int, f: Callable[[Tensor], Tensor], h: Tensor, i: int = i) -> Tensor:
+            skip = False if skips is None else skips(i, j, h)
+            if not isinstance(skip, bool):
+                ran[:, i, j] = ~skip.cpu().numpy()  # the one wait for the device at this sublayer
+                rows = torch.from_numpy(np.flatnonzero(ran[:, i, j])).to(h.device)
+                if 0 < len(rows) < len(h):
+                    last[i, j] = last[i, j].index_copy(0, rows, f(h[rows]))
+                    return last[i, j]
+                skip = not len(rows)
+            ran[:, i, j] = not skip
+            if not skip:
+                last[i, j] = f(h)
+            return last[i, j]
+
+        carry = model.backbone.layer(i, carry, residual)
+    return model.head(model.depth, carry), ran
+
+
 def run_dense(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | None) -> AllExits:
     """Every exit of one call: the reference for tests, calibration and analysis."""
     return model(x, time, cond)

@@ -18,7 +18,7 @@ class Trace:
 
     t (calls,) in [0, 1]; used (calls, branches, n) layers; branches is 1, or 2 under guidance (conditional, null).
     `costs` holds the calls in which something else was run than `used` and `asked` tell (libs/exits/calls.py): the MACs
-    of a row by the layers that it used (K + 1,).
+    of every row (branches, n).
 
     >>> trace = Trace(depth=7)
     >>> trace.add(1.0, np.array([[3, 5]]))  # the first call: image 0 used 3 layers, image 1 used 5
@@ -34,9 +34,9 @@ class Trace:
     costs: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, t: float, used: np.ndarray, costs: np.ndarray | None = None) -> None:
-        """One call for all images: used (branches, n), and `costs` where they are special."""
+        """One call for all images: used (branches, n), and the MACs of all rows where they are special."""
         if costs is not None:
-            self.costs[len(self.calls)] = costs
+            self.costs[len(self.calls)] = costs.reshape(used.shape)
         self.calls.append((t, used.astype(np.uint8)))
 
     def with_forecasts(self, t: Sequence[float], computed: Sequence[bool]) -> Trace:
@@ -46,7 +46,7 @@ class Trace:
             number, call = next(made) if called else (None, (time, np.zeros_like(self.calls[0][1])))
             calls.append(call)
             if not called:
-                costs[step] = np.zeros(self.depth + 1)
+                costs[step] = np.zeros(self.calls[0][1].shape)
             elif number in self.costs:
                 costs[step] = self.costs[number]
         return Trace(self.depth, self.asked, calls, costs)
@@ -65,11 +65,17 @@ class Trace:
         traces = list(traces)
         first = traces[0]
         used = np.concatenate([trace.used for trace in traces], axis=2)
-        return Trace(first.depth, first.asked, list(zip(first.t.tolist(), used, strict=True)), first.costs)
+        costs = {call: np.concatenate([trace.costs[call] for trace in traces], axis=1) for call in first.costs}
+        return Trace(first.depth, first.asked, list(zip(first.t.tolist(), used, strict=True)), costs)
+
+    def first(self, n: int) -> Trace:
+        """The first `n` images."""
+        calls = [(t, used[:, :n]) for t, used in self.calls]
+        return Trace(self.depth, self.asked, calls, {call: costs[:, :n] for call, costs in self.costs.items()})
 
     def save(self, path: str | Path, ids: np.ndarray) -> None:
         part = f"{path}.part.npz"
-        costs = np.full((len(self.calls), self.depth + 1), np.nan)  # NaN: nothing special
+        costs = np.full(self.used.shape, np.nan)  # NaN: nothing special
         for call, special in self.costs.items():
             costs[call] = special
         asked = np.array(self.asked, int)
@@ -83,9 +89,16 @@ class Trace:
         kinds = [array.dtype.kind for array in (t, used, data["depth"], data["asked"], costs)]
         depth = int(data["depth"]) if data["depth"].size == 1 and data["depth"].dtype.kind in "iu" else 0
         whole = kinds[0] in "fiu" and kinds[1] in "iu" and kinds[3] in "iuf" and kinds[4] == "f"
-        shapes = used.ndim == 3 and t.shape == used.shape[:1] and costs.shape == (len(t), depth + 1) and used.size
+        shapes = (
+            used.ndim == 3
+            and t.shape == used.shape[:1]
+            and costs.shape in (used.shape, (len(t), depth + 1))
+            and used.size
+        )
         if not (whole and shapes and 0 <= used.min() <= used.max() <= depth and np.isfinite(t).all()):
             raise ValueError(f"the trace is {str(path)!r}, whose arrays do not fit together: the file is damaged")
         asked = tuple(int(k) for k in data["asked"].ravel())
-        special = {call: row for call, row in enumerate(costs) if not np.isnan(row).any()}
+        if costs.ndim == 2:  # as written before: by the layers used
+            costs = np.take_along_axis(costs[:, None], used, axis=2)
+        special = {call: rows for call, rows in enumerate(costs) if not np.isnan(rows).any()}
         return cls(depth, asked, list(zip(t.tolist(), used, strict=True)), special)

@@ -69,6 +69,7 @@ class Macs:
     layers: tuple[int, ...]  # (K,)
     head: tuple[int, ...]  # (K + 1,)
     ask: tuple[int, ...] = ()  # (K + 1,)
+    sublayers: tuple[int, int] = (0, 0)  # of `layers`, what a layer's attention and its MLP cost, where they are apart
 
     def at(self, k: int, asked: tuple[int, ...] = ()) -> int:
         """MACs of a call that leaves at exit k after questions at the exits `asked` (those beyond k never happened)."""
@@ -82,6 +83,7 @@ class Backbone(nn.Module):
     channels: int  # C
     blocks: Sequence[nn.Module]  # what it is made of, but for embeddings and the last maps to the image
     skip = False  # whether the last layers read what the first ones gave (long skips)
+    sublayers = False  # whether `layer` gives its two residuals, attention's and the MLP's, to `run` (UViT.layer)
     decodes = False  # whether a head is a decoder: different at every exit, and a reader of the skips
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:

@@ -6,6 +6,7 @@ Token order as released: [label, time, patches], [time, patches] or [time, text,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -27,6 +28,9 @@ SIZES = {
 }
 ATTENTION = ("sdpa", "math", "xformers")
 INITS = ("released", "xavier")
+
+# run(j, f, h): the residual f(h) (b, L, D) of a layer's sublayer j, 0 attention and 1 MLP, or what stands for it
+RunSublayer = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 def time_embedding(time: Tensor, dim: int) -> Tensor:
@@ -111,11 +115,18 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None = None, run: RunSublayer | None = None) -> Tensor:
         if skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        run = run or (lambda j, f, x: f(x))
+        x = x + run(0, self.attention, x)
+        return x + run(1, self.feed_forward, x)
+
+    def attention(self, x: Tensor) -> Tensor:
+        return self.attn(self.norm1(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
 
 
 class PatchEmbed(nn.Module):
@@ -155,6 +166,8 @@ class UViT(Backbone):
     >>> network(torch.randn(5, 1, 8, 8), torch.full((5,), 500.0), torch.arange(5)).shape
     torch.Size([5, 1, 8, 8])
     """
+
+    sublayers = True
 
     def __init__(
         self,
@@ -245,16 +258,16 @@ class UViT(Backbone):
         h = torch.cat([token.to(tokens[-1].dtype) for token in tokens], dim=1) + self.pos_embed  # (B, L, D)
         return Carry(h=h, time=time, rows=torch.arange(len(x), device=x.device))
 
-    def layer(self, i: int, carry: Carry) -> Carry:
+    def layer(self, i: int, carry: Carry, run: RunSublayer | None = None) -> Carry:
         half = self.depth // 2
         skip = None
         if self.skip and i > half:
             skip, carry = carry.pop()
         block = self.blocks[i]
-        if self.use_checkpoint and torch.is_grad_enabled():
+        if self.use_checkpoint and torch.is_grad_enabled() and run is None:
             h = checkpoint(block, carry.h, skip, use_reentrant=False)
         else:
-            h = block(carry.h, skip)
+            h = block(carry.h, skip, run)
         carry = replace(carry, h=h)
         return carry.push() if self.skip and i < half else carry
 
@@ -278,8 +291,12 @@ class UViT(Backbone):
     def macs(self, own: bool = False) -> Macs:
         d, n = self.embed_dim, self.n_patches
         length = n + self.extras
-        weights = sum(m.weight.numel() for m in self.mid_block.modules() if isinstance(m, nn.Linear))
-        block = length * weights + 2 * length * length * d  # linear maps; Q K^T and A V
+        attn, mlp = (
+            length * sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Linear))
+            for part in (self.mid_block.attn, self.mid_block.mlp)
+        )
+        attn += 2 * length * length * d  # Q K^T and A V
+        block = attn + mlp
         embed = n * self.patch_embed.proj.weight.numel()
         embed += sum(m.weight.numel() for m in self.time_embed.modules() if isinstance(m, nn.Linear))
         if self.context_shape:
@@ -289,4 +306,4 @@ class UViT(Backbone):
             head += self.img_size**2 * self.final_layer.weight.numel()
         half = self.depth // 2
         layers = [block] * (half + 1) + [block + self.skip * length * 2 * d * d] * half
-        return Macs(embed=embed, layers=tuple(layers), head=(head,) * (self.depth + 1))
+        return Macs(embed=embed, layers=tuple(layers), head=(head,) * (self.depth + 1), sublayers=(attn, mlp))

@@ -18,6 +18,8 @@ FAMILY_NAMES = {
     "first_block": "first-block cache",
     "teacache": "TeaCache",
     "duo": "two networks",
+    "learned_cache": "Learning-to-Cache",
+    "lazy_gate": "LazyDiT gate",
     "matched_random": "matched random depths",
     "matched_static": "matched static schedule",
 }

@@ -120,7 +120,7 @@ class Denoiser:
             return self.calls[0](x, t, time, self.cond)
         halves = zip(*(rows.chunk(2) for rows in (x, t, time, self.cond)), strict=True)
         eps, used, costs = zip(*(calls(*half) for calls, half in zip(self.calls, halves, strict=True)), strict=True)
-        return torch.cat(eps), np.concatenate(used), costs[0]
+        return torch.cat(eps), np.concatenate(used), None if costs[0] is None else np.concatenate(costs)
 
     def to_eps(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Raw network outputs at x (b, C, H, W), t (b,) on the CPU as noise predictions."""

@@ -118,7 +118,8 @@ class InFlight:
         cond = self.regime.conditions.for_ids(self.seed, ids)
         labels = None if cond is None or cond.dim() > 1 else cond.numpy()
         calls = list(zip(self.plan.t.tolist(), self.used[:, :, start:stop], strict=True))
-        free = {row: np.zeros(self.model.depth + 1) for row in (~self.plan.computed).nonzero().flatten().tolist()}
+        forecast = (~self.plan.computed).nonzero().flatten().tolist()
+        free = {row: np.zeros((self.branches, stop - start)) for row in forecast}
         trace = Trace(self.model.depth, self.denoiser.trace.asked, calls, free)
         return Images(pixels, ids, labels, trace)
 

@@ -1,0 +1,225 @@
+"""Fits what two rivals of early exit learn: which sublayers of a frozen U-ViT may give their last output again.
+
+Learning-to-Cache (a table by call) and LazyDiT (a linear gate by image) are fitted alike, with nothing but the gates
+free. Every residual is mixed from its fresh value and what the full network gave at the call before, open by s:
+
+    residual = s f(h) + (1 - s) last,    loss = |out - full|^2 / |closed - full|^2 + penalty * mean(s),
+
+at the states of full-depth samplings; `closed` is the output with no sublayer open. Then one threshold closes as many
+as the budget asks for. The released Learning-to-Cache closes sublayers in every second call only; so does this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from libs.exits import EXIT_POLICIES
+from libs.exits.sublayers import gate
+from libs.models.backbone import Macs
+from libs.regimes import Regime
+from libs.run import Run
+from libs.sampling.denoiser import Denoiser
+from libs.sampling.sampler import Sampler
+
+KINDS = ("learned_cache", "lazy_gate")
+ROWS = 32  # rows of one gradient
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one network call of a full-depth sampling was given: x (B, C, H, W), time (B,), cond (B, ...) or None."""
+
+    x: Tensor
+    time: Tensor
+    cond: Tensor | None
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.x[index], self.time[index], None if self.cond is None else self.cond[index]
+
+
+class Recording(Denoiser):
+    """Full depth; `calls` gets what every call was given."""
+
+    def __init__(self, *args, calls: list[Call], **options):
+        super().__init__(*args, **options)
+        self.record = calls
+
+    def run(self, x, t, time):
+        self.record.append(Call(x, time, self.cond))
+        return super().run(x, t, time)
+
+
+class Table(torch.nn.Module):
+    """Learning-to-Cache: s of every (call, layer, sublayer), the same for all images."""
+
+    def __init__(self, model, calls: int):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.full((calls, model.depth, 2), 2.0))
+
+    def open(self, call: int, i: int, j: int, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits[call, i, j]).expand(len(h))
+
+
+class Gates(torch.nn.Module):
+    """LazyDiT: s of every image from a sublayer's input, by a linear gate for every (layer, sublayer)."""
+
+    def __init__(self, model, calls: int):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(model.depth, 2, model.backbone.embed_dim))
+        self.bias = torch.nn.Parameter(torch.full((model.depth, 2), -2.0))
+
+    def open(self, call: int, i: int, j: int, h: Tensor) -> Tensor:
+        return torch.sigmoid(-gate(h, self.weight[i, j], self.bias[i, j]))
+
+
+def fit(
+    config: ConfigDict,
+    regime: Regime,
+    run: Run,
+    kind: str,
+    *,
+    budget: float,
+    n_images: int = 64,
+    epochs: int = 30,
+    penalty: float = 0.5,
+    seed: int = 7001,
+) -> dict:
+    """Fit `kind` (KINDS) to the configured sampling, and return what its policy reads.
+
+    `budget`: the share of the MACs of these calls at full depth that may be spent, gates included.
+
+    Raises:
+        ValueError: no U-ViT, several processes, or a budget that is not in reach.
+    """
+    if run.world > 1:
+        raise ValueError(f"rivals are fitted in one process; {run.world} were started")
+    sampler = Sampler.open(config, regime, run)
+    model, plan = sampler.model, sampler.plan()
+    if not model.backbone.sublayers:
+        raise ValueError(f"--kind={kind} gates the sublayers of a U-ViT; nnet.name is {config.nnet.name!r}")
+    calls: list[Call] = []
+    full = partial(sampler.batch, policy=EXIT_POLICIES["full"](), make_denoiser=partial(Recording, calls=calls))
+    full(np.arange(n_images), seed=seed, plan=plan)
+    table = kind == "learned_cache"
+    late = range(1, len(calls), 2 if table else 1)  # the calls in which sublayers may rest
+    torch.manual_seed(seed)
+    gates = (Table if table else Gates)(model, len(calls)).to(run.device)
+    with run.autocast():
+        losses = learn(model, gates, calls, late, epochs, penalty, run)
+        s = opens(model, gates, calls, late)  # (late, K, 2, B)
+    found = {"kind": kind, "t": plan.t[plan.computed].tolist()}
+    if table:
+        s = s.mean(3)  # the same for all images
+        keep = cut(s, model.macs(), len(calls), budget)
+        ran = np.ones((len(calls), model.depth, 2), int)
+        ran[list(late)] = s > keep
+        found["run"] = ran.tolist()
+    else:
+        gate_macs = 2 * model.depth * model.backbone.embed_dim * len(late)
+        keep = cut(s, model.macs(), len(calls), budget, gate_macs)
+        shift = np.log(keep / (1 - keep))  # s <= keep where the gate is at least -shift
+        found |= {"weight": gates.weight.tolist(), "bias": (gates.bias + shift).tolist()}
+    return found | {"loss": losses}
+
+
+def residuals_of(model, x, time, cond) -> tuple[Tensor, dict]:
+    """Full depth: the raw output, and what every sublayer gave, (layer, sublayer) -> (b, L, D)."""
+    given: dict[tuple[int, int], Tensor] = {}
+    carry = model.embed(x, time, cond)
+    for i in range(model.depth):
+
+        def residual(j, f, h, i=i):
+            given[i, j] = f(h)
+            return given[i, j]
+
+        carry = model.backbone.layer(i, carry, residual)
+    return model.head(model.depth, carry), given
+
+
+def mixed(model, gates: Table | Gates, call: int, last: dict, x, time, cond) -> tuple[Tensor, Tensor]:
+    """The raw output with every residual mixed by its gate, and the mean of the gates."""
+    opened = []
+    carry = model.embed(x, time, cond)
+    for i in range(model.depth):
+
+        def residual(j, f, h, i=i):
+            s = gates.open(call, i, j, h)  # (b,)
+            opened.append(s)
+            s = s[:, None, None]
+            return s * f(h) + (1 - s) * last[i, j]
+
+        carry = model.backbone.layer(i, carry, residual)
+    return model.head(model.depth, carry).float(), torch.stack(opened).mean()
+
+
+def closed(model, last: dict, x, time, cond) -> Tensor:
+    """The raw output where every sublayer gives what it gave last."""
+    carry = model.embed(x, time, cond)
+    for i in range(model.depth):
+        carry = model.backbone.layer(i, carry, lambda j, f, h, i=i: last[i, j])
+    return model.head(model.depth, carry).float()
+
+
+def learn(model, gates: Table | Gates, calls: list[Call], late: range, epochs: int, penalty: float, run: Run) -> dict:
+    """Adam on the gates alone; an epoch is one step on the summed gradients of all late calls. First and last loss."""
+    optimizer, losses = torch.optim.Adam(gates.parameters(), lr=0.1 if isinstance(gates, Table) else 0.02), []
+    for epoch in range(epochs):
+        optimizer.zero_grad()
+        total = 0.0
+        for call in late:
+            index = torch.randperm(len(calls[call].x))[:ROWS].to(calls[call].x.device)
+            now = calls[call].rows(index)
+            with torch.no_grad():
+                _, last = residuals_of(model, *calls[call - 1].rows(index))
+                full = model.backbone(*now).float()
+                scale = (closed(model, last, *now) - full).square().mean()
+            out, share = mixed(model, gates, call, last, *now)
+            loss = ((out - full).square().mean() / scale + penalty * share) / len(late)
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        losses.append(total)
+        if epoch % 10 == 9:
+            run.say(f"epoch {epoch + 1} of {epochs}: loss {total:.4f}")
+    return {"first": losses[0], "last": losses[-1]}
+
+
+@torch.no_grad()
+def opens(model, gates: Table | Gates, calls: list[Call], late: range) -> np.ndarray:
+    """(late calls, K, 2, B): the gates along the full-depth samplings."""
+    found = []
+    for call in late:
+        seen = []
+        carry = model.embed(calls[call].x, calls[call].time, calls[call].cond)
+        for i in range(model.depth):
+
+            def residual(j, f, h, i=i, call=call, seen=seen):
+                seen.append(gates.open(call, i, j, h))
+                return f(h)
+
+            carry = model.backbone.layer(i, carry, residual)
+        found.append(torch.stack(seen).view(model.depth, 2, -1).cpu().double().numpy())
+    return np.stack(found)
+
+
+def cut(s: np.ndarray, macs: Macs, calls: int, budget: float, extra: int = 0) -> float:
+    """Which s (late calls, K, 2[, B]) to keep: those above the answer meet the budget, a share of `calls` full calls.
+
+    `extra` MACs are spent on the gates.
+    """
+    n = s[0, 0, 0].size  # images
+    full = calls * macs.at(len(macs.layers))
+    cost = np.broadcast_to(np.reshape(macs.sublayers, (2, 1)), (*s.shape[:2], 2, n)).reshape(-1) / n
+    least = full + extra - cost.sum()
+    if not least <= budget * full <= full + extra:
+        raise ValueError(f"--budget={budget:g}: with these calls it must lie in [{least / full:.3f}, 1]")
+    order = np.argsort(s.reshape(-1))
+    spent = full + extra - np.cumsum(cost[order])  # after closing the first ones
+    last = int(np.argmax(spent <= budget * full))
+    return float(s.reshape(-1)[order[last]])
