@@ -17,7 +17,7 @@ from absl import flags
 
 import utils
 from libs import regimes
-from libs.analysis.rivals import KINDS, fit
+from libs.analysis.rivals import KINDS, fit_gates
 from libs.files import atomic_write
 from libs.regimes import Regime
 from libs.run import Run
@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 
 def work(config, regime: Regime, run: Run) -> None:
     options = dict(n_images=FLAGS.images, epochs=FLAGS.epochs, penalty=FLAGS.penalty, seed=FLAGS.seed)
-    found = fit(config, regime, run, FLAGS.kind, budget=FLAGS.budget, **options)
+    found = fit_gates(config, regime, run, FLAGS.kind, budget=FLAGS.budget, **options)
     path = run.dir / f"{FLAGS.kind}-{FLAGS.budget:g}-{len(found['t'])}.json"
     with atomic_write(path, "w") as file:
         json.dump(found, file)

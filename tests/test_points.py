@@ -64,6 +64,7 @@ def quick(**settings):
             {"certainty": 0.98},
         ),
         ("fixed.layer=3,forecast.every=2", "forecast", "fixed layer 3, forecast.every 2", {"layer": 3}),
+        ("duo.path=runs/small/last.ckpt", "duo", "duo path small", {"path": "runs/small/last.ckpt"}),
         ("reuse.every=2", "reuse", "reuse every 2", {"every": 2}),
         ("cache.every=3,cache.layers=2", "cache", "cache every 3 layers 2", {"every": 3, "layers": 2}),
         (

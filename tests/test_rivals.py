@@ -13,11 +13,14 @@ import torch
 from conftest import inputs, tiny, tiny_dit, tiny_unet
 from test_configs import load
 from test_cost import count_macs
+from test_points import quick
 from test_reuse import PROCESS, STEPS, denoiser, samples
 
 from configs import base
 from libs import checkpoints, regimes
-from libs.analysis.rivals import KINDS, fit
+from libs.analysis.rivals import KINDS, fit_gates
+from libs.evaluation.records import point_key
+from libs.evaluation.sweep import make_point, parse
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.metrics.cost import macs_per_image
 from libs.models.build import build_model
@@ -200,6 +203,21 @@ def test_two_networks_that_do_not_fit_are_refused(tmp_path):
             denoiser(tiny(), policy)
 
 
+def test_a_checkpoint_folder_as_the_second_network(tmp_path):
+    """Catches a point that cannot be recognised when an evaluation resumes, since its network is no file."""
+    sampler, keys = quick(), []
+    sampler.config.nnet_path = str(tmp_path / "deep.pth")
+    checkpoints.write(sampler.model.state_dict(), sampler.config.nnet_path)
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        (tmp_path / "last.ckpt").mkdir(exist_ok=True)
+        about = {"config": sampler.config.to_dict()}
+        checkpoints.write(build_model(sampler.config).state_dict(), tmp_path / "last.ckpt" / "nnet_ema.pth", about)
+        point = make_point(parse(f"duo.path={tmp_path}/last.ckpt,duo.first=2"), sampler)
+        keys.append(point_key(point, "reference"))
+    assert keys[0] == keys[1] != keys[2]
+
+
 # ---- sublayers -------------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +355,7 @@ def test_fit(kind, tmp_path):
     saved = sum(macs.sublayers[j] for _, j in useless)
     extra = 0 if kind == "learned_cache" else late * model.depth * 2 * 32
     budget = 1 - (late * saved - extra) / (calls * macs.at(model.depth)) + 1e-9
-    found = fit(config, regimes.pixels(config), Alone("cpu"), kind, budget=budget, n_images=16, epochs=25)
+    found = fit_gates(config, regimes.pixels(config), Alone("cpu"), kind, budget=budget, n_images=16, epochs=25)
     assert found["loss"]["last"] < found["loss"]["first"]
     path = tmp_path / "fitted.json"
     path.write_text(json.dumps(found))
@@ -350,4 +368,4 @@ def test_fit(kind, tmp_path):
         off = {tuple(where) for where in np.argwhere(run == 0).tolist()}
         assert off == {(call, i, j) for call in (1, 3, 5) for i, j in useless}
     with pytest.raises(ValueError, match=r"--budget=0.01: with these calls it must lie in \[0\."):
-        fit(config, regimes.pixels(config), Alone("cpu"), kind, budget=0.01, n_images=4, epochs=1)
+        fit_gates(config, regimes.pixels(config), Alone("cpu"), kind, budget=0.01, n_images=4, epochs=1)

@@ -78,7 +78,7 @@ class Gates(torch.nn.Module):
         return torch.sigmoid(-gate(h, self.weight[i, j], self.bias[i, j]))
 
 
-def fit(
+def fit_gates(
     config: ConfigDict,
     regime: Regime,
     run: Run,

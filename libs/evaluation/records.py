@@ -70,7 +70,7 @@ def point_key(point: Point, reference: str) -> str:
     measured = {name: config.eval.to_dict()[name] for name in ("seeds", "selection_seed", "paired", "metrics", "clip")}
     parts = [image_settings(point), asdict(point.sampler.guidance), measured, config.sample.n_samples, reference]
     if path := point.exit.get("path"):
-        parts[0]["exit"]["path"] = file_hash(path)
+        parts[0]["exit"]["path"] = file_hash(checkpoints.file_of(path))  # of a checkpoint, the weights
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     digest.update(point.plan.t.numpy().tobytes() + point.plan.table.numpy().tobytes())
     return digest.hexdigest()[:16]

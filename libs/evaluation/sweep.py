@@ -100,8 +100,8 @@ def plain(value: float) -> str:
 
 
 def source(path: str) -> str:
-    """A file by its own name; the trace of an evaluated point by the name of the point, since all are called trace."""
-    return Path(path).parent.name if Path(path).stem == "trace" else Path(path).stem
+    """A file by its own name; where all have one, by its folder's: a point's trace, a run's last checkpoint."""
+    return Path(path).parent.name if Path(path).stem in ("trace", "last") else Path(path).stem
 
 
 def points(sampler: Sampler) -> list[Point]:
