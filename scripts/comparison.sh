@@ -27,7 +27,7 @@ SWEEP=(                                            # eval.sweep: every rival wit
     steps=8,grid=$FEW,forecast.every=2,forecast.order={2,3}
     {reuse,cache}.every=2,steps=8,grid=$FEW                                             # caches
     first_block.threshold=0.3,first_block.per_image={True,False},steps=8,grid=$FEW
-    teacache.threshold=0.4,steps=8,grid=$FEW
+    teacache.threshold=0.2,steps=8,grid=$FEW
 )
 SMALL=(steps={4,5,6,8},grid=$FEW)                  # of the small network
 
