@@ -204,12 +204,13 @@ def test_plans_of_one_budget_are_one_setting(tmp_path):
     for number, directory in enumerate(directories):
         results = Path(directory) / "results.jsonl"
         full, plan = (json.loads(line) for line in results.read_text().splitlines())
-        plan |= {"exit": {"name": "planned", "path": f"{number}.json"}, "nfe": 5 + number}
+        plan |= {"exit": {"name": "planned", "path": f"runs/{number}/plan.json"}, "nfe": 5 + number}
         plan["sampler"]["grid"] = f"1,0.{number + 1},0.001"
         results.write_text("".join(json.dumps(line) + "\n" for line in (full, plan)))
     found = report.load(directories)
     assert len(found.entries) == 2 and found.entries[1].placement == "5 calls of its plan"
     row = found.numbers()["points"][1]
+    assert row["exit"]["path"] == "plan.json"
     assert row["trainings"] == [0, 1, 2] and row["noise_seeds"] == [1, 2, 3] and row["quality_interval"][0] < 25
 
 

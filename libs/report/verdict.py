@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from libs.evaluation.families import CONTROLS
 from libs.report.entries import Entry, change, gap, n_images, speedup
@@ -251,6 +252,8 @@ def bounds(found: Estimate | None) -> list[float] | None:
 def setting(entry: Entry) -> dict:
     record = entry.first.record
     known = {key: record[key] for key in ("exit", "sampler", "guidance", "grid", "plan") if record.get(key) is not None}
+    if path := known.get("exit", {}).get("path"):  # where it lay says nothing on another machine
+        known["exit"] = known["exit"] | {"path": Path(path).name}
     return {"model": entry.model, "family": entry.family, "label": entry.label, "nfe": entry.first.nfe} | known
 
 
