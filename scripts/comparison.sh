@@ -18,6 +18,7 @@ REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample
 BUDGETS="0.1 0.15 0.2 0.3 0.5"                     # shares of the reference's GMACs
 PLACED="0.2 0.25 0.35 0.5"                         # the same for full depth: 4, 5, 7, 10 calls
 FEW=power:2,lower_order_final=False                # where few calls do well
+FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
 SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids
     steps=10 steps=7,grid=power:2.5 steps={3,4,5,6,8},grid=$FEW                         # fewer calls, at full depth
@@ -45,7 +46,7 @@ evaluate() { # MODEL RUN CONFIG ENTRIES...; the seconds that count are measured 
 
 evaluations=() plans=()
 for seed in $SEEDS; do
-    run=$FOLDER/$DATA$seed small=$FOLDER/small$seed
+    run=$FOLDER/$DATA$seed small=$FOLDER/$DATA$seed/small
     python train.py --config=$CONFIG --config.seed=$seed --workdir="$run"
     python train.py --config=$CONFIG:small --config.seed=$seed --config.train.n_steps=$SMALL_STEPS --workdir="$small"
     if [ ${#plans[@]} = 0 ]; then # the first network's plans serve all: what they are worth where nobody searched
@@ -57,8 +58,14 @@ for seed in $SEEDS; do
             for budget in $budgets; do plans+=("plan=$run/last.ckpt/plan-budget-$budget$suffix.json"); done
         done
     fi
-    duo="duo.path=$small/last.ckpt,duo.first=3,steps=6,grid=$FEW"  # the small network first
-    evaluate adaptive "$run" $CONFIG "${SWEEP[@]}" "$duo" "${plans[@]}"
+    fitted=(duo.path=$small/last.ckpt,duo.first=3,steps=6,grid=$FEW)  # the small network first
+    for kind in learned_cache lazy_gate; do
+        file=$run/last.ckpt/$kind-0.6-6.json
+        [ -f "$file" ] || python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $FEW_CONFIG \
+            --config.sample.sample_steps=6 --nnet_path="$run/last.ckpt" --kind=$kind --budget=0.6
+        fitted+=($kind.path=$file,steps=6,grid=$FEW)
+    done
+    evaluate adaptive "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
     evaluate small "$small" $CONFIG:small "${SMALL[@]}"
 done
 

@@ -330,7 +330,9 @@ def test_comparison_script(scripts):
     assert len(sweeps) == 6 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
         read(entry)
-    asked = [a for call in calls for a in call if a.startswith("--budget=")]
+    asked = [a for call in calls if "scripts.calibrate" in call for a in call if a.startswith("--budget=")]
+    fitted = [a.partition("=")[2] for call in calls if "scripts.fit_rivals" in call for a in call if "kind=" in a]
+    assert sum(f"{kind}.path" in entry for kind in fitted[:2] for entry in sweeps[0]) == 2 and len(fitted) == 6
     plans = [[entry for entry in sweep if entry.startswith("plan=")] for sweep in sweeps[::2]]
     assert len(asked) == 2 and len(plans[0]) == sum(len(a.split(",")) for a in asked)
     assert plans[0] == plans[1] == plans[2]  # made once
