@@ -24,7 +24,7 @@ from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS
-from libs.run import BUCKETS, PATIENCE, Run
+from libs.run import BUCKETS, PATIENCE, Run, precision_on
 from libs.sampling.plans import SAMPLERS
 from sde import PROCESSES
 
@@ -310,20 +310,23 @@ def make_accelerator(config, directory: Path) -> Accelerator:
     trackers = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
     if config.tracker not in trackers:
         raise ValueError(f"tracker is {config.tracker!r}; it must be one of {', '.join(trackers)}")
-    if config.mixed_precision not in ("", "no", "fp16", "bf16"):
-        raise ValueError(f"mixed_precision is {config.mixed_precision!r}; it must be no, fp16, bf16, or empty")
+    if config.mixed_precision not in ("", "auto", "no", "fp16", "bf16"):
+        raise ValueError(f"mixed_precision is {config.mixed_precision!r}; it must be auto, no, fp16, bf16, or empty")
     refuse_shards()
     if config.tracker == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
+    precision = config.mixed_precision or None  # None is the launcher's choice
+    if precision == "auto":
+        gpu = torch.cuda.is_available() and not config.cpu
+        precision = precision_on(torch.device("cuda" if gpu else "cpu"), precision)
     accelerator = Accelerator(
         cpu=config.cpu,
-        mixed_precision=config.mixed_precision or None,
+        mixed_precision=precision,
         log_with=trackers[config.tracker],
         project_dir=directory,
         kwargs_handlers=[PATIENCE, BUCKETS],
     )
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed_precision is fp16, which runs on GPUs only; use bf16 or no on a CPU")
+    precision_on(accelerator.device, accelerator.mixed_precision)  # refuses fp16 on a CPU
     return accelerator
 
 

@@ -58,7 +58,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
         pretrained_weight="",  # start from this U-ViT, AdaDiff, DDPM, DiT, SiT or own file
         nnet_path="",  # evaluate this one
         cpu=False,  # run on the CPU although there is a GPU
-        mixed_precision="",  # no | fp16 | bf16; "" = what the launcher says
+        mixed_precision="",  # no | fp16 | bf16 | auto (bf16 where the machine computes it); "" = what the launcher says
         compile=False,  # compile the network's blocks: a minute once (U-ViT, DiT, SiT)
         tracker="none",  # none | tensorboard | wandb (offline unless WANDB_MODE says otherwise); JSONL always
     )
@@ -174,6 +174,8 @@ def get_config(path: str) -> ConfigDict:
         *(["mixed_precision"] if "ACCELERATE_MIXED_PRECISION" in os.environ else []),
     }
     fill(c, {key: value for key, value in known.items() if key not in machine})
+    if c.mixed_precision == "bf16":  # the machine that trained it had bf16; this one may not
+        c.mixed_precision = "auto"
     return c
 
 

@@ -1,6 +1,6 @@
 """Digits 8x8 with classes (scikit-learn), a tiny early-exit U-ViT: the default experiment.
 
-Minutes on two CPU cores, no download; bf16 pays on CPUs that have it, elsewhere set --config.mixed_precision=no.
+Minutes on two CPU cores, no download.
 
 python train.py --config=configs/digits_uvit_tiny.py
 python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=<workdir>/ckpts/<step>.ckpt/nnet_ema.pth
@@ -31,7 +31,7 @@ def get_config(arg=""):
 def recipe(c):
     """The data, and how a network is trained, sampled and evaluated on them."""
     c.pred = "v"
-    c.mixed_precision = "bf16"
+    c.mixed_precision = "auto"
     c.nnet.heads = "own"
     c.loss.target = "excess"
     c.dataset.name = "digits"

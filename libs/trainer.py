@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -26,7 +27,7 @@ from libs.evaluation.monitor import monitor, save_samples
 from libs.losses import Objective, depth_at
 from libs.models.build import build_model
 from libs.regimes import SCRIPTS, Regime
-from libs.run import Run, Stopped, describe_machine, say_progress
+from libs.run import Run, Stopped, describe_machine, precision_on, say_progress
 from libs.sampling.generate import make_plan
 
 OPTIMIZERS = ("adamw", "muon")
@@ -345,7 +346,11 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
     if config.name == "adamw" or not matrices:
         return torch.optim.AdamW(trained, **options, fused=True)
     from timm.optim import Muon
+    from timm.optim import muon as timm_muon
 
+    if precision_on(trained[0].device, "auto") == "no":  # timm orthogonalises in bf16 and has no setting for it
+        exact = functools.partial(timm_muon.zeropower_via_newtonschulz, dtype=torch.float32)
+        timm_muon.zeropower_via_newtonschulz = exact
     muon = dict(params=[p for p in trained if p in matrices], lr=config.muon_lr, use_muon=True)
     muon |= dict(nesterov=True, ns_coefficients="original", adjust_lr_fn="original")
     rest = dict(params=[p for p in trained if p not in matrices], lr=config.lr, use_muon=False, eps=1e-8)

@@ -204,7 +204,7 @@ def test_small_experiments_with_classes(name, channels, steps):
     with torch.device("meta"):
         model = build_model(c)
     assert (model.depth, c.nnet.embed_dim, c.nnet.patch_size, c.nnet.in_chans) == (9, 192, 4, channels)
-    assert regimes.of(c).conditions.n_classes == 10 and c.dataset.p_uncond == 0.1 and c.mixed_precision == "bf16"
+    assert regimes.of(c).conditions.n_classes == 10 and c.dataset.p_uncond == 0.1 and c.mixed_precision == "auto"
     assert c.train.n_steps == steps and c.optimizer.name == "muon" and c.dataset.random_flip == (channels == 3)
     assert c.train.n_steps * c.train.batch_size / 110 < {1: 47, 3: 150}[channels] * 60
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from libs.run import Run, Stopped, Stopping
+from libs.run import Alone, Run, Stopped, Stopping, precision_on
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,3 +52,18 @@ def test_a_directory_is_one_process(tmp_path):
     first.stdin.close()
     first.stdout.close()
     Run.single(tmp_path)
+
+
+def test_auto_precision_is_what_the_machine_computes(monkeypatch):
+    """Catches bf16 on a CPU without instructions for it: the demo took hours instead of minutes."""
+    cpu = torch.device("cpu")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert precision_on(cpu, "auto") == "no" and Alone("cpu", "auto").precision == "no"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert precision_on(cpu, "auto") == "bf16"
+    assert precision_on(cpu, "bf16") == "bf16"  # what was asked for by name is not changed
+    with pytest.raises(ValueError, match="fp16, which runs on GPUs only"):
+        precision_on(cpu, "fp16")
+    with pytest.raises(ValueError, match="'half'; it must be auto, no, bf16 or fp16"):
+        precision_on(cpu, "half")

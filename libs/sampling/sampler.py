@@ -83,7 +83,7 @@ class Sampler:
         Args:
             path: a run's directory, a <step>.ckpt folder or a weight file.
             device: "cpu", "cuda" or "cuda:1"; the default is a GPU where there is one.
-            precision: "no" (float32), "bf16" or "fp16" (GPUs only); the default is the experiment's.
+            precision: "no" (float32), "bf16", "fp16" (GPUs only) or "auto"; the default is the experiment's.
 
         Raises:
             ValueError: no weights there, or none that know their experiment, or they do not fit it.
