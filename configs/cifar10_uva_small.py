@@ -1,6 +1,7 @@
 """CIFAR-10 as in the UvA replication: own heads, probes at every block's input, DDPM's 1000 steps, certainty 0.925.
 
-Theirs sums the fit of u over exits and images and lets it move the heads; here it is a mean with a stopped target.
+Theirs sums the fit of u over exits and images, here it is a mean; loss.stop_target=False lets it move the heads too.
+The only file in its repository has uem.name=attention_probe and time_scale=1.
 
 python eval.py --config=configs/cifar10_uva_small.py --nnet_path=assets/uva/cifar10.pth
 """

@@ -17,39 +17,45 @@ from libs.models import AllExits
 from sde import Process
 
 
-def ual(u: Tensor, k: Tensor) -> Tensor:
+def ual(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
     """Paper Eq. 12: w_k = 1 - u_k, per image, stopped, summed over exits."""
     return 1 - u.detach()
 
 
-def adadiff(u: Tensor, k: Tensor) -> Tensor:
+def adadiff(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
     """The released code: the batch's mean certainty, normalised over exits to sum to one, and not stopped."""
     certainty = (1 - u).mean(1, keepdim=True)
     return (certainty / certainty.sum(0)).expand_as(u)
 
 
-def berxit(u: Tensor, k: Tensor) -> Tensor:
+def berxit(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
     """Plain average over exits (BERxiT as adapted in the DeeDiff rebuttal)."""
     return torch.full_like(u, 1 / len(k))
 
 
-def calm(u: Tensor, k: Tensor) -> Tensor:
+def calm(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
     """CALM's decay: deeper exits weigh more, w_k = k / sum k."""
     return (k / k.sum())[:, None].expand_as(u)
 
 
-def unweighted(u: Tensor, k: Tensor) -> Tensor:
+def unweighted(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
     """Plain sum over exits."""
     return torch.ones_like(u)
 
 
-# (u (E, B) mean uncertainty, k (E,) layers) -> w (E, B)
+def measured(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
+    """The replication: 1 - the target of u_k itself, in place of its estimate; stopped where the target is."""
+    return 1 - gap
+
+
+# (u (E, B) mean uncertainty, k (E,) layers, gap (E, B) what u is fitted to) -> w (E, B)
 LAYER_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ual": ual,
     "adadiff": adadiff,
     "berxit": berxit,
     "calm": calm,
     "unweighted": unweighted,
+    "measured": measured,
 }
 TARGETS = ("error", "excess")
 
@@ -57,8 +63,9 @@ TARGETS = ("error", "excess")
 class Objective:
     """The loss of one batch, per image.
 
-    `target` is what the estimator is fitted to, always stopped: "error" is tanh|eps_k - eps| (paper); "excess" is
-    tanh|eps_k - eps_K|, what leaving at k costs against full depth, without the error that no depth can remove.
+    `target` is what the estimator is fitted to: "error" is tanh|eps_k - eps| (paper); "excess" is tanh|eps_k - eps_K|,
+    what leaving at k costs against full depth, without the error that no depth can remove. It is stopped, so that
+    fitting u moves the estimator only; with `stop_target=False` it moves the network too, as in the replication.
     `lambda_u = 0` and `lambda_layers = 0` give plain diffusion training.
     """
 
@@ -67,6 +74,7 @@ class Objective:
         *,
         weights: str = "ual",
         target: str = "error",
+        stop_target: bool = True,
         lambda_u: float = 1.0,
         lambda_layers: float = 1.0,
         lambda_extra: float = 0.0,
@@ -77,7 +85,7 @@ class Objective:
         for name, value in (("lambda_u", lambda_u), ("lambda_layers", lambda_layers), ("lambda_extra", lambda_extra)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"loss.{name} is {value}; it must be a finite number >= 0")
-        self.weights, self.target = LAYER_WEIGHTS[weights], target
+        self.weights, self.target, self.stop_target = LAYER_WEIGHTS[weights], target, stop_target
         self.lambda_u, self.lambda_layers, self.lambda_extra = lambda_u, lambda_layers, lambda_extra
 
     def __call__(
@@ -90,7 +98,7 @@ class Objective:
         at = process.at(t, x0)
         x, wanted = at.noised(x0, noise), at.target(pred, x0, noise)
         err = (exits.out - wanted).square().flatten(2).mean(2)  # (E, B)
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_target):
             eps = at.eps(pred, exits.out, x)  # (E, B, C, H, W)
             gap = (eps - (noise if self.target == "error" else eps[-1])).abs().tanh()
             if exits.u.dim() == 2:
@@ -98,7 +106,8 @@ class Objective:
         fit = (exits.u - gap).square()
         fit = fit.flatten(2).mean(2) if fit.dim() > 2 else fit  # (E, B)
         k = torch.tensor(exits.points, dtype=err.dtype).to(err.device, non_blocking=True)
-        layers = (self.weights(exits.mean_u, k) * err).sum(0)
+        mean_gap = gap.flatten(2).mean(2) if gap.dim() > 2 else gap  # (E, B)
+        layers = (self.weights(exits.mean_u, k, mean_gap) * err).sum(0)
         simple = err[-1]
         loss = simple + self.lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
         asked = fit[:-1] if len(fit) > 1 else fit  # nobody asks at the last exit

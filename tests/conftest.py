@@ -105,7 +105,8 @@ def spread_out(model: EarlyExitModel, spread: bool) -> EarlyExitModel:
     for parameter in model.heads.parameters():  # own heads start as copies: make them differ
         parameter.data += 0.05 * torch.randn_like(parameter)
     for linear in getattr(model.uem, "maps", {}).values():
-        linear.weight.data *= 40
+        for weight in (value for value in linear.parameters() if value.ndim == 2):
+            weight.data *= 40
     for linear in getattr(model.uem, "time_maps", {}).values():
         linear.weight.data *= 10
     if spread and not model.uem.scalar and not getattr(model.backbone, "context_shape", None):

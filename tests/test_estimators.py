@@ -12,6 +12,7 @@ from libs.models import ESTIMATORS
 
 KINDS = [(name, options) for name in ("linear", "time") for options in ({}, {"norm": False}, {"output": "scalar"})]
 KINDS += [("time_bank", {}), ("time_bank", {"norm": False, "bins": 3}), ("attention", {}), ("ahead", {}), ("probe", {})]
+KINDS += [("attention_probe", {}), ("shared", {})]
 
 
 def test_every_estimator_is_tested():

@@ -55,13 +55,14 @@ def test_the_uncertainty_is_about_eps():
 def test_weights():
     """Each published weighting on numbers: sums, who is per image, who is not."""
     k = torch.tensor([1.0, 2.0])
-    w = {name: weight(U, k) for name, weight in LAYER_WEIGHTS.items()}
+    w = {name: weight(U, k, U.square()) for name, weight in LAYER_WEIGHTS.items()}
     torch.testing.assert_close(w["ual"], 1 - U)
     certainty = torch.tensor([(0.7 + 0.2) / 2, (0.9 + 0.8) / 2])
     torch.testing.assert_close(w["adadiff"], (certainty / certainty.sum())[:, None].expand(2, 2))
     torch.testing.assert_close(w["berxit"], torch.full((2, 2), 0.5))
     torch.testing.assert_close(w["calm"], torch.tensor([[1 / 3] * 2, [2 / 3] * 2]))
     torch.testing.assert_close(w["unweighted"], torch.ones(2, 2))
+    torch.testing.assert_close(w["measured"], 1 - U.square())
 
 
 @pytest.mark.parametrize(("weights", "moves_u"), [("ual", False), ("adadiff", True)])

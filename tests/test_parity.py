@@ -15,6 +15,7 @@ from libs import checkpoints as weights
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.losses import Objective
 from libs.models import ESTIMATORS, AllExits, EarlyExitModel, UViT
+from libs.models.backbone import Tokens
 from libs.models.uvit import time_embedding
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.plans import SAMPLERS, sample
@@ -72,7 +73,8 @@ def released(kind: str, case: str) -> EarlyExitModel:
     if kind == "adadiff":
         model = EarlyExitModel(network, ESTIMATORS["linear"], norm=False)
     else:
-        model = EarlyExitModel(network, ESTIMATORS["probe"], points=range(network.depth), heads="own")
+        uem = ESTIMATORS["attention_probe" if case == "attention" else "probe"]
+        model = EarlyExitModel(network, uem, points=range(network.depth), heads="own")
     theirs = weights.export(model.state_dict(), kind)
     assert len(theirs) == CASES[kind][case]["keys"]
     state = golden_weights({key: value.shape for key, value in theirs.items()})
@@ -144,7 +146,7 @@ def test_adadiff_forward_and_exits(case):
             close(out, want[f"{case}.preds"][used[0] - 1, rows], 1e-5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES["uva"] if case != "attention"])
+@pytest.mark.parametrize("case", CASES["uva"])
 def test_uva_forward_and_exits(case):
     """Catches probes at block outputs, heads off by one, the missing time token in the mean, t in place of t / 1000."""
     want, model = arrays("uva"), released("uva", case)
@@ -152,7 +154,9 @@ def test_uva_forward_and_exits(case):
     time, cond = want["timesteps"].float(), conditions("uva", case, model.backbone)
     exits = model(x, time, cond)
     close(exits.out[-1], want[f"{case}.out"], 1e-5)
-    close(exits.u[:-1], want[f"{case}.uncertainty"], 1e-5)
+    if case == "attention":  # it is not bounded; u is
+        close(scores(model, x, time), want[f"{case}.uncertainty"], 1e-5)
+    close(exits.u[:-1], want[f"{case}.uncertainty"].clamp(0, 1), 1e-5)
     if f"{case}.heads" in want:
         close(exits.out[:-1], want[f"{case}.heads"], 1e-5)
     for i, threshold in enumerate(want[f"{case}.thresholds"].tolist()):
@@ -160,6 +164,55 @@ def test_uva_forward_and_exits(case):
         out, used = run_with_exits(model, policy, x, time.double() / 1000, time, cond)
         assert used.tolist() == want[f"{case}.exit_index"][i].tolist()
         close(out, torch.stack([exits.out[k, j] for j, k in enumerate(used)]), 1e-5)
+
+
+def scores(model: EarlyExitModel, x: Tensor, time: Tensor) -> Tensor:
+    """(K, B): what the attention probes say before each layer."""
+    carry, values = model.embed(x, time, None), []
+    for k in range(model.depth):
+        values.append(model.uem.score(k, model.backbone.all_tokens(carry)))
+        carry = model.layer(k, carry)
+    return torch.stack(values)
+
+
+def test_first_files_of_the_replication():
+    """Catches the probe of the middle block, which the public code never ran, and times that it did not divide yet."""
+    want, network = arrays("uva"), backbone("uva", "attention")
+    model = EarlyExitModel(network, ESTIMATORS["attention_probe"], points=range(network.depth), heads="own")
+    half, old = network.depth // 2, {}
+    for key, value in weights.export(model.state_dict(), "uva").items():
+        k, _, rest = key.removeprefix("matrix.").partition(".")
+        if not key.startswith("matrix."):
+            old[key] = value
+        elif int(k) < half:
+            old[f"in_blocks_classifiers.{k}.{rest}"] = value
+        elif int(k) == half:
+            old[f"mid_block_classifier.{rest}"] = value
+        else:
+            old[f"out_blocks_classifiers.{int(k) - half - 1}.{rest}"] = value
+    assert len(old) == 133  # of the public class
+    state = golden_weights({key: value.shape for key, value in old.items()})
+    found = weights.infer(state)
+    assert (found["uem.name"], found["nnet.time_scale"], found["nnet.points"]) == (
+        "attention_probe",
+        1.0,
+        (0, 1, 2, 3, 4),
+    )
+    model.load_state_dict(weights.to_ours(state))
+    network.time_scale = found["nnet.time_scale"]
+    model.eval().requires_grad_(False)
+    x, time = golden_input("uva.x", (4, 3, 8, 8)), want["timesteps"].float()
+    exits = model(x, time, None)
+    close(exits.out[-1], want["old_attention.out"], 1e-5)
+    close(exits.out[:-1], want["old_attention.heads"], 1e-5)
+    close(scores(model, x, time), want["old_attention.uncertainty"], 1e-5)
+
+
+def test_size_of_an_attention_probe():
+    """The number that the public code states for a width of 512."""
+    tokens = [Tokens(n=256, width=512, patch_dim=12, extras=1)] * 2
+    probe = ESTIMATORS["attention_probe"](tokens, (0, 1))
+    assert sum(value.numel() for value in probe.parameters()) == 788_993
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------
@@ -172,10 +225,10 @@ TERMS = {
 }
 
 
-def term(name: str, *batch, weights="adadiff") -> Tensor:
+def term(name: str, *batch, weights="adadiff", **options) -> Tensor:
     with_it, without = TERMS[name]
-    value = Objective(weights=weights, **with_it)(*batch)[0]
-    return value if without is None else value - Objective(weights=weights, **without)(*batch)[0]
+    value = Objective(weights=weights, **options, **with_it)(*batch)[0]
+    return value if without is None else value - Objective(weights=weights, **options, **without)(*batch)[0]
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -227,10 +280,8 @@ def test_released_losses_of_a_network():
 
 
 def test_replication_losses():
-    """What this code base shares with the replication: the scalar fit of u and the unweighted layer loss.
-
-    Its fit is a sum over exits and images, ours a mean; its target is not stopped, ours is, so only what pulls on u
-    is compared.
+    """The replication's terms and what they pull on: the fit of u, with its target not stopped, the weights that are
+    the target itself, and the fourth loss, unweighted. Its fit is a sum over exits and images, ours a mean.
     """
     want = arrays("uva")
     heads, output = golden_input("loss.preds", (4, 3, 2, 4, 4)).double(), golden_input("uva.loss.output", (3, 2, 4, 4))
@@ -248,6 +299,14 @@ def test_replication_losses():
     fit = 5 * term("uem", *batch) - last.detach()
     assert float(fit.sum().detach()) == pytest.approx(float(want["loss.uem_sum"]), rel=1e-6)
     close(torch.autograd.grad(fit.sum(), u)[0], want["loss.uem_sum.grad_uncertainty"], 1e-6)
+
+    fit = 5 * term("uem", *batch, stop_target=False)
+    close(torch.autograd.grad(fit.sum(), out)[0][:-1], want["loss.uem_sum.grad_preds"], 1e-6)
+    gap = (out[-1] - noise).abs().tanh().flatten(1).mean(1)
+    weighted = term("ual", *batch, weights="measured", stop_target=False) - (1 - gap) * term("simple", *batch)
+    assert float(weighted.mean().detach()) == pytest.approx(float(want["loss.ual"]), rel=1e-6)
+    close(torch.autograd.grad(weighted.mean(), out, retain_graph=True)[0][:-1], want["loss.ual.grad_preds"], 1e-6)
+    assert not want["loss.ual.grad_uncertainty"].any()
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------

@@ -234,6 +234,8 @@ def test_settings_from_tensors(net):
         ("attention", {"hidden": 9}),
         ("ahead", {"hidden": 9}),
         ("probe", {}),
+        ("attention_probe", {}),
+        ("shared", {}),
     ],
 )
 @pytest.mark.parametrize(("points", "heads"), [((), "shared"), ((0, 2, 3), "own")])
@@ -242,7 +244,7 @@ def test_exit_settings_from_tensors(uem, options, points, heads):
     state = EarlyExitModel(UViT(**NET), ESTIMATORS[uem], points=points, heads=heads, **options).state_dict()
     found = weights.infer(state)
     assert (found["uem.name"], found["nnet.heads"]) == (uem, heads)
-    assert tuple(found["nnet.points"]) == points
+    assert tuple(found.get("nnet.points", ())) == points
     assert {key: value for key, value in found.items() if key.startswith("uem.") and key != "uem.name"} == {
         f"uem.{uem}.{key}": value for key, value in options.items()
     }
@@ -534,10 +536,15 @@ def test_missing_and_unexpected_tensors(tmp_path):
         for options in ({}, {"start": True}, {"full_depth": True}):
             with pytest.raises(ValueError, match=message):
                 weights.load(model("adadiff"), tmp_path / name, **options)
-    with pytest.raises(ValueError, match="matrix.3.q"):
-        probes = weights.read(file_of("uva", tmp_path / "u.pth")) | {"matrix.3.q": torch.ones(1)}
-        weights.write(probes, tmp_path / "attention.pth")
-        weights.load(model("uva"), tmp_path / "attention.pth")
+    probes = weights.read(file_of("uva", tmp_path / "u.pth"))
+    for changed, message in (
+        ({"matrix.3.q": torch.ones(1)}, "matrix.3.q"),
+        ({"matrix.999.classifier.0.weight": torch.ones(1, 32)}, "the batch's first row for all rows"),
+        ({"matrix.0, 7.classifier.0.weight": torch.ones(1, 32)}, "the batch's first row for all rows"),
+    ):
+        weights.write(probes | changed, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=message):
+            weights.load(model("uva"), tmp_path / "other.pth")
 
 
 # ---- the published shapes ------------------------------------------------------------------------------------------

@@ -123,7 +123,8 @@ def noised_batch(bench: DepthBench, x0, cond, noise, time: float) -> list[np.nda
     exits = run_dense(bench.model, x, process.network_time(t).to(x0), cond)
     eps = torch.stack([process.eps(pred, out, x, moved) for out in exits.out])  # (E, b, C, H, W)
     k = torch.tensor(exits.points, device=x.device, dtype=torch.float32)
-    weights = LAYER_WEIGHTS[objective.weights](exits.mean_u, k)  # (E, b)
+    gap = (eps - (noise if objective.target == "error" else eps[-1])).abs().tanh().flatten(2).mean(2)  # (E, b)
+    weights = LAYER_WEIGHTS[objective.weights](exits.mean_u, k, gap)  # (E, b)
     loss = (exits.out - process.target(pred, x0, noise, moved)).square()
     arrays = [
         exits.mean_u,

@@ -15,7 +15,7 @@ ASSUMED = {
     "uvit": {
         "nnet.num_heads": "as published for this width, else embed_dim / 64",
         "nnet.num_clip_token": "77, CLIP's, where the position table allows it",
-        "nnet.time_scale": "1/1000 in the replication, else 1",
+        "nnet.time_scale": "1/1000 in the replication but its first files, else 1",
     },
     "unet": {
         "nnet.img_size": "32, DDPM's for CIFAR-10, or the least for so many levels",
@@ -43,7 +43,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, object]:
 
 
 def infer_network(state: Mapping[str, Tensor]) -> dict[str, object]:
-    replication = kind(state) == "uva"
+    scaled = kind(state) == "uva" and not any(key.startswith("in_blocks_classifiers.") for key in state)
     state = to_ours(state)
     if any(key.startswith(NET) for key in state):
         return infer_unet(state)
@@ -75,7 +75,7 @@ def infer_network(state: Mapping[str, Tensor]) -> dict[str, object]:
         "nnet.mlp_ratio": hidden / width,
         "nnet.qkv_bias": "mid_block.attn.qkv.bias" in net,
         "nnet.mlp_time_embed": "time_embed.0.weight" in net,
-        "nnet.time_scale": 1e-3 if replication else 1.0,
+        "nnet.time_scale": 1e-3 if scaled else 1.0,
         "nnet.num_classes": classes,
         "nnet.clip_dim": clip,
         "nnet.conv": "final_layer.weight" in net,
@@ -156,7 +156,9 @@ def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
     maps = {int(key.split(".")[1]): value for key, value in uem.items() if key.startswith("maps.")}
     heads = {int(key.split(".")[1]) for key in state if key.startswith(HEADS)}
     points = tuple(sorted({*maps, *heads, depth}))  # every network can be left after its last layer
-    if not maps:  # one estimator for all exits: it tells how many there are
+    if "map" in parts:  # one classifier for all exits: own heads tell how many there are
+        points = points if heads else None
+    elif not maps:  # it looks ahead, and has an output for every exit
         n = len(uem["exits.bias"])
         if not heads:
             points = tuple(range(depth + 1 - n, depth + 1)) if n in (depth, depth + 1) else None
@@ -167,7 +169,11 @@ def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
         found["nnet.points"] = () if points == tuple(range(1, depth + 1)) else points[:-1] or points
 
     norm = "norms" in parts
-    if "exits" in parts:
+    if "map" in parts:
+        name, options = "shared", {}
+    elif any(key.endswith(".q") for key in uem):
+        name, options = "attention_probe", {}
+    elif "exits" in parts:
         name, options = "ahead", {"hidden": len(uem["hidden.bias"])}
     elif "queries" in parts:
         name, options = "attention", {"hidden": len(uem[f"hidden.{depth}.bias"])}

@@ -5,7 +5,8 @@ With k the layers used before an exit, K of them in all:
     ours      backbone.<U-ViT key> or backbone.net.<diffusers' key>, uem.*, heads.{k}.*
     uvit      U-ViT's keys: no exits
     adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
-    uva       uvit.<U-ViT key>, matrix.{k}.classifier.0.* (MLP probes), k = 0..K - 1, and a head for each of these exits
+    uva       uvit.<U-ViT key>, matrix.{k}.* (MLP or attention probes), k = 0..K - 1, and a head for each of these
+              exits; in its first files {in,out}_blocks_classifiers.{i}.* and mid_block_classifier.*
     ddpm      the keys of diffusers' UNet2DModel (google/ddpm-cifar10-32): no exits; read, not written
     dit       the keys of DiT's and SiT's .pt files, which are the same: no exits
     diffusers_dit   those of diffusers' DiTTransformer2DModel, which has no table of positions: read, not written
@@ -63,8 +64,11 @@ def kind(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def names(layout: str, half: int) -> list[tuple[str, str]]:
-    """(their prefix, our prefix) of a network with `half` in-blocks; the first pair that fits a key applies."""
+def names(layout: str, half: int, attention: bool = False) -> list[tuple[str, str]]:
+    """(their prefix, our prefix) of a network with `half` in-blocks; the first pair that fits a key applies.
+
+    `attention`: the replication's probes are the attentive ones.
+    """
     exits = range(2 * half + 1)
     if layout == "uvit":
         return [("", "backbone.")]
@@ -74,8 +78,37 @@ def names(layout: str, half: int) -> list[tuple[str, str]]:
     heads += [f"out_blocks_heads.{i}." for i in range(half)]
     pairs = [("uvit.", "backbone.")]
     for k, head in enumerate(heads):
-        pairs += [(f"matrix.{k}.classifier.0.", f"uem.maps.{k}."), (head, f"heads.{k}.")]
+        pairs += [(f"matrix.{k}.{'' if attention else 'classifier.0.'}", f"uem.maps.{k}."), (head, f"heads.{k}.")]
     return pairs
+
+
+def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The replication's state with `matrix.{k}` for its probes, as its later files have it.
+
+    The first files have a probe for the middle block that was never run: the public code asked the last in-block's
+    there once more, and so does this.
+
+    Raises:
+        ValueError: one probe for each timestep.
+    """
+    if any("," in key for key in state) or "matrix.999.classifier.0.weight" in state:
+        raise ValueError(
+            "these probes are one for each timestep. The public code trained them with the timestep of the batch's "
+            "first row for all rows, so they say nothing about the others: train uem.name=time_bank instead"
+        )
+    half, renamed = numbered(state, "uvit.in_blocks."), {}
+    for key, value in state.items():
+        part, _, rest = key.partition(".")
+        if part == "in_blocks_classifiers":
+            renamed[f"matrix.{rest}"] = value
+            if rest.startswith(f"{half - 1}."):
+                renamed[f"matrix.{half}.{rest.partition('.')[2]}"] = value
+        elif part == "out_blocks_classifiers":
+            i, _, name = rest.partition(".")
+            renamed[f"matrix.{half + 1 + int(i)}.{name}"] = value
+        elif part != "mid_block_classifier":
+            renamed[key] = value
+    return renamed
 
 
 def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: str | None) -> dict[str, Tensor]:
@@ -84,9 +117,7 @@ def convert(state: Mapping[str, Tensor], pairs: list[tuple[str, str]], negated: 
     for key, value in state.items():
         old, new = next(((old, new) for old, new in pairs if key.startswith(old)), (None, None))
         if old is None:
-            raise ValueError(
-                f"the key {shorten([key])} has no place in this layout (of the replication's, MLP probes are read)"
-            )
+            raise ValueError(f"the key {shorten([key])} has no place in this layout")
         renamed[new + key.removeprefix(old)] = -value if negated and key.startswith(negated) else value
     return renamed
 
@@ -107,7 +138,10 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return convert(state, [("", "backbone.")], negated=None)
     if layout == "diffusers_dit":
         return from_diffusers_dit(state)
-    half = numbered(state, "uvit.in_blocks." if layout == "uva" else "in_blocks.")
+    if layout == "uva":
+        state = modern(state)
+        return convert(state, names(layout, numbered(state, "uvit.in_blocks."), "matrix.0.q" in state), negated=None)
+    half = numbered(state, "in_blocks.")
     if layout == "adadiff":  # with an odd depth the public code makes one head more than it runs
         unused = re.compile(rf"lte_classifer\.{2 * half + 1}\.")
         state = {key: value for key, value in state.items() if not unused.match(key)}
@@ -165,8 +199,10 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     if layout == "uva" and {key.split(".")[2] for key in state if key.startswith("uem.maps.")} != {
         str(k) for k in range(2 * half + 1)
     }:
-        raise ValueError("the replication's files hold uem.name=probe at exits 0..K - 1; this model has others")
-    pairs = [(ours, theirs) for theirs, ours in names(layout, half)]
+        raise ValueError(
+            "the replication's files hold uem.name=probe or attention_probe at exits 0..K - 1; this model has others"
+        )
+    pairs = [(ours, theirs) for theirs, ours in names(layout, half, "uem.maps.0.q" in state)]
     return convert(state, pairs, negated=ESTIMATOR if layout == "adadiff" else None)
 
 

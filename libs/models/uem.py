@@ -132,6 +132,87 @@ class Probe(Estimator):
         return self.lengths[k] * self.maps[str(k)].weight.numel() if str(k) in self.maps else 0
 
 
+class AttentionProbe(Estimator):
+    """The attention probe of the replication (Matisan et al. 2024), its weights one to one.
+
+    A learned query q attends with one head to all tokens but the first: a = softmax(q W_key h_n / sqrt(D)), and
+    u_k = w silu(W (sum_n a_n W_value h_n + b_value) + b) + c. No sigmoid bounds it, though it is fitted to [0, 1): what
+    leaves that range is cut to it here and the gradient passes, so that comparisons with a threshold stay theirs.
+    Nobody asks at the last exit, so it has no probe there: u = 0.
+    """
+
+    all_tokens = True
+
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
+        super().__init__()
+        self.lengths = [of.n + of.extras - 1 for of in tokens]
+        self.maps = nn.ModuleDict({str(k): AttentionPool(tokens[k].width) for k in points[:-1]})
+
+    def score(self, k: int, tokens: Tensor) -> Tensor:
+        """tokens (b, L, D) -> (b,): the probe's own, unbounded value."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.maps[str(k)](tokens[:, 1:].detach().float())
+
+    def forward(self, k: int, tokens: Tensor, time: Tensor) -> Tensor:
+        """tokens (b, L, D) -> (b,)."""
+        if str(k) not in self.maps:
+            return tokens.new_zeros(len(tokens), dtype=torch.float32)
+        u = self.score(k, tokens)
+        return u + (u.clamp(0, 1) - u).detach()
+
+    def macs(self, k: int) -> int:
+        if str(k) not in self.maps:
+            return 0
+        width = self.maps[str(k)].q.shape[-1]
+        return 2 * self.lengths[k] * width + 2 * width**2 + width  # scores and sum, value and hidden map, last map
+
+
+class AttentionPool(nn.Module):
+    """One attention probe. One query needs no key and value of each token, only of the pooled one."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.q = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.weight_kv = nn.Linear(width, 2 * width)
+        self.classification = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (b, n, D) -> (b,)."""
+        key, value = self.weight_kv.weight.chunk(2)  # (D, D) each; the bias of the keys cancels in the softmax
+        weights = (h @ (key.T @ self.q.flatten()) * h.shape[-1] ** -0.5).softmax(dim=1)  # (b, n)
+        pooled = F.linear((weights[:, None] @ h)[:, 0], value, self.weight_kv.bias.chunk(2)[1])  # (b, D)
+        return self.classification(pooled)[:, 0]
+
+
+class Shared(Estimator):
+    """u_k = mean_n sigmoid(w norm(h_kn) + v e(t) + b): one classifier for all exits, told the time of each row.
+
+    The replication's first draft. All exits need tokens of one width, so U-Nets cannot have it.
+    """
+
+    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
+        super().__init__()
+        widths = {of.width for of in tokens}
+        if len(widths) > 1:
+            raise ValueError(
+                f"uem.name is shared, one classifier for all exits; this network's tokens have widths {sorted(widths)}"
+            )
+        (width,) = widths
+        self.grids = [of.n for of in tokens]
+        self.norm, self.map = nn.LayerNorm(width), nn.Linear(width, 1)
+        self.time_map = nn.Linear(width, 1, bias=False)
+
+    def forward(self, k: int, patches: Tensor, time: Tensor) -> Tensor:
+        """patches (b, N, D), time (b,) -> (b,)."""
+        with torch.autocast(patches.device.type, enabled=False):
+            shift = self.time_map(time_embedding(time, self.time_map.in_features))  # (b, 1)
+            logits = self.map(self.norm(patches.detach().float()))[..., 0] + shift  # (b, N)
+            return logits.sigmoid().mean(1)
+
+    def macs(self, k: int) -> int:
+        return (self.grids[k] + 1) * self.map.in_features
+
+
 class TimeBank(Estimator):
     """u_k = sigmoid(w_{k,j} h_k + b_{k,j}): weights of their own for each of `bins` equal bins j of time (paper Eq. 8).
 
@@ -246,4 +327,6 @@ ESTIMATORS = {
     "attention": AttentionPool,
     "ahead": Ahead,
     "probe": Probe,
+    "attention_probe": AttentionProbe,
+    "shared": Shared,
 }
