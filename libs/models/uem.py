@@ -146,7 +146,7 @@ class AttentionProbe(Estimator):
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
         super().__init__()
         self.lengths = [of.n + of.extras - 1 for of in tokens]
-        self.maps = nn.ModuleDict({str(k): AttentionPool(tokens[k].width) for k in points[:-1]})
+        self.maps = nn.ModuleDict({str(k): OneQuery(tokens[k].width) for k in points[:-1]})
 
     def score(self, k: int, tokens: Tensor) -> Tensor:
         """tokens (b, L, D) -> (b,): the probe's own, unbounded value."""
@@ -167,7 +167,7 @@ class AttentionProbe(Estimator):
         return 2 * self.lengths[k] * width + 2 * width**2 + width  # scores and sum, value and hidden map, last map
 
 
-class AttentionPool(nn.Module):
+class OneQuery(nn.Module):
     """One attention probe. One query needs no key and value of each token, only of the pooled one."""
 
     def __init__(self, width: int):
