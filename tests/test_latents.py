@@ -26,7 +26,10 @@ from libs.data.images import ImageFolder
 from libs.data.shards import Sharded
 from libs.evaluation import evaluate as evaluator
 from libs.evaluation import samples
+from libs.evaluation.prompts import compare_prompts
 from libs.metrics import extractors
+from libs.metrics.clip_score import ClipModel
+from libs.models.build import build_model
 from libs.run import Run
 from libs.sampling.images import save_png
 from libs.sampling.sampler import Sampler
@@ -369,3 +372,23 @@ def test_picture_folders_have_classes(tmp_path):
     """Catches a fixture whose latents all have one label."""
     assert ImageFolder(path=picture_folder(tmp_path, 6), resolution=8).n_classes == 3
     assert KL(path="random", **SMALL).factor == 2
+
+
+def test_prompts_at_every_certainty(folder, tmp_path):
+    """Catches pairs of different noise, a score of another prompt's image, and depths of the wrong column."""
+    config = experiment("mscoco_uvit_small", folder)
+    config.sample.update(sample_steps=3, prompts=str(tmp_path / "prompts.txt"))
+    config.eval.update(thresholds=(1.0, 0.45), clip=str(folder / "clip"))
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs\na red car\n")
+    run, regime = Run.single(tmp_path / "run"), regimes.of(config)
+    sampler = Sampler.of(config, build_model(config).eval().requires_grad_(False), regime, run)
+    clip, texts = ClipModel(config.eval.clip), list(regime.conditions.source().prompts)
+    found = compare_prompts(sampler, texts, clip, run)
+    assert texts == ["a cat", "two dogs", "a red car"] and [c["certainty"] for c in found["columns"]] == [1.0, 0.45]
+    full, early = found["columns"]
+    assert full["depth"] == sampler.model.depth > early["depth"] and full["lost"] == 0
+    alone = sampler(3, seed=config.eval.seeds[0], prompts=texts, exit_threshold=0.45)
+    assert early["scores"] == clip.scores(alone.pixels, texts).tolist() and early["depth"] == alone.depth.mean()
+    assert early["lost"] == pytest.approx(full["clip_score"] - early["clip_score"])
+    width, height = Image.open(tmp_path / "run" / "pairs.png").size
+    assert width / height == pytest.approx(2 / 3, abs=0.05) and (tmp_path / "run" / "prompts.json").is_file()
