@@ -179,8 +179,9 @@ class OneQuery(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (b, n, D) -> (b,)."""
         key, value = self.weight_kv.weight.chunk(2)  # (D, D) each; the bias of the keys cancels in the softmax
-        weights = (h @ (key.T @ self.q.flatten()) * h.shape[-1] ** -0.5).softmax(dim=1)  # (b, n)
-        pooled = F.linear((weights[:, None] @ h)[:, 0], value, self.weight_kv.bias.chunk(2)[1])  # (b, D)
+        query = (key.T @ self.q.flatten())[:, None]  # (D, 1), once for all rows
+        weights = (h @ query * h.shape[-1] ** -0.5).softmax(dim=1)  # (b, n, 1)
+        pooled = F.linear((weights.transpose(1, 2) @ h)[:, 0], value, self.weight_kv.bias.chunk(2)[1])  # (b, D)
         return self.classification(pooled)[:, 0]
 
 
