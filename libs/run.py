@@ -155,6 +155,7 @@ class Run:
         if self.is_main:
             make_writable(self.dir)
             self.lock = hold(self.dir)
+            files.remove_parts(self.dir)  # of a job that was killed
         self.barrier()
         self.started = time.perf_counter()
 

@@ -23,7 +23,7 @@ from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import TrainState
 from libs.data import batches
-from libs.evaluation.monitor import monitor, save_samples
+from libs.evaluation.monitor import Monitor, save_samples
 from libs.losses import Objective, depth_at
 from libs.models.build import build_model
 from libs.regimes import SCRIPTS, Regime
@@ -79,13 +79,14 @@ def fit(config, regime: Regime, run: Run) -> None:
         make_plan(regime.process, config.sample, train.monitor_steps)
         regime.codec.to(run.device)
         regime.conditions.for_ids(config.seed, np.arange(1))
+    monitor = Monitor.open(config, regime, run) if train.eval_interval else None
 
     # ---- resume: everything below depends on `step` only
     state = TrainState(model, ema, optimizer, lr_scheduler, run.accelerator.scaler)
     run.say(checkpoints.resume(state, run.dir))
     run.say(describe(run, model, dataset))
     if run.is_main:
-        checkpoints.remove_unfinished(run.dir)
+        checkpoints.tidy(run.dir, train.keep)
         truncate_log(run.dir / "train.jsonl", state)
     run.barrier()
     stream = batches(
@@ -150,7 +151,7 @@ def fit(config, regime: Regime, run: Run) -> None:
             if not (state.looked or stop):
                 try:
                     with run.stopping.at_once():
-                        quality = look(state, config, regime, run)
+                        quality = look(state, monitor, config, regime, run)
                 except Stopped:
                     stop = True
                 else:
@@ -216,11 +217,11 @@ def losses(
     return loss, parts
 
 
-def look(state: TrainState, config, regime: Regime, run: Run) -> dict[str, float]:
+def look(state: TrainState, monitor: Monitor | None, config, regime: Regime, run: Run) -> dict[str, float]:
     """Make the samples and measure the quality due at this step; {} where no quality is."""
     if due(state.step, config.train.sample_interval):
         save_samples(state.ema, config, regime, run, run.dir / "samples" / f"{state.step}.png")
-    return monitor(state.ema, config, regime, run) if due(state.step, config.train.eval_interval) else {}
+    return monitor.quality(state.ema) if due(state.step, config.train.eval_interval) else {}
 
 
 def keep_in_mind(quality: dict[str, float], state: TrainState, run: Run) -> bool:

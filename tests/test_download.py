@@ -419,6 +419,34 @@ def test_a_killed_download_is_continued(host, get, tmp_path):
     assert left(tmp_path) == {"net.pth", "net.pth.sha256"}
 
 
+def test_killed_at_any_byte_it_ends_in_the_same_bytes(host, monkeypatch, tmp_path):
+    """Would catch: bytes lost, doubled or joined wrongly by a kill, and what it leaves. KILLS=100 makes a campaign."""
+    kills, dice = int(os.environ.get("KILLS", 4)), random.Random(0)
+    for number in range(kills):
+        root, held = tmp_path / str(number // 4), threading.Event()
+        url = host(f"/{number // 4}", Answer(hold=held, hold_at=dice.randrange(len(FILE))), Answer())
+        monkeypatch.setitem(ASSETS, "net", Asset("uvit", "uvit/net.pth", "a net", (url,)))
+        asked = len(host.seen)
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            try:
+                download.fetch("net", root, timeout=30)
+            finally:
+                os._exit(0)
+        deadline = time.monotonic() + 60
+        while len(host.seen) == asked and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(dice.random() * 0.1)
+        number_of_signal = dice.choice([signal.SIGKILL, signal.SIGTERM])
+        os.kill(child, number_of_signal)
+        held.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (-number_of_signal, 0)
+        if number % 4 == 3 or number == kills - 1:
+            assert download.fetch("net", root).read_bytes() == FILE
+            assert left(root) == {"net.pth", "net.pth.sha256"}
+
+
 def test_killed_between_the_last_byte_and_the_name(host, get, tmp_path):
     """Would catch: a whole file fetched again, or taken for the asset without a look at it."""
     url = host("/net", Answer())

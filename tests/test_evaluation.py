@@ -17,7 +17,7 @@ from test_configs import load
 from libs import regimes
 from libs.evaluation import measure, records
 from libs.evaluation.evaluate import evaluate
-from libs.evaluation.monitor import monitor
+from libs.evaluation.monitor import Monitor
 from libs.files import read_json
 from libs.metrics import Moments, build_extractor
 from libs.models.build import build_model
@@ -110,7 +110,7 @@ def test_the_reference_is_that_of_the_data(config, tmp_path):
         one = changed(config, eval__real=folder, train__monitor_samples=8, train__monitor_steps=2)
         model = build_model(one).eval()
         torch.manual_seed(0)
-        watched.append(monitor(model, one, regimes.of(one), Run.single(tmp_path / "training"))[key])
+        watched.append(Monitor.open(one, regimes.of(one), Run.single(tmp_path / "training")).quality(model)[key])
     assert watched[0] != watched[1]
 
 

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
-import signal
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +29,7 @@ from libs.sampling.images import save_png
 from libs.sampling.sampler import Sampler
 from scripts import extract_features, sample
 from tests.test_codecs import SMALL, small_clip, small_file
-from tests.test_features import coco_folder, extract, hashes, picture_folder
+from tests.test_features import coco_folder, extract, picture_folder
 
 transformers = pytest.importorskip("transformers")
 SIDE = 8  # of the images; latents are half of it
@@ -265,45 +259,6 @@ def model(folder, tmp_path_factory):
 
 def write(config, out: Path, ids=range(32)) -> dict:
     return samples.sample_to_folder(config, regimes.of(config), Run.single(out), np.array(ids))
-
-
-def in_child(config, out: Path) -> multiprocessing.Process:
-    """A run that takes a while for every image, so that it can be killed in any state."""
-
-    def slow(path, pixels, text):
-        time.sleep(0.003)
-        save_png(path, pixels, text)
-
-    def work():
-        samples.save_png = slow
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        write(config, out)
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    return process
-
-
-@pytest.mark.slow
-def test_killed_sampling_continues_to_the_same_images(model, tmp_path):
-    """Catches images that are torn, missing, made twice differently or in other batches after a SIGKILL."""
-    write(model, tmp_path / "whole")
-    draw, killed, out = random.Random(0), 0, tmp_path / "out"
-    kills = int(os.environ.get("KILLS", 4))
-    for number in range(kills):
-        process = in_child(model, out)
-        while process.is_alive() and len(list(out.glob("*.png"))) < 32 * number // kills:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.02))
-        process.kill()
-        process.join()
-        killed += process.exitcode == -signal.SIGKILL
-    assert killed == kills
-    kept = {path: path.stat().st_mtime_ns for path in (out / f"{i}.png" for i in range(3))}
-    summary = write(model, out)
-    assert summary["sampled"] < 32 and summary["others"] == 0
-    assert hashes(out) == hashes(tmp_path / "whole") and len(hashes(out)) == 33
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 def test_samples_are_the_evaluations_and_fit_adm(model, tmp_path):

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from test_killed import Job, ended, start
 
 from libs.run import Alone, Run, Stopped, Stopping, precision_on
 
@@ -67,3 +70,21 @@ def test_auto_precision_is_what_the_machine_computes(monkeypatch):
         precision_on(cpu, "fp16")
     with pytest.raises(ValueError, match="'half'; it must be auto, no, bf16 or fp16"):
         precision_on(cpu, "half")
+
+
+@pytest.mark.slow
+def test_a_long_job_of_one_process_does_not_end_the_run(tmp_path, monkeypatch):
+    """Catches seconds, maps or grids of rank 0 that outlast the group's timeout while the others wait in a barrier.
+
+    Five seconds stand for the ten minutes after which NCCL, left to itself, ends a run.
+    """
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "default_pg_timeout", timedelta(seconds=5))
+
+    def work(run):
+        for wait in (lambda: run.barrier(), lambda: run.gather_list([run.rank])):
+            if run.is_main:
+                time.sleep(5.5)
+            wait()
+        assert run.all_sum(torch.ones(1)).item() == 2
+
+    assert ended(start(Job(work), tmp_path / "run", 2)) == [0, 0]

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import exit_codes, forked
 from test_configs import load
 
 from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.checkpoints import training_state as checkpoints
-from libs.run import PATIENCE, Run
+from libs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/digits_uvit_tiny.py"
@@ -66,87 +61,6 @@ def train(workdir, *flags, processes=1) -> subprocess.Popen:
 
 def log(workdir) -> list[dict]:
     return [json.loads(line) for line in (Path(workdir) / "train.jsonl").read_text().splitlines()]
-
-
-def forked_fit(directory: Path, world: int) -> list[int]:
-    """Start a training of `world` processes as forks of this one; their ids."""
-
-    def work():
-        config = load("digits_uvit_tiny", "quick")
-        config.cpu, config.mixed_precision = True, "no"
-        config.train.update(n_steps=32, save_interval=3, sample_interval=25, eval_interval=8, monitor_samples=8)
-        run = Run(directory, Accelerator(cpu=True, kwargs_handlers=[PATIENCE]))
-        with run.stopping:
-            trainer.fit(config, regimes.pixels(config), run)
-
-    return forked(work, world)
-
-
-def killed_fit(directory: Path, world: int, number: signal.Signals, goal: int, dice: random.Random) -> None:
-    """Start a training and kill its processes, shortly after one another, once its log has `goal` lines or so."""
-    path = directory / "train.jsonl"
-    before = last_trained(directory)
-    children = forked_fit(directory, world)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not path.exists() or path.read_text().count("\n") < goal):
-        time.sleep(0.002)
-    time.sleep(dice.random() * 0.05)
-    for child in dice.sample(children, world):
-        os.kill(child, number)
-        time.sleep(dice.random() * 0.02)
-    codes = exit_codes(children)
-    if number == signal.SIGTERM and (trained := last_trained(directory)) > before:
-        assert codes[0] in (143, 0), codes
-        assert int(checkpoints.found(directory)[-1].stem) >= trained, "more is lost than the step in flight"
-
-
-def last_trained(directory: Path) -> int:
-    """The last step in the log of a run, perhaps a killed one's; 0 if there is none."""
-    if not (directory / "train.jsonl").exists():
-        return 0
-    lines = (directory / "train.jsonl").read_text().splitlines()
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
-def test_killed_equals_never_killed(tmp_path, world):
-    """Real signals at random moments of a training with best.pth: catches forgotten state, torn or lost files.
-
-    KILLS=100 in the environment makes a campaign of it.
-    """
-    kills = int(os.environ.get("KILLS", 4))
-    dice = random.Random(world)
-    for child in forked_fit(tmp_path / "whole", world):
-        assert os.waitpid(child, 0)[1] == 0
-    for number in range(kills):
-        if number % 4 == 0:  # every fourth kill begins another run
-            directory = tmp_path / f"killed-{number}"
-        goal = 8 * (number % 4) + dice.randint(0, 8)
-        killed_fit(directory, world, dice.choice([signal.SIGKILL, signal.SIGTERM]), goal, dice)
-        if number % 4 == 3 or number == kills - 1:
-            for child in forked_fit(directory, world):
-                assert os.waitpid(child, 0)[1] == 0
-            check_equal(tmp_path / "whole", directory)
-
-
-def check_equal(whole: Path, killed: Path) -> None:
-    """The same weights, moments, best weights, samples and log; nothing half-written is left."""
-    for name in ("nnet.pth", "nnet_ema.pth"):
-        a, b = (weights.read(run / "ckpts/32.ckpt" / name) for run in (whole, killed))
-        assert all(torch.equal(a[key], b[key]) for key in a), name
-    a, b = (weights.read(run / "best.pth") for run in (whole, killed))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    a, b = (torch.load(run / "ckpts/32.ckpt/optimizer.pth", weights_only=True)["state"] for run in (whole, killed))
-    assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i] if isinstance(a[i][key], torch.Tensor))
-    timeless = ("seconds", "images_per_s", "memory_gb")
-    a, b = ([{k: v for k, v in line.items() if k not in timeless} for line in log(run)] for run in (whole, killed))
-    assert a == b
-    files = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (whole, killed)]
-    older = re.compile(r"ckpts/(?!32)\d+\.ckpt")  # a run that was told to stop has saved at that step
-    assert {name for name in files[0] if not older.match(name)} == {name for name in files[1] if not older.match(name)}
-    for grid in whole.glob("samples/*.png"):
-        assert grid.read_bytes() == (killed / "samples" / grid.name).read_bytes()
 
 
 @pytest.mark.slow
@@ -380,6 +294,54 @@ def test_best_survives_a_kill_between_save_and_keep(tmp_path, monkeypatch):
         trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / name))
         a, b = (weights.read(tmp_path / run / "best.pth") for run in ("whole", name))
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_kill_within_the_last_save_is_mended(tmp_path, monkeypatch):
+    """Catches last.ckpt that points at an older step for ever, and too many checkpoints, as nothing is saved again."""
+    config = small_config(n_steps=3, save_interval=1, keep=1)
+    sync, names = checkpoints.sync, []
+
+    def killed(folder):
+        names.append(folder)
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        sync(folder)
+
+    monkeypatch.setattr(checkpoints, "sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert (tmp_path / "last.ckpt").resolve().name == "2.ckpt"
+    trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert (tmp_path / "last.ckpt").resolve().name == "3.ckpt"
+    assert [path.name for path in checkpoints.found(tmp_path)] == ["3.ckpt"]
+
+
+@pytest.mark.parametrize("setting", ["extractor", "reference"])
+def test_a_monitor_that_cannot_judge_is_found_before_training(tmp_path, setting):
+    """Catches hours of training that end at the first look."""
+    config = small_config(n_steps=2, eval_interval=2)
+    config.eval[setting] = "nowhere.npz"
+    with pytest.raises(ValueError, match="nowhere.npz"):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_told_to_stop_at_most_the_step_in_flight_is_lost(tmp_path, monkeypatch):
+    """Catches a SIGTERM that ends the run without saving what it had logged."""
+    config = small_config(n_steps=9, save_interval=50, log_interval=1)
+    log_of = Run.log
+
+    def told(run, step, **values):
+        log_of(run, step, **values)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "log", told)
+    run = Run.single(tmp_path)
+    with pytest.raises(SystemExit) as stopped, run.stopping:
+        trainer.fit(config, regimes.pixels(config), run)
+    assert stopped.value.code == 143 and int(checkpoints.found(tmp_path)[-1].stem) >= 5
+    assert len(log(tmp_path)) <= 6
 
 
 def test_muon_of_older_checkpoints_is_read(tmp_path):

@@ -117,7 +117,7 @@ def spend(
     ((name, values),) = asked.items()
     sampler = Sampler.open(config, regime, run)
     bench = PlanBench(
-        sampler, n_images, seed, run.dir / f".plan-{depth}.draft", name, facts_of(sampler, n_images, seed)
+        sampler, n_images, seed, run.dir / f".plan-{depth}.draft.part", name, facts_of(sampler, n_images, seed)
     )
     planner, plans = Planner(bench, depth, objective), []
     try:

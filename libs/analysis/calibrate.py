@@ -8,8 +8,6 @@ config.sample.residual, given config.sample.refresh. Where the times of the call
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +22,7 @@ from libs.analysis.dense import DenseCall, sample_dense
 from libs.evaluation.records import config_hash
 from libs.evaluation.reference import open_reference
 from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, looking_back
+from libs.files import write_json
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.metrics.extractors import build_extractor
 from libs.metrics.frechet import Frechet
@@ -129,7 +128,7 @@ class DepthSearch:
 
     def __init__(self, bench: DepthBench, path: Path, facts: dict, n_bins: int):
         self.bench, self.facts = bench, facts
-        self.draft = path.with_name(f"{path.name}.part")
+        self.draft = path.with_name(f".{path.name}.draft.part")
         self.seen = bench.evidence()
         self.bins = Bins.of(self.seen.t, n_bins)
         self.floors = {
@@ -149,7 +148,7 @@ class DepthSearch:
         return {"edges": self.bins.edges, "max_u": table.tolist(), "open_loop": spent, "loss": loss}
 
     def images(self, part: str, content: dict, seed: int, n: int | None = None) -> list[Images]:
-        self.draft.write_text(json.dumps(self.facts | {part: content}))
+        write_json(self.draft, self.facts | {part: content})
         return self.bench.images(self.bench.policy(part, self.draft), seed, n)
 
     def spends(self, part: str, content: dict) -> float:
@@ -207,15 +206,17 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
     distance = None if max_quality_loss is None else distance_of(config, regime, run)
     n = n_images if distance is None else config.sample.n_samples
     full = bench.images(EXIT_POLICIES["full"](), seed + 2, n)
-    for part in POLICIES:
-        if distance is None:
-            content = search.for_budget(part, budget)
-        else:
-            content = search.for_quality(part, max_quality_loss, distance)
-        facts[part] = content | report(search, part, content, full, distance)
-        run.say(f"{part}: " + ", ".join(f"{key} {value:.4g}" for key, value in summary(facts[part]).items()))
-    search.draft.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(search.draft, path)
+    try:
+        for part in POLICIES:
+            if distance is None:
+                content = search.for_budget(part, budget)
+            else:
+                content = search.for_quality(part, max_quality_loss, distance)
+            facts[part] = content | report(search, part, content, full, distance)
+            run.say(f"{part}: " + ", ".join(f"{key} {value:.4g}" for key, value in summary(facts[part]).items()))
+    finally:
+        search.draft.unlink(missing_ok=True)
+    write_json(path, facts)
     return facts | {"path": str(path)}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from libs.files import atomic_write
 from libs.sampling.images import Images
 
 ENDS = "t (0 = data, 1 = noise)"
@@ -35,9 +36,8 @@ def figure(rows: int, columns: int, width: float = 4.6, height: float = 3.4):
 
 
 def save(fig, path: Path) -> str:
-    part = path.with_name(f"{path.name}.part")
-    fig.savefig(part, format="png", dpi=110)
-    part.replace(path)
+    with atomic_write(path) as file:
+        fig.savefig(file, format="png", dpi=110)
     return path.name
 
 

@@ -62,13 +62,25 @@ def save(state: TrainState, directory: Path, meta: dict, keep: int) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     sync(folder)
-    link = directory / "last.part"
-    link.unlink(missing_ok=True)
-    link.symlink_to(final.relative_to(directory))
-    link.replace(directory / "last.ckpt")
-    for old in found(directory)[:-keep]:
-        shutil.rmtree(old)
+    tidy(directory, keep)
     return final
+
+
+def tidy(directory: Path, keep: int) -> None:
+    """Point last.ckpt at the newest checkpoint; drop all but the newest `keep` and what is half-written.
+
+    The end of a save, and the start of a run: the one before may have been killed in its last save. The caller holds
+    the directory (see `Run`).
+    """
+    checkpoints = found(directory)
+    if checkpoints:
+        link = directory / "last.part"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoints[-1].relative_to(directory))
+        link.replace(directory / "last.ckpt")
+    for old in [*checkpoints[:-keep], *directory.glob("ckpts/*.part")]:
+        shutil.rmtree(old, ignore_errors=True)
+    files.remove_parts(directory / "samples")
 
 
 def save_tensors(value, path: Path) -> None:
@@ -108,14 +120,6 @@ def found(directory: Path) -> list[Path]:
         if (match := re.match(r"(\d+)\.ckpt$", path.name))
     ]
     return [path for _, path in sorted(steps)]
-
-
-def remove_unfinished(directory: Path) -> None:
-    """Remove what a killed run left half-written; the caller holds the directory (see `Run`)."""
-    for part in directory.glob("ckpts/*.part"):
-        shutil.rmtree(part, ignore_errors=True)
-    for folder in (directory, directory / "samples"):
-        files.remove_parts(folder)
 
 
 def read_meta(directory: Path) -> dict:
@@ -198,7 +202,7 @@ def resume(state: TrainState, directory: Path) -> str:
     progress = read("step.pth")
     state.step, state.best, state.looked = progress["step"], progress["best"], progress.get("looked", True)
     schedule = state.lr_scheduler
-    schedule.last_epoch = state.step
+    schedule.last_epoch, schedule._step_count = state.step, state.step + 1
     for group, base, factor in zip(state.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(state.step)
     return f"resumed {newest}"

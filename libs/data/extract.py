@@ -129,8 +129,7 @@ def begin(out: Path, plan: dict) -> None:
     """Keep the plan beside the records, or refuse to continue another one."""
     file = out / ".extract" / "plan.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (out, file.parent):
-        remove_parts(folder)
+    remove_parts(file.parent)
     if not file.exists():
         if any(out.glob("*.npy")) or any(out.glob("*.safetensors")):
             raise ValueError(f"{out} has features that do not come from this command; choose another --out.")

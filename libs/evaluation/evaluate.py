@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from libs.build import check_ranges
 from libs.evaluation import records, timing
 from libs.evaluation.measure import Bench, FullDepth, measure_point
 from libs.evaluation.sweep import Point, points
 from libs.evaluation.uncertainty_maps import save_uncertainty_maps
+from libs.files import remove_parts
 from libs.regimes import Regime
 from libs.run import Run, describe_machine, say_progress
 from libs.sampling.inflight import suits
@@ -23,6 +25,11 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     of them alike.
     """
     check_ranges(config)
+    if run.is_main:  # what a killed evaluation left
+        images = Path(config.sample.path).glob("*/seed-*") if config.sample.get("path") else ()
+        for folder in (*run.dir.glob("points/*"), *images):
+            remove_parts(folder)
+    run.barrier()
     sampler = Sampler.open(config, regime, run)
     todo = points(sampler)
     bench = Bench.open(sampler)

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from libs.evaluation.reference import open_reference
 from libs.exits import EXIT_POLICIES
-from libs.metrics import Frechet, build_extractor
+from libs.metrics import Frechet, Statistics, build_extractor
+from libs.metrics.extractors import Extractor
 from libs.regimes import Regime
 from libs.run import Run
 from libs.sampling.denoiser import Guidance
 from libs.sampling.sampler import Sampler
 
 
-def monitor(model, config, regime: Regime, run: Run) -> dict[str, float]:
+@dataclass(frozen=True)
+class Monitor:
     """Full-depth quality: fewer images and steps than an evaluation, no guidance. For comparison within a training."""
-    extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)
-    frechet = Frechet(extractor, open_reference(config, regime, extractor, run))
-    sampler, options = plain(model, config, regime, run)
-    ids, size = np.arange(config.train.monitor_samples), config.sample.mini_batch_size
-    for images in sampler.images(ids, batch_size=size, **options):
-        frechet.update(images)
-    return frechet.compute(run)
+
+    config: object
+    regime: Regime
+    run: Run
+    extractor: Extractor
+    reference: Statistics
+
+    @classmethod
+    def open(cls, config, regime: Regime, run: Run) -> Monitor:
+        """What every look needs: an extractor or a reference that is missing ends a training before its first step."""
+        extractor = build_extractor(config.eval.extractor, regime.image_shape, run.device)
+        return cls(config, regime, run, extractor, open_reference(config, regime, extractor, run))
+
+    def quality(self, model) -> dict[str, float]:
+        """The Frechet distance of `model` to the real images; its key names the features."""
+        frechet = Frechet(self.extractor, self.reference)
+        sampler, options = plain(model, self.config, self.regime, self.run)
+        ids, size = np.arange(self.config.train.monitor_samples), self.config.sample.mini_batch_size
+        for images in sampler.images(ids, batch_size=size, **options):
+            frechet.update(images)
+        return frechet.compute(self.run)
 
 
 def save_samples(model, config, regime: Regime, run: Run, path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from libs.evaluation.records import image_settings
 from libs.evaluation.sweep import Point, points
-from libs.files import atomic_write, read_json, remove_parts
+from libs.files import atomic_write, read_json
 from libs.regimes import Regime
 from libs.run import Run, say_progress
 from libs.sampling.images import Images, save_png
@@ -38,7 +38,6 @@ def sample_to_folder(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     regime.conditions.for_ids(seed, ids[:1])  # opens captions or the text encoder before anything is written
     if run.is_main:
         begin(run, image_settings(point) | {"seed": seed})
-        remove_parts(run.dir)
     run.barrier()
     there = set(os.listdir(run.dir))
     todo = [batch for batch in batches if not all(f"{i}.png" in there for i in batch)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from libs.files import read_npz
+from libs.files import atomic_write, read_npz
 
 
 @dataclass
@@ -74,13 +73,12 @@ class Trace:
         return Trace(self.depth, self.asked, calls, {call: costs[:, :n] for call, costs in self.costs.items()})
 
     def save(self, path: str | Path, ids: np.ndarray) -> None:
-        part = f"{path}.part.npz"
         costs = np.full(self.used.shape, np.nan)  # NaN: nothing special
         for call, special in self.costs.items():
             costs[call] = special
         asked = np.array(self.asked, int)
-        np.savez_compressed(part, t=self.t, used=self.used, depth=self.depth, asked=asked, costs=costs, ids=ids)
-        os.replace(part, path)
+        with atomic_write(path) as file:
+            np.savez_compressed(file, t=self.t, used=self.used, depth=self.depth, asked=asked, costs=costs, ids=ids)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

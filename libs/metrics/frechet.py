@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from libs.files import atomic_write
 from libs.metrics.extractors import Extractor
 from libs.run import Run
 from libs.sampling.images import Images
@@ -56,10 +57,8 @@ class Statistics:
         if path.suffix != ".npz":
             raise ValueError(f"Statistics are saved as .npz; the path is {str(path)!r}.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        with open(part, "wb") as file:
+        with atomic_write(path) as file:
             np.savez(file, **{name: value for name, value in asdict(self).items() if value is not None})
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, extractor: Extractor) -> Statistics:
