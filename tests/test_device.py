@@ -22,8 +22,10 @@ from test_configs import load
 from test_inflight import PLANS, Raw
 
 from libs import regimes, trainer
+from libs.evaluation.evaluate import evaluate
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.exits.threshold import Threshold
+from libs.models.build import build_model
 from libs.regimes import Labels, Regime
 from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -186,28 +188,39 @@ class DeviceRun(Run):
         self.barriers += 1
 
 
-def train(folder, name="digits_uvit_tiny", preset="quick", steps=4, **changes) -> tuple[list, int, int]:
-    """Waits, barriers and float64 kernels of a step that logs nothing: neither the first nor the last."""
-    from accelerate.state import AcceleratorState
-
+def on_device(name, preset, **changes):
     config = load(name, preset)
     config.cpu, config.mixed_precision = True, "no"
-    due = {"n_steps": steps, "log_interval": 100, "sample_interval": 0, "eval_interval": 0, "save_interval": 1000}
-    config.update_from_flattened_dict({f"train.{key}": value for key, value in due.items()} | changes)
-    found, update = [], trainer.ema_update
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@contextlib.contextmanager
+def device_run(folder):
+    """A run on the emulated device, and the device's log."""
+    from accelerate.state import AcceleratorState
+
     try:
         with emulated() as log:
-            run = DeviceRun(folder)
-
-            def step(*args):
-                update(*args)
-                found.append((log.waits[:], run.barriers, sum(log.double.values())))
-                log.clear()
-
-            with patch.object(trainer, "ema_update", step):
-                trainer.fit(config, regimes.of(config), run)
+            yield DeviceRun(folder), log
     finally:
         AcceleratorState._reset_state(True)
+
+
+def train(folder, name="digits_uvit_tiny", preset="quick", steps=4, **changes) -> tuple[list, int, int]:
+    """Waits, barriers and float64 kernels of a step that logs nothing: neither the first nor the last."""
+    due = {"n_steps": steps, "log_interval": 100, "sample_interval": 0, "eval_interval": 0, "save_interval": 1000}
+    config = on_device(name, preset, **{f"train.{key}": value for key, value in due.items()} | changes)
+    found, update = [], trainer.ema_update
+    with device_run(folder) as (run, log):
+
+        def step(*args):
+            update(*args)
+            found.append((log.waits[:], run.barriers, sum(log.double.values())))
+            log.clear()
+
+        with patch.object(trainer, "ema_update", step):
+            trainer.fit(config, regimes.of(config), run)
     (_, before, _), (waits, after, double) = found[-3:-1]
     return waits, after - before, double
 
@@ -233,6 +246,36 @@ def test_a_training_step_that_logs_nothing_never_waits(name, tmp_path):
     waits, barriers, double = train(tmp_path, **changes)
     assert (waits, barriers) == ([], 0)
     assert double <= 2 * changes.get("train.accumulate", 1), "only the network's time, which it casts itself"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["digits_uvit_tiny", "imagenet256_uvit_large", "mscoco_uvit_small"])
+def test_looks_and_a_resume_mix_no_memories(name, tmp_path):
+    """Catches samples, a monitor or a resumed state that compute with tensors of both memories."""
+    every = {"n_steps": 2, "log_interval": 1, "sample_interval": 2, "eval_interval": 2, "save_interval": 1}
+    every |= {"monitor_samples": 8, "monitor_steps": 2}
+    config = on_device(name, "quick", **{f"train.{key}": value for key, value in every.items()})
+    with device_run(tmp_path) as (run, _):
+        trainer.fit(config, regimes.of(config), run)
+        config.train.n_steps = 3
+        trainer.fit(config, regimes.of(config), run)
+    assert (tmp_path / "ckpts/3.ckpt").is_dir()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("changes", [{}, {"sample.inflight": True}])
+def test_an_evaluation_mixes_no_memories(changes, tmp_path):
+    """Catches a metric, a sweep or a map of uncertainty that computes with tensors of both memories."""
+    sweep = (
+        () if changes else ("threshold.certainty=0.6,residual=True,refresh=2", "reuse.every=2", "schedule", "steps=3")
+    )
+    config = on_device("digits_uvit_tiny", "quick", **{"eval.thresholds": (0.5,), "eval.sweep": sweep}, **changes)
+    torch.manual_seed(0)
+    torch.save(build_model(config).state_dict(), tmp_path / "nnet.pth")
+    config.nnet_path = str(tmp_path / "nnet.pth")
+    with device_run(tmp_path / "eval") as (run, _):
+        evaluate(config, regimes.of(config), run)
+    assert (tmp_path / "eval/results.jsonl").is_file()
 
 
 # ---- what this file must see ---------------------------------------------------------------------------------------
