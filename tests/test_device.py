@@ -245,7 +245,8 @@ def test_a_training_step_that_logs_nothing_never_waits(name, tmp_path):
     changes = (TRAININGS | LONG_TRAININGS)[name]
     waits, barriers, double = train(tmp_path, **changes)
     assert (waits, barriers) == ([], 0)
-    assert double <= 2 * changes.get("train.accumulate", 1), "only the network's time, which it casts itself"
+    most = 3 * changes.get("train.accumulate", 1)
+    assert double <= most, "only the network's time, which it casts itself, and the uniform numbers that drop labels"
 
 
 @pytest.mark.long
