@@ -154,6 +154,6 @@ class ReleasedBatchMean(ExitPolicy):
             crossed[look.rows] += hit
             if self.second_in_first_half and look.k <= depth // 2:
                 hit = hit & (crossed[look.rows] >= 2)
-            return hit  # the same for all rows where they decide together
+            return hit if self.per_image else bool(hit[0])
 
         return decide
