@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +65,28 @@ def exit_codes(children: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def command(script: str, *arguments: str) -> None:
-    """Run a script of the checkout as the main program; to be called in a fork: flags are global."""
+def command(*arguments: str) -> None:
+    """Run a script of the checkout, or a module after "-m", as the main program.
+
+    To be called in a fork, as flags are global.
+    """
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         for flag in defined if not module.startswith("absl") else ():
             delattr(flags.FLAGS, flag.name)
     os.chdir(ROOT)
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    sys.argv = list(arguments[arguments[0] == "-m" :])
+    if arguments[0] == "-m":
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def finished(log: Path, *arguments: str, world: int = 1) -> list[str]:
+    """The lines of stdout and stderr of a `command` in a fork, or in several; it must succeed."""
+    codes = exit_codes(forked(partial(command, *arguments), world, log))
+    lines = log.read_text().splitlines()
+    assert codes == [0] * world, "\n".join(lines[-50:])
+    return lines
 
 
 def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spread=True, **nnet) -> EarlyExitModel:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from absl import app, flags
+from conftest import finished
 from ml_collections import config_flags
 from test_training import CONFIG, SMALL, finish, start
 
@@ -62,7 +63,7 @@ def test_train_evaluate_report(trained):
     for metrics in (r["metrics"] for r in records):
         assert metrics["seconds_per_image"] > 0 and len(metrics["fd_digits_cnn_per_seed"]) == 2
     before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/quality.json")}
-    finish(start("eval.py", *flags, "--exit_threshold=0.999,0.9"))
+    finished(trained / "log", "eval.py", *flags, "--exit_threshold=0.999,0.9")
     assert before == {path: path.stat().st_mtime_ns for path in before}, "finished points are not measured again"
     line = json.loads(finish(start("-m", "scripts.report", str(out))).splitlines()[-1])
     page = Path(line["report"]).read_text()
@@ -73,8 +74,9 @@ def test_train_evaluate_report(trained):
 def test_sample(trained, tmp_path):
     """Catches --n that is not there, and the evaluation's list of thresholds that refuses a set of images."""
     flags = [f"--config={CONFIG}", f"--nnet_path={trained / 'last.ckpt'}", *NETWORK, f"--output={tmp_path}"]
-    line = finish(start("-m", "scripts.sample", *flags, "--n=3", "--labels=1", "--config.sample.sample_steps=2"))
-    assert json.loads(line.splitlines()[-1])["images"] == 3
+    command = ["-m", "scripts.sample", *flags, "--n=3", "--labels=1", "--config.sample.sample_steps=2"]
+    (summary,) = (line for line in finished(trained / "sample.log", *command) if line.startswith("{"))
+    assert json.loads(summary)["images"] == 3
     noted = json.loads((tmp_path / "sample.json").read_text())["images"]
     assert {i: image["label"] for i, image in noted.items()} == {"0": 1, "1": 1, "2": 1}
 
