@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import finished
 from test_configs import load
 
 from libs import checkpoints as weights
@@ -74,28 +75,23 @@ def test_two_processes_equal_one(tmp_path):
     one, two = (np.array([line["loss"] for line in log(tmp_path / str(n))]) for n in (1, 2))
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
-    def evaluate(n):
-        return start(
-            "eval.py",
-            f"--config={CONFIG}",
-            f"--nnet_path={tmp_path / '1' / 'last.ckpt'}",
-            f"--output_path={tmp_path / f'eval{n}'}",
-            "--exit_threshold=0.9",
-            "--config.nnet.embed_dim=32",
-            "--config.nnet.depth=4",
-            "--config.mixed_precision=no",
-            "--config.sample.n_samples=80",
-            "--config.sample.mini_batch_size=16",
-            "--config.sample.sample_steps=4",
-            "--config.eval.timing_runs=1",
-            "--config.eval.seeds=(1,)",
-            "--config.eval.fixed=()",
-            "--config.eval.fewer_steps=()",
-            processes=n,
-        )
-
-    for process in [evaluate(n) for n in (1, 2)]:
-        finish(process)
+    flags = [
+        f"--config={CONFIG}",
+        f"--nnet_path={tmp_path / '1' / 'last.ckpt'}",
+        "--exit_threshold=0.9",
+        "--config.nnet.embed_dim=32",
+        "--config.nnet.depth=4",
+        "--config.mixed_precision=no",
+        "--config.sample.n_samples=80",
+        "--config.sample.mini_batch_size=16",
+        "--config.sample.sample_steps=4",
+        "--config.eval.timing_runs=1",
+        "--config.eval.seeds=(1,)",
+        "--config.eval.fixed=()",
+        "--config.eval.fewer_steps=()",
+    ]
+    for n in (1, 2):
+        finished(tmp_path / f"log{n}", "eval.py", *flags, f"--output_path={tmp_path / f'eval{n}'}", world=n)
     images = {}
     for n in (1, 2):
         files = sorted((tmp_path / f"eval{n}" / "points" / "full-depth").glob("baseline-*.npz"))
