@@ -26,6 +26,7 @@ from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS
 from libs.run import BUCKETS, PATIENCE, Run, precision_on
 from libs.sampling.plans import SAMPLERS
+from libs.sampling.stored import beside
 from sde import PROCESSES
 
 FLAGS = flags.FLAGS
@@ -56,6 +57,9 @@ def define_flags(kind: str) -> None:
         )
     if kind in ("eval", "sample"):
         flags.DEFINE_string("plan", None, "File of scripts.calibrate --budget: solver, times and depths of all calls.")
+        flags.DEFINE_float(
+            "budget", None, "Share of the reference's MACs: the plan for it that lies beside the weights."
+        )
     flags.DEFINE_bool("compile", False, "Compile the network's blocks: a minute once (U-ViT, DiT, SiT; no U-Net).")
     flags.DEFINE_bool("tf32", False, "GPUs: multiply float32 matrices in TF32, ten bits of precision and faster.")
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
@@ -210,10 +214,15 @@ def resolve(kind: str):
                     f"--exit_threshold={','.join(FLAGS.exit_threshold)} needs a policy with a certainty, and exit.name "
                     f"is {name!r}: add --config.exit.name=threshold, or leave --exit_threshold out"
                 )
-        if "plan" in FLAGS and FLAGS.plan:
+        plan = FLAGS.plan if "plan" in FLAGS else None
+        if kind in ("eval", "sample") and FLAGS.budget is not None:
+            if plan:
+                raise ValueError("--plan and --budget are both given; a budget takes the plan beside the weights")
+            plan = beside(config.nnet_path, FLAGS.budget).path
+        if plan:
             if FLAGS.exit_threshold:
-                raise ValueError("--plan and --exit_threshold are both given; a plan holds its own depths")
-            config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", FLAGS.plan, ()
+                raise ValueError("--plan or --budget, and --exit_threshold are given; a plan holds its own depths")
+            config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", plan, ()
     if kind == "sample" and not FLAGS.exit_threshold and len(config.eval.thresholds) > 1:
         config.eval.thresholds = ()  # a sweep is for evaluations; one set of images has the policy in `exit`
     check_settings(config)

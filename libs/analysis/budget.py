@@ -24,7 +24,7 @@ from libs.run import Run, describe_machine
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan, dpm_solver_pp_2m
 from libs.sampling.sampler import Sampler
-from libs.sampling.stored import plan_of
+from libs.sampling.stored import plan_name, plan_of
 
 OBJECTIVES = ("frechet", "teacher")
 FINE, FINE_GRID = 40, "power:2"  # the teacher's calls
@@ -123,7 +123,8 @@ def spend(
     try:
         for value in sorted(values):
             found = planner.plan(name, value)
-            path = run.dir / f"plan-{name.replace('_', '-')}-{value:g}{'-full' if depth == 'full' else ''}.json"
+            what = f"{name.replace('_', '-')}-{value:g}{'-full' if depth == 'full' else ''}"
+            path = run.dir / plan_name(config.nnet_path, what)
             write_json(path, found)
             plans.append(found | {"path": str(path)})
     finally:
@@ -195,7 +196,8 @@ class Planner:
     def smaller(self, budget: float) -> list[Choice]:
         """The plans of smaller budgets that lie there already: with more to spend, nothing should get worse."""
         files = [
-            (path, read_json(path, "a plan beside the weights")) for path in self.bench.draft.parent.glob("plan-*.json")
+            (path, read_json(path, "a plan beside the weights"))
+            for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*"))
         ]
         found = []
         for path, content in sorted(files, key=lambda file: file[1]["report"]["spends"]):

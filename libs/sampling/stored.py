@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from libs.checkpoints import file_of
 from libs.exits.planned import Planned
 from libs.sampling.plans import Plan, dpm_solver_pp_2m, forecasting
 from sde import Process
@@ -18,13 +19,17 @@ def plan_of(process: Process, stored: dict) -> Plan:
     return plan if all(stored["computed"]) else forecasting(plan, process, stored["computed"], stored["order"])
 
 
+def plan_name(weights: str | Path, what: str) -> str:
+    """The name of the plan `what` ("budget-0.2") of `weights`: a .safetensors file shares its folder with others."""
+    file = file_of(weights)
+    return f"{file.stem}-plan-{what}.json" if file.suffix == ".safetensors" else f"plan-{what}.json"
+
+
 def all_beside(weights: str | Path, unit: str = "budget") -> dict[float, Path]:
     """The files of all budgets for which a plan lies beside the weights, ascending."""
-    folder = Path(weights)
-    folder = folder if folder.is_dir() else folder.parent
-    found = {}
-    for path in folder.glob(f"plan-{unit}-*.json"):
-        if match := re.fullmatch(rf"plan-{unit}-([0-9.]+)\.json", path.name):
+    file, found = file_of(weights), {}
+    for path in file.parent.glob(plan_name(file, f"{unit}-*")):
+        if match := re.search(rf"plan-{unit}-([0-9.]+)\.json$", path.name):
             found[float(match[1])] = path
     return dict(sorted(found.items()))
 

@@ -1,0 +1,55 @@
+"""Weights that ship: what their export keeps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_sampler import checkpoint
+
+from libs import Sampler, checkpoints
+from scripts import export_checkpoint
+
+PLAN = {
+    "points": [1, 2, 3, 4, 5],
+    "nnet_path": "/of/the/machine",
+    "plan": {
+        "nodes": [1.0, 0.5, 0.001],
+        "computed": [True, True],
+        "order": 1,
+        "lower_order_final": False,
+        "layers": [2, 5],
+        "max_u": [0.0, 0.0],
+    },
+}
+
+
+def test_export_of_a_release(tmp_path):
+    """Catches plans and class names that stay behind, a plan taken for another file's, and paths of the machine."""
+    step = checkpoint(tmp_path / "2.ckpt", **{"dataset.path": "/of/the/machine"})
+    (step / "plan-budget-0.3.json").write_text(json.dumps(PLAN))
+    file, other = tmp_path / "small.safetensors", tmp_path / "other.safetensors"
+    for output in (file, other):
+        export_checkpoint.main([str(step), str(output), "--layout=released"])
+    (tmp_path / "other-plan-budget-0.3.json").unlink()
+    assert "/of/the/machine" not in json.dumps(checkpoints.about(file)) + (
+        tmp_path / "small-plan-budget-0.3.json"
+    ).read_text()
+    assert file.stat().st_size < 0.6 * (step / "nnet_ema.pth").stat().st_size
+    sampler = Sampler.load(file, device="cpu")
+    images = sampler(3, labels=["owl"] * 3, budget=0.3)
+    assert images.depth.tolist() == [[2] * 3, [5] * 3] and images.labels.tolist() == [2] * 3
+    exact = Sampler.load(step, device="cpu")(3, labels=[2] * 3, budget=0.3)
+    assert (images.pixels.int() - exact.pixels.int()).abs().float().mean() < 1, "float16 is rounding, not other weights"
+    with pytest.raises(ValueError, match="budget is 0.3; .* plans for: none"):
+        Sampler.load(other, device="cpu")(3, budget=0.3)
+
+
+def test_an_export_that_knows_no_experiment(tmp_path, capsys):
+    """Catches a release that nobody can load, and a suffix that could not hold it."""
+    weights = tmp_path / "w.pth"
+    weights.write_bytes((checkpoint(tmp_path / "2.ckpt") / "nnet_ema.pth").read_bytes())
+    for output, message in (("x.safetensors", "does not say which experiment"), ("x.pth", "must end in .safetensors")):
+        with pytest.raises(SystemExit):
+            export_checkpoint.main([str(weights), str(tmp_path / output), "--layout=released"])
+        assert message in capsys.readouterr().err and not (tmp_path / output).exists()
