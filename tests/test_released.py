@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
 from test_sampler import checkpoint
 
 from libs import Sampler, checkpoints
+from libs.data.digits import Digits
+from libs.metrics import Moments, build_extractor, features_of, frechet_distance
 from scripts import export_checkpoint
+
+RELEASED = Path(__file__).resolve().parents[1] / "assets" / "released"
 
 PLAN = {
     "points": [1, 2, 3, 4, 5],
@@ -32,9 +39,10 @@ def test_export_of_a_release(tmp_path):
     for output in (file, other):
         export_checkpoint.main([str(step), str(output), "--layout=released"])
     (tmp_path / "other-plan-budget-0.3.json").unlink()
-    assert "/of/the/machine" not in json.dumps(checkpoints.about(file)) + (
-        tmp_path / "small-plan-budget-0.3.json"
-    ).read_text()
+    assert (
+        "/of/the/machine"
+        not in json.dumps(checkpoints.about(file)) + (tmp_path / "small-plan-budget-0.3.json").read_text()
+    )
     assert file.stat().st_size < 0.6 * (step / "nnet_ema.pth").stat().st_size
     sampler = Sampler.load(file, device="cpu")
     images = sampler(3, labels=["owl"] * 3, budget=0.3)
@@ -53,3 +61,26 @@ def test_an_export_that_knows_no_experiment(tmp_path, capsys):
         with pytest.raises(SystemExit):
             export_checkpoint.main([str(weights), str(tmp_path / output), "--layout=released"])
         assert message in capsys.readouterr().err and not (tmp_path / output).exists()
+
+
+def test_released_digits_keep_their_number():
+    """Catches weights, a plan or a sampler that changed since the card in assets/released/README.md was written."""
+    card = (RELEASED / "README.md").read_text()
+    n, wanted, noise = re.search(r"budget 0\.1, (\d+) images of noise seed 1 \| ([\d.]+) ± ([\d.]+) \|", card).groups()
+    sampler = Sampler.load(RELEASED / "digits.safetensors", device="cpu", precision="no")
+    extractor, data = build_extractor("digits_cnn", (1, 8, 8)), Digits()
+    assert sampler.class_names == data.class_names
+
+    def statistics(pixels):
+        moments = Moments(extractor.n_features)
+        moments.add(torch.from_numpy(features_of(extractor, [pixels])))
+        return moments.statistics(extractor)
+
+    real = statistics(torch.stack([data.pixels(i) for i in range(len(data))]))
+    made = statistics(sampler(int(n), seed=1, budget=0.1).pixels)
+    assert frechet_distance(made, real) == pytest.approx(float(wanted), abs=float(noise))
+
+
+def test_released_files_are_small():
+    """Catches a release that makes every clone large: 12 MB in all."""
+    assert 0 < sum(path.stat().st_size for path in RELEASED.iterdir()) < 12e6

@@ -34,11 +34,11 @@ def checkpoint(folder, **changes):
     return folder
 
 
-def plan_beside(folder, budget=0.2):
+def plan_beside(folder, budget=0.2, of=""):
     """A plan of scripts.calibrate for the network of `checkpoint`: four steps, the third of them a forecast."""
     plan = {"nodes": [1.0, 0.6, 0.3, 0.1, 0.001], "computed": [True, True, False, True], "order": 1}
     plan |= {"lower_order_final": False, "layers": [2, 3, 5], "max_u": [0.0, 0.0, 0.0]}
-    (folder / f"plan-budget-{budget}.json").write_text(json.dumps({"points": [1, 2, 3, 4, 5], "plan": plan}))
+    (folder / f"{of}plan-budget-{budget}.json").write_text(json.dumps({"points": [1, 2, 3, 4, 5], "plan": plan}))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_diffusers_pipeline(path, tmp_path):
     tensors = pipe(**options, generator=torch.Generator().manual_seed(5), output_type="pt").images
     assert tensors.dtype == torch.float32, "as diffusers' own pipelines: (n, C, H, W) in [0, 1]"
     np.testing.assert_array_equal(tensors.permute(0, 2, 3, 1), images)
-    plan_beside(tmp_path / "folder")
+    plan_beside(tmp_path / "folder", of="model-")
     again.save_pretrained(tmp_path / "second")
     planned = AdaptiveDepthPipeline.from_pretrained(tmp_path / "second", device="cpu")(num_images=2, budget=0.2)
     assert planned.depth.mean(1).tolist() == [2, 3, 0, 5], "plans travel with the weights"

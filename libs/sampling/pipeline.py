@@ -16,7 +16,7 @@ from libs import checkpoints
 from libs.files import read_json, write_json
 from libs.run import Alone
 from libs.sampling.sampler import Sampler
-from libs.sampling.stored import all_beside
+from libs.sampling.stored import all_beside, plan_name
 
 WEIGHTS = "model.safetensors"  # with the experiment's config in its header
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -108,8 +108,9 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
         folder.mkdir(parents=True, exist_ok=True)
         about = {"config": self.sampler.config.to_dict(), "class_names": list(self.sampler.class_names)}
         checkpoints.write(self.sampler.model.state_dict(), folder / WEIGHTS, about)
-        for plan in all_beside(self.sampler.config.nnet_path).values():
-            write_json(folder / plan.name, read_json(plan, "a plan beside the weights"))
+        for budget, plan in all_beside(self.sampler.config.nnet_path).items():
+            name = plan_name(folder / WEIGHTS, f"budget-{budget:g}")
+            write_json(folder / name, read_json(plan, "a plan beside the weights"))
         write_json(folder / "model_index.json", {"_class_name": type(self).__name__, "weights": WEIGHTS})
 
     @classmethod
