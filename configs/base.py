@@ -71,6 +71,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
         ema_rate=Number(0.9999, 0, below=1),
         stratified=False,  # spread a batch's times evenly over [0, 1) instead of drawing them independently
         freeze_backbone=False,  # train the estimator and own heads only
+        depths="all",  # exits a batch trains: all | random: up to a drawn depth | schedule: up to the depth `exit` has
         log_interval=Number(10, 0),
         sample_interval=Number(5_000, 0),  # grids; 0 = never
         save_interval=Number(50_000, 0),

@@ -3,17 +3,23 @@
     L = L_simple + lambda_u L_u + lambda_layers sum_k w_k err_k + lambda_extra mean_k err_k        (paper Eq. 13)
 
 err_k is the mean squared error of exit k in what the network regresses (config `pred`); L_u fits the estimate u_k to
-tanh|eps_k - eps| per pixel (Eq. 10, 11). The uncertainty is about eps, whatever the network predicts.
+tanh|eps_k - eps| per pixel (Eq. 10, 11). The uncertainty is about eps, whatever the network predicts. Where a batch
+stops before full depth (`Depths`), its deepest exit has the simple loss, and the sums are over the exits that it ran.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from libs.models import AllExits
+from libs import rng
+from libs.build import build
+from libs.exits import EXIT_POLICIES
+from libs.exits.static import STATIC, layers_at
+from libs.models import AllExits, EarlyExitModel
 from sde import Process
 
 
@@ -64,9 +70,9 @@ class Objective:
     """The loss of one batch, per image.
 
     `target` is what the estimator is fitted to: "error" is tanh|eps_k - eps| (paper); "excess" is tanh|eps_k - eps_K|,
-    what leaving at k costs against full depth, without the error that no depth can remove. It is stopped, so that
-    fitting u moves the estimator only; with `stop_target=False` it moves the network too, as in the replication.
-    `lambda_u = 0` and `lambda_layers = 0` give plain diffusion training.
+    what leaving at k costs against full depth, without the error that no depth can remove; a batch without full depth
+    does not fit it. The target is stopped, so that fitting u moves the estimator only; with `stop_target=False` it
+    moves the network too, as in the replication. `lambda_u = 0` and `lambda_layers = 0` give plain diffusion training.
     """
 
     def __init__(
@@ -87,6 +93,11 @@ class Objective:
                 raise ValueError(f"loss.{name} is {value}; it must be a finite number >= 0")
         self.weights, self.target, self.stop_target = LAYER_WEIGHTS[weights], target, stop_target
         self.lambda_u, self.lambda_layers, self.lambda_extra = lambda_u, lambda_layers, lambda_extra
+
+    @property
+    def plain(self) -> bool:
+        """Whether the deepest exit's error is all there is."""
+        return not (self.lambda_u or self.lambda_layers or self.lambda_extra)
 
     def __call__(
         self, exits: AllExits, process: Process, pred: str, x0: Tensor, noise: Tensor, t: Tensor
@@ -109,9 +120,12 @@ class Objective:
         mean_gap = gap.flatten(2).mean(2) if gap.dim() > 2 else gap  # (E, B)
         layers = (self.weights(exits.mean_u, k, mean_gap) * err).sum(0)
         simple = err[-1]
-        loss = simple + self.lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
-        asked = fit[:-1] if len(fit) > 1 else fit  # nobody asks at the last exit
-        parts = {"simple": simple, "uem": asked.mean(0), "layers": layers}
+        fitted = exits.full or self.target == "error"
+        lambda_u = self.lambda_u if fitted else 0.0  # not left out: DDP waits for the estimators that ran
+        loss = simple + lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
+        parts = {"simple": simple, "layers": layers}
+        if fitted:
+            parts["uem"] = (fit[:-1] if exits.full and len(fit) > 1 else fit).mean(0)  # nobody asks at full depth
         parts |= {f"err_{point}": e for point, e in zip(exits.points, err, strict=True)}
         parts |= {f"u_{point}": u for point, u in zip(exits.points, exits.mean_u, strict=True)}
         return loss, {name: part.detach() for name, part in parts.items()}
@@ -123,3 +137,63 @@ def depth_at(exits: AllExits, certainty: float) -> Tensor:
     leaves[-1] = True
     points = torch.tensor(exits.points).to(leaves.device, non_blocking=True)
     return points[leaves.int().argmax(0)].float()
+
+
+# ---- which exits a batch trains ------------------------------------------------------------------------------------
+
+DEPTHS = ("all", "random", "schedule")
+CELLS = 1_000  # equal parts of [0, 1) in which the times of one depth are told apart: DDPM's levels
+
+
+class Depths:
+    """The setting `train.depths`: which exits a batch trains. Layers beyond the deepest of them do not run.
+
+    "all": every exit. "random": those up to a depth that is drawn for each batch, uniformly from the model's exits.
+    "schedule": those up to the depth that the policy config.exit gives to a time; a batch holds times of one depth, and
+    a depth is drawn as often as it has times, so that times stay uniform. The two are the schemes of Giladi, Meir,
+    Kawar and Elad; ASE (Moon et al., ICML 2024) fine-tunes under its schedule too. Where the loss has no term for
+    earlier exits, the deepest is the only one.
+    """
+
+    def __init__(self, config, model: EarlyExitModel, process: Process, objective: Objective):
+        self.kind, self.points, self.seed, self.alone = config.train.depths, model.points, config.seed, objective.plain
+        if self.kind not in DEPTHS:
+            raise ValueError(f"train.depths is {self.kind!r}; it must be one of {', '.join(DEPTHS)}")
+        if self.kind != "all" and config.train.freeze_backbone:
+            raise ValueError(
+                f"train.depths is {self.kind!r} and train.freeze_backbone is on: the layers that would not run are not "
+                "trained either way; leave one of them out"
+            )
+        self.layers = None  # of the cells, (CELLS,)
+        if self.kind == "schedule":
+            if config.exit.name not in STATIC:
+                raise ValueError(
+                    f"train.depths is 'schedule' and exit.name is {config.exit.name!r}; the depth of a time is told by "
+                    f"{', '.join(STATIC)}"
+                )
+            policy = build(EXIT_POLICIES, config.exit, setting="exit")
+            policy.check(model)
+            middles = (torch.arange(CELLS, dtype=torch.float64) + 0.5) / CELLS
+            self.layers = layers_at(policy, model.points, process.times(middles))
+
+    def draw(self, step: int, uniform: Tensor) -> tuple[tuple[int, ...], Tensor]:
+        """The exits of training step `step`, and the numbers in [0, 1), (b,), that its times are made of.
+
+        Every process draws the same exits: they depend on the seed and the step only. `uniform` (b,) float64.
+        """
+        if self.kind == "all":
+            return self.points, uniform
+        generator = rng.stream("depth", self.seed, step)
+        if self.layers is None:
+            deepest = self.points[int(torch.randint(len(self.points), (), generator=generator))]
+        else:
+            deepest = int(self.layers[torch.randint(CELLS, (), generator=generator)])
+            cells = (self.layers == deepest).nonzero().flatten()
+            place = uniform * len(cells)
+            uniform = (cells[place.long()] + place % 1) / CELLS
+        return (deepest,) if self.alone else tuple(k for k in self.points if k <= deepest), uniform
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Identifies the depths of a schedule, which a resumed run may not change; None where there is none."""
+        return None if self.layers is None else hashlib.sha256(self.layers.numpy().tobytes()).hexdigest()[:16]

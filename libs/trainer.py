@@ -10,11 +10,12 @@ import math
 import resource
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import DistributedDataParallelKwargs
 from torch import Tensor
 
 from libs import files, rng
@@ -24,7 +25,7 @@ from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import TrainState
 from libs.data import batches
 from libs.evaluation.monitor import Monitor, save_samples
-from libs.losses import Objective, depth_at
+from libs.losses import Depths, Objective, depth_at
 from libs.models.build import build_model
 from libs.regimes import SCRIPTS, Regime
 from libs.run import Run, Stopped, describe_machine, precision_on, say_progress
@@ -48,20 +49,21 @@ def fit(config, regime: Regime, run: Run) -> None:
     train = config.train
     shares = local_shares(train.batch_size, train.accumulate, run)
     objective = Objective(**config.loss)
+    torch.manual_seed(config.seed)
+    model = build_model(config)
+    depths = Depths(config, model, regime.process, objective)
 
     # ---- is this the experiment that the directory holds?
     dataset = regime.dataset()
     newest = checkpoints.found(run.dir)[-1:]
     settings = config.to_dict() | {"mixed_precision": run.accelerator.mixed_precision}
-    meta = describe_machine() | {"config": settings, "data": fingerprint(dataset)}
+    meta = describe_machine() | {"config": settings, "data": fingerprint(dataset), "depths": depths.fingerprint}
     if dataset.class_names:
         meta["class_names"] = list(dataset.class_names)
     resumed_at = int(newest[0].stem) if newest else 0
     meta["changes"] = checkpoints.changes_since(checkpoints.read_meta(run.dir), meta, run.dir, resumed_at)
 
-    # ---- model and the weights it starts from
-    torch.manual_seed(config.seed)
-    model = build_model(config)
+    # ---- the weights it starts from
     if config.pretrained_weight and not newest:
         run.say(load_weights(model, config.pretrained_weight, start=True))
     if train.freeze_backbone:
@@ -74,6 +76,8 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- optimiser, schedule, distribution
     optimizer = make_optimizer(config.optimizer, model)
     lr_scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, train.n_steps)
+    # layers that a batch does not run have no gradients
+    run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=train.depths != "all")
     ddp, optimizer = run.accelerator.prepare(model, optimizer)
     if train.sample_interval or train.eval_interval:  # what images need is missing now, not after hours
         make_plan(regime.process, config.sample, train.monitor_steps)
@@ -107,7 +111,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     with run.stopping.deferred():
         for step in say_progress(range(first, train.n_steps), train.n_steps, "train", run, done=first, lines=True):
             if state.step == step:
-                batch = draw(stream, config, regime, run, step, shares[0])
+                batch = draw(stream, config, regime, run, step, shares[0], depths)
                 sums: dict[str, Tensor] = {}
                 for micro in shares[1]:
                     context = nullcontext() if micro.stop == len(batch.x) else run.accelerator.no_sync(ddp)
@@ -186,19 +190,22 @@ class Batch:
     noise: Tensor  # (b, C, H, W)
     latent_noise: Tensor | None  # (b, C, H, W) where the codec draws
     cond: Tensor | None  # (b, ...)
+    points: tuple[int, ...]  # the exits that it trains
 
     def rows(self, part: slice) -> Batch:
-        return Batch(*(None if of is None else of[part] for of in vars(self).values()))
+        return replace(self, **{name: of[part] for name, of in vars(self).items() if isinstance(of, Tensor)})
 
 
-def draw(stream, config, regime: Regime, run: Run, step: int, rows: slice) -> Batch:
+def draw(stream, config, regime: Regime, run: Run, step: int, rows: slice, depths: Depths) -> Batch:
     """The batch of `step`: rows `rows` of the global batch."""
     x, stored = next(stream)  # (b, C, H, W), and labels (b,) or contexts (b, tokens, width)
     key = (config.seed, step, config.train.batch_size, regime.shape, rows)
     uniform, noise, drop = rng.global_batch(*key, stratified=config.train.stratified)
+    points, uniform = depths.draw(step, uniform)
+    torch.manual_seed(rng.hash32("dropout", config.seed, step, run.rank))  # what the network itself draws
     latent_noise = run.put(rng.latent_noise(*key)) if regime.codec.draws else None
     cond = regime.conditions.for_training(run.put(stored), run.put(drop), config.dataset.p_uncond)
-    return Batch(run.put(x), uniform, run.put(noise), latent_noise, cond)
+    return Batch(run.put(x), uniform, run.put(noise), latent_noise, cond, points)
 
 
 def losses(
@@ -209,10 +216,10 @@ def losses(
         x0 = regime.codec.sample(batch.x, batch.latent_noise)  # (m, C, H, W)
         t = regime.process.times(batch.uniform)  # (m,) on the CPU
         time = regime.process.network_time(t).to(x0.device, non_blocking=True)
-        exits = network(regime.process.noised(x0, t, batch.noise), time, batch.cond)
+        exits = network(regime.process.noised(x0, t, batch.noise), time, batch.cond, batch.points)
         loss, parts = objective(exits, regime.process, pred, x0, batch.noise, t)
     parts = {"loss": loss.detach(), **parts}
-    if objective.lambda_u and certainty:
+    if objective.lambda_u and certainty and exits.full:
         parts["depth"] = depth_at(exits, certainty)
     return loss, parts
 

@@ -25,6 +25,7 @@ SETTINGS = {
     "patience": {"certainty": 0.5, "times": 2, "consecutive": True},
     "schedule": {},
     "power": {"exponent": 2.0},
+    "levels": {"c": 1.0},
     "planned": {"path": plan_file()},
     "calibrated": {"path": calibration_file()},
     "similarity": {"cosine": 0.852},

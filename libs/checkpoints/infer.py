@@ -106,6 +106,10 @@ def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
         "nnet.groups": min(32, *widths),
         "nnet.num_classes": -1 if label is None else len(label),
     }
+    parts = {part for key in state if key.startswith(HEADS) for part in key.split(".")[2:3]}
+    if parts:
+        of_parts = {"proj": "bridge", "weight": "duplicate", "bias": "duplicate"}
+        found["nnet.missing"] = of_parts.get(sorted(parts)[0], "interpolate")
     return found | infer_exits(state, depth)
 
 

@@ -95,7 +95,7 @@ def known(path: str | Path) -> dict[str, object]:
 
 
 # Settings of the network that change how it is computed, not what.
-FREE = ("nnet.attention", "nnet.use_checkpoint", "nnet.init")
+FREE = ("nnet.attention", "nnet.use_checkpoint", "nnet.init", "nnet.dropout")
 
 
 def check_config(path: str | Path, config: ConfigDict) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from libs import files
-from libs.build import MAY_CHANGE, differences
+from libs.build import MAY_CHANGE, differences, in_use
 from libs.checkpoints.files import ABOUT
 from libs.checkpoints.files import write as write_weights
 
@@ -146,6 +146,8 @@ def changes_since(meta: Mapping, now: Mapping, directory: Path, step: int) -> li
     if "data" in meta and meta["data"] != now["data"]:
         old = meta["config"]["dataset"]["path"]
         refused["dataset.path"] = (f"{old} with other data", now["config"]["dataset"]["path"])
+    if meta.get("depths") != now["depths"] and "train.depths" not in refused and "depths" in meta:
+        refused["exit"] = tuple(f"{in_use(of['config']['exit'])}" for of in (meta, now))
     if refused:
         lines = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in refused.items())
         raise ValueError(

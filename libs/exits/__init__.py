@@ -41,7 +41,7 @@ from libs.exits.execute import oracle, run_dense, run_with_exits
 from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, GuidancePairs, Look
 from libs.exits.similarity import Similarity
-from libs.exits.static import Fixed, Full, Power, Schedule
+from libs.exits.static import Fixed, Full, Levels, Power, Schedule
 from libs.exits.sublayers import LazyGate, LearnedCache
 from libs.exits.threshold import Calibrated, Patience, ReleasedBatchMean, Threshold
 from libs.exits.trace import Trace
@@ -54,6 +54,7 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "patience": Patience,
     "schedule": Schedule,
     "power": Power,
+    "levels": Levels,
     "planned": Planned,
     "calibrated": Calibrated,
     "similarity": Similarity,

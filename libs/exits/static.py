@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.exits.policy import Decide, ExitPolicy
+from libs.exits.policy import Decide, ExitPolicy, Look
 from libs.files import read_json
 
+STATIC = ("fixed", "schedule", "power", "levels")  # the policies here that say how deep a time goes, by exit.name
 ASE_DEMO = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
 NEEDED = {
     "schedule": ("t", "layers"),
@@ -69,6 +70,16 @@ def leave_at(due: Tensor) -> Decide:
         return look.k >= due.to(look.rows.device, non_blocking=True)[look.rows]
 
     return decide
+
+
+def layers_at(policy: ExitPolicy, points: tuple[int, ...], t: Tensor) -> Tensor:
+    """(n,) int64: the layers that a call at each of the times t (n,) runs under one of the policies of STATIC."""
+    used, rows = torch.full((len(t),), points[-1]), torch.arange(len(t))
+    decide = policy.start(len(t), points[-1], t)
+    for k in reversed(policy.asked(points)):
+        stop = torch.as_tensor(decide(Look(k=k, rows=rows)))
+        used = torch.where(stop, k, used)
+    return used
 
 
 def layers_of(share: float, depth: int) -> int:
@@ -154,6 +165,29 @@ class Power(ExitPolicy):
     def start(self, n_rows, depth, t):
         shares = self.at_data + (self.at_noise - self.at_data) * t**self.exponent
         return leave_at(torch.tensor([layers_of(share, depth) for share in shares.tolist()]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(ExitPolicy):
+    """The level skipping of Giladi, Meir, Kawar and Elad: k(t) = min(N - 1, floor(N - N (1 - t)^c)) of N levels are
+    bypassed, the deepest ones, so that N - k run.
+
+    t = 1 is noise, as in their text: nothing is bypassed near the data, all but one level near the noise, and a larger
+    c bypasses more; 1, 2, 3 and 5 were published. In the formula as we have it, bars stand around the second argument
+    of min. They are read as a floor: it is never negative, so as an absolute value they would do nothing, and k would
+    be no whole number. c = 0 is the ordinary network in their tables, so 0^0 = 1 at t = 1. A number of layers that is
+    no exit of the model is rounded up to the next exit. Of any other network, layers take the place of levels.
+    """
+
+    c: float = 2.0
+
+    def __post_init__(self):
+        if not 0 <= self.c < math.inf:
+            raise ValueError(f"exit.levels.c is {self.c}; it must be a number of at least 0 (0 = full depth)")
+
+    def start(self, n_rows, depth, t):
+        bypassed = torch.floor(depth - depth * (1 - t) ** self.c + 1e-9).clamp_max(depth - 1)  # 1e-9: of rounding
+        return leave_at(depth - bypassed.long())
 
 
 # ---- files of scripts.calibrate ----

@@ -84,6 +84,7 @@ class Backbone(nn.Module):
     blocks: Sequence[nn.Module]  # what it is made of, but for embeddings and the last maps to the image
     skip = False  # whether the last layers read what the first ones gave (long skips)
     sublayers = False  # whether `layer` gives its two residuals, attention's and the MLP's, to `run` (UViT.layer)
+    needs_own = False  # whether no exit but the last works without a part of its own
     decodes = False  # whether a head is a decoder: different at every exit, and a reader of the skips
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:

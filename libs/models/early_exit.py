@@ -18,11 +18,12 @@ HEADS = ("shared", "own")
 
 @dataclass(frozen=True)
 class AllExits:
-    """Every exit of one network call: what training and dense evaluation look at."""
+    """Several exits of one network call: what training and dense evaluation look at."""
 
-    points: tuple[int, ...]  # the E exits, in layers used, ending in K
+    points: tuple[int, ...]  # the E exits, in layers used, ascending
     out: Tensor  # (E, B, C, H, W) raw network outputs
     u: Tensor  # (E, B, C, H, W), or (E, B) from a scalar estimator
+    full: bool = True  # whether the last exit is K, full depth
 
     @property
     def mean_u(self) -> Tensor:
@@ -58,6 +59,8 @@ class EarlyExitModel(nn.Module):
             raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 0..{depth}")
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone
+        if heads == "shared" and backbone.needs_own:
+            raise ValueError("nnet.heads is 'shared'; this network needs own, as its exits have parts of their own")
         own = self.points[:-1] if heads == "own" else ()
         self.heads = nn.ModuleDict({str(k): backbone.new_head(k) for k in own})
         self.uem = estimator([backbone.tokens(k) for k in range(depth + 1)], self.points, **estimator_options)
@@ -100,18 +103,24 @@ class EarlyExitModel(nn.Module):
         tokens = self.backbone.all_tokens(carry) if self.uem.all_tokens else self.backbone.patches(carry)
         return self.uem(k, tokens, carry.time)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> AllExits:
-        """Run every layer and leave at every exit. x (B, C, H, W), time (B,)."""
+    def forward(
+        self, x: Tensor, time: Tensor, cond: Tensor | None = None, points: tuple[int, ...] | None = None
+    ) -> AllExits:
+        """Leave at every exit of `points` (default: all), ascending; layers beyond the last of them do not run.
+
+        x (B, C, H, W), time (B,).
+        """
+        points = self.points if points is None else points
         carry = self.embed(x, time, cond)
         ahead = self.predict_ahead(carry)
         out, u = [], []
-        for k in range(self.depth + 1):
+        for k in range(points[-1] + 1):
             if k:
                 carry = self.layer(k - 1, carry)
-            if k in self.points:
+            if k in points:
                 out.append(self.head(k, carry))
-                u.append(self.uncertainty_map(k, carry) if ahead is None else ahead[:, len(u)])
-        return AllExits(points=self.points, out=torch.stack(out).float(), u=torch.stack(u))
+                u.append(self.uncertainty_map(k, carry) if ahead is None else ahead[:, self.points.index(k)])
+        return AllExits(points, torch.stack(out).float(), torch.stack(u), full=points[-1] == self.depth)
 
     def copy_heads(self) -> None:
         """Start every own head as `new_head` does: called after a network without exits was loaded."""

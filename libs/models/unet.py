@@ -2,8 +2,16 @@
 
 Layer i is level i of the contracting path, the last one with the middle block; head k is the expansive path from level
 k - 1 outwards. Leaving after k levels bypasses the deeper ones, as the level skipping of Giladi, Meir, Kawar and Elad
-does: where the expansive path would read what they give, it reads zeros, or what the exit's own bridge makes of the
-features that they would have been given. The blocks are diffusers'.
+does. What the expansive path reads where it would read what they give is the setting `missing`:
+
+    zero         zeros
+    duplicate    the features that the contracting path has kept for the same level, a second time
+    interpolate  these features, resized to the middle block's resolution (bicubic), through it, and back
+    bridge       what the exit's own part, a `Bridge`, makes of the features that level k would be given; or zeros
+
+The first three are theirs; "zero" and "duplicate" skip the middle block. Their report does not say what is done where
+numbers of channels differ: a 1x1 convolution of the exit's own is used there, and nothing where they agree. A level
+here ends with its halving convolution, which theirs leave out at the last level that runs. The blocks are diffusers'.
 """
 
 from __future__ import annotations
@@ -50,12 +58,33 @@ class Bridge(nn.Module):
         return F.interpolate(self.proj(h), scale_factor=2.0, mode="nearest")
 
 
+def same_width(width: int, wanted: int) -> nn.Module:
+    return nn.Identity() if width == wanted else nn.Conv2d(width, wanted, 1)
+
+
+class Detour(nn.Module):
+    """The 1x1 convolutions, where channels differ, around the middle block: (b, w_{k-1}, s, s) -> (b, w_k, s, s)."""
+
+    def __init__(self, width: int, width_middle: int, width_below: int):
+        super().__init__()
+        self.enter, self.leave = same_width(width, width_middle), same_width(width_middle, width_below)
+
+    def forward(self, h: Tensor, side: int, middle: Callable[[Tensor], Tensor]) -> Tensor:
+        """`side`: of the middle block's features."""
+        small = F.interpolate(h, size=side, mode="bicubic")
+        return F.interpolate(self.leave(middle(self.enter(small))), size=h.shape[-1], mode="bicubic")
+
+
+MISSING = ("zero", "duplicate", "interpolate", "bridge")
+
+
 class UNet(Backbone):
     """K = `len(widths)` levels of `n_blocks` residual blocks; level i has `widths[i]` channels at img_size / 2^i.
 
     Levels in `attention` attend after each residual block, the middle block always does. Widths are multiples of
     `groups`, the groups of the norms. `num_classes` > 0 adds a label's embedding to the time's (the last class may be
-    the null class of guidance). The defaults are DDPM's for CIFAR-10, without its dropout.
+    the null class of guidance). `dropout`, in the residual blocks while training: DDPM has 0.1 for CIFAR-10, the source
+    of the other defaults. `missing`: see above.
     """
 
     decodes = True
@@ -70,12 +99,15 @@ class UNet(Backbone):
         attention: tuple[int, ...] = (1,),
         groups: int = 32,
         num_classes: int = -1,
+        dropout: float = 0.0,
+        missing: str = "bridge",
     ):
         super().__init__()
         self.settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.counted: dict[bool, Macs] = {}
         self.depth, self.channels, self.img_size, self.widths = len(widths), in_chans, img_size, tuple(widths)
-        self.n_blocks, self.num_classes = n_blocks, max(num_classes, 0)
+        self.n_blocks, self.num_classes, self.missing = n_blocks, max(num_classes, 0), missing
+        self.needs_own = missing in ("duplicate", "interpolate")
         if self.depth < 2 or img_size % 2 ** (self.depth - 1):
             raise ValueError(
                 f"nnet.widths is {widths}: at least 2 levels are needed, and nnet.img_size {img_size} must be a "
@@ -87,6 +119,10 @@ class UNet(Backbone):
             raise ValueError(f"nnet.attention is {attention}; it must name levels in 0..{self.depth - 1}")
         if n_blocks < 1:
             raise ValueError(f"nnet.n_blocks is {n_blocks}; it must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"nnet.dropout is {dropout}; it is a probability and must lie in [0, 1)")
+        if missing not in MISSING:
+            raise ValueError(f"nnet.missing is {missing!r}; it must be one of {', '.join(MISSING)}")
         from diffusers import UNet2DModel  # seconds: paid by those who use it
 
         def kinds(direction: str, levels) -> tuple[str, ...]:
@@ -103,6 +139,7 @@ class UNet(Backbone):
             layers_per_block=n_blocks,
             norm_num_groups=groups,
             num_class_embeds=self.num_classes or None,
+            dropout=dropout,
             **DDPM,
         )
         self.blocks = [*self.net.down_blocks, self.net.mid_block, *self.net.up_blocks]  # registered in `net`
@@ -132,11 +169,7 @@ class UNet(Backbone):
     def head(self, k: int, carry: Carry, own: nn.Module | None = None) -> Tensor:
         condition, h = carry.stored(0), carry.h
         if 0 < k < self.depth:
-            if own is None:
-                b, _, height, width = h.shape
-                h = h.new_zeros(b, self.widths[k], 2 * height, 2 * width)
-            else:
-                h = own(h)
+            h = self.below(k, carry, own)
         for block in self.net.up_blocks[self.depth - k :]:
             skips = []
             for _ in range(self.n_blocks + 1):
@@ -145,9 +178,28 @@ class UNet(Backbone):
             h = block(h, tuple(skips), condition)
         return self.net.conv_out(self.net.conv_act(self.net.conv_norm_out(h)))
 
+    def below(self, k: int, carry: Carry, own: nn.Module | None) -> Tensor:
+        """What stands in for the features that level k would give back, (b, w_k, H / 2^(k-1), W / 2^(k-1))."""
+        kept, condition = carry.stored(-1), carry.stored(0)  # (b, w_{k-1}, ...) level k - 1 on the way down; the time
+        if own is None and self.needs_own:
+            raise ValueError(f"nnet.missing is {self.missing!r}: exit {k} needs a part of its own, nnet.heads=own")
+        if self.missing == "duplicate":
+            return own(kept)
+        if self.missing == "interpolate":
+            side = self.img_size // 2 ** (self.depth - 1)
+            return own(kept, side, lambda h: self.net.mid_block(h, temb=condition))
+        if own is None or self.missing == "zero":
+            return kept.new_zeros(len(kept), self.widths[k], *kept.shape[2:])
+        return own(carry.h)
+
     def new_head(self, k: int) -> nn.Module:
-        """The bridge of exit k; before the first level there is nothing to bridge."""
-        return Bridge(self.widths[k - 1], self.widths[k]) if k else nn.Identity()
+        """What exit k has of its own to stand in for the deeper levels; before the first level there is nothing."""
+        if k == 0 or self.missing == "zero":
+            return nn.Identity()
+        above, below = self.widths[k - 1], self.widths[k]
+        if self.missing == "bridge":
+            return Bridge(above, below)
+        return same_width(above, below) if self.missing == "duplicate" else Detour(above, self.widths[-1], below)
 
     def patches(self, carry: Carry) -> Tensor:
         return carry.h.flatten(2).transpose(1, 2)
