@@ -142,7 +142,7 @@ def test_no_estimator_moves_the_backbone(uem, run):
 
 def test_a_leak_is_seen(run, monkeypatch):
     """The control of the two tests above: weights that are not stopped although the settings say so."""
-    monkeypatch.setitem(LAYER_WEIGHTS, "ual", lambda u, k: 1 - u)
+    monkeypatch.setitem(LAYER_WEIGHTS, "ual", lambda u, k, gap: 1 - u)
     config, model, regime = quick(run)
     assert not gradient_flow(DepthBench(Sampler.of(config, model, regime, run), 8, 7))["agree"]
 

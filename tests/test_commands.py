@@ -139,7 +139,7 @@ def in_process(arguments, monkeypatch, capsys) -> tuple[int, str, str]:
     monkeypatch.setattr(utils, "FLAGS", flags.FlagValues())
     for module, name in [
         (config_flags, "config_file"),
-        *((flags, name) for name in ("bool", "string", "list", "alias")),
+        *((flags, name) for name in ("bool", "string", "float", "list", "alias")),
     ]:
         define = partial(getattr(module, f"DEFINE_{name}"), flag_values=utils.FLAGS)
         monkeypatch.setattr(module, f"DEFINE_{name}", define)
@@ -307,7 +307,7 @@ def test_shell_scripts(name, scripts):
     assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1 and remedy in missing.stderr
     job, config = (
         name.split("_")[0],
-        re.search(r"configs/(\w+)", shell(scripts, name, **two, **there(scripts)).stdout)[1],
+        re.search(r"configs/(\w+)\.py", shell(scripts, name, **two, **there(scripts)).stdout)[1],
     )
     assert (ROOT / "configs" / f"{config}.py").is_file()
     many = shell(scripts, name, "--seed=1", **two, **there(scripts))

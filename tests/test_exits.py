@@ -44,7 +44,7 @@ SETTINGS = {
 LOOK_BACK = ("reuse", "cache", "first_block", "teacache", "duo", "learned_cache", "lazy_gate")
 PER_IMAGE = [name for name in SETTINGS if name != "released_batch_mean"]
 MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding
-TOLERANCE = 2e-6  # of predictions of order one, fp32
+TOLERANCE = 4e-6  # of the largest prediction, fp32: sums are taken in another order for another batch size
 
 
 def test_every_policy_is_tested():

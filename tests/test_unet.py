@@ -107,13 +107,19 @@ def test_macs_are_those_of_the_work(heads):
         assert spent == model.macs().at(k)
 
 
-@pytest.mark.parametrize("uem", ESTIMATORS)
+@pytest.mark.parametrize("uem", [uem for uem in ESTIMATORS if uem != "shared"])
 def test_estimators_at_every_size(uem):
     """Catches an estimator that takes one grid and width for all exits."""
     model = tiny_unet(uem)
     x, _, time, _ = inputs(5)
     u = run_dense(model, x, time, None).u
     assert u.shape == ((4, 5) if model.uem.scalar else (4, 5, 1, 8, 8)) and u.min() >= 0 and u.max() <= 1
+
+
+def test_one_classifier_for_all_sizes_is_refused():
+    """Catches a shape error deep in the network where the setting is at fault."""
+    with pytest.raises(ValueError, match=r"uem.name is shared.*widths \[8, 16\]"):
+        tiny_unet("shared")
 
 
 @pytest.mark.parametrize("uem", ["linear", "time"])
@@ -132,7 +138,7 @@ def test_maps_lie_where_the_features_do(uem):
         assert changed[:side, -side:].all() and changed.sum() == side**2
 
 
-@pytest.mark.parametrize("uem", ESTIMATORS)
+@pytest.mark.parametrize("uem", [uem for uem in ESTIMATORS if uem != "shared"])
 @torch.no_grad()
 def test_questions_at_every_size(uem):
     """Catches questions that are charged by the first level's size."""
@@ -218,7 +224,7 @@ def test_a_network_of_another_kind_is_refused():
     """Catches a TypeError with a trace instead of a sentence about the setting."""
     config = digits_unet_tiny.get_config()
     config.nnet.name = "uvit"
-    with pytest.raises(ValueError, match="nnet.name is 'uvit', which has no nnet.groups, nnet.n_blocks"):
+    with pytest.raises(ValueError, match="nnet.name is 'uvit', which has no nnet.dropout, nnet.groups"):
         build_model(config)
 
 
@@ -299,7 +305,7 @@ def test_another_network_with_the_same_tensors_is_refused(key, value, tmp_path):
 
 
 @pytest.mark.parametrize("exits", [(2,), (0, 1, 2)])
-@pytest.mark.parametrize("uem", ESTIMATORS)
+@pytest.mark.parametrize("uem", [uem for uem in ESTIMATORS if uem != "shared"])
 def test_settings_are_read_from_own_files(uem, exits, tmp_path):
     """Catches a trained U-Net that cannot be told from another by its file."""
     model = EarlyExitModel(UNet(**NET, num_classes=4), ESTIMATORS[uem], heads="own", points=exits)
