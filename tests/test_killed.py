@@ -198,7 +198,7 @@ def dead(child: int) -> bool:
 
 
 CASES = [(name, world) for name in ("train", "evaluate", "sample", "extract") for world in (1, 2)]
-CASES += [("extract-npy", 1), ("calibrate", 1), ("calibrate-keep", 1)]
+CASES += [("extract-npy", 1), ("calibrate", 1), pytest.param("calibrate-keep", 1, marks=pytest.mark.long)]
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ def test_equal_seconds():
     assert levels.beaten(found) == (4, [])
 
 
+@pytest.mark.long
 def test_tables(tmp_path, monkeypatch):
     """Catches networks that cannot be sampled as the tables say, cells that are lost or measured twice."""
     for name in levels.STAND_INS:

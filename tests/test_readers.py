@@ -32,7 +32,7 @@ from libs.files import read_lines
 from tests.test_data import make_zip
 
 pytest.importorskip("diffusers")
-MUTATIONS = int(os.environ.get("MUTATIONS", 150))
+MUTATIONS = int(os.environ.get("MUTATIONS", 80))
 SMALL = {"channels": (8, 16), "layers": 1, "groups": 4}
 FORMATS = ("png", "jpg", "gif", "webp", "bmp")
 
