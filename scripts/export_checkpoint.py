@@ -34,8 +34,9 @@ def release(state: dict, source: Path, output: Path) -> None:
     file = checkpoints.file_of(source)
     for path in file.parent.glob(plan_name(file, "*")):
         what = path.stem.partition("plan-")[2]
-        content = read_json(path, "a plan beside the weights")
-        write_json(output.parent / plan_name(output, what), content | {"nnet_path": output.name})
+        content = read_json(path, "a plan beside the weights") | {"nnet_path": output.name}
+        content.pop("command", None)  # it names folders of the training's machine
+        write_json(output.parent / plan_name(output, what), content)
 
 
 def main(argv: list[str] | None = None) -> None:

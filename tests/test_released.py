@@ -20,6 +20,7 @@ RELEASED = Path(__file__).resolve().parents[1] / "assets" / "released"
 PLAN = {
     "points": [1, 2, 3, 4, 5],
     "nnet_path": "/of/the/machine",
+    "command": "python /of/the/machine/calibrate.py",
     "plan": {
         "nodes": [1.0, 0.5, 0.001],
         "computed": [True, True],
