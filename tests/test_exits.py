@@ -44,7 +44,7 @@ SETTINGS = {
 LOOK_BACK = ("reuse", "cache", "first_block", "teacache", "duo", "learned_cache", "lazy_gate")
 PER_IMAGE = [name for name in SETTINGS if name != "released_batch_mean"]
 MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding
-TOLERANCE = 4e-6  # of the largest prediction, fp32: sums are taken in another order for another batch size
+TOLERANCE = 2e-6  # of predictions of order one, fp32
 
 
 def test_every_policy_is_tested():
@@ -59,8 +59,8 @@ def max_u(policy, t):
     return policy.table[torch.bucketize(t, torch.tensor(policy.stored["edges"]).double(), right=True)].T
 
 
-def check_batch_equals_singles(model, policy, n=64):
-    """A batch of n and n batches of one give the same exits (outside MARGIN) and predictions (within TOLERANCE)."""
+def check_batch_equals_singles(model, policy, n=64, tolerance=TOLERANCE):
+    """A batch of n and n batches of one give the same exits (outside MARGIN) and predictions (within `tolerance`)."""
     x, t, time, cond = inputs(n, model=model)
     out, used = run_with_exits(model, policy.bind(0, range(n)), x, t, time, cond)
     exits = run_dense(model, x, time, cond)
@@ -73,7 +73,7 @@ def check_batch_equals_singles(model, policy, n=64):
         assert close.mean() < 0.05, "the test's threshold lies in the middle of the estimates"
     np.testing.assert_array_equal(used[~close], np.array([int(single[1][0]) for single in singles])[~close])
     wanted = torch.cat([single[0] for single in singles])
-    assert (out - wanted)[~close].abs().max() < TOLERANCE * wanted.abs().max()
+    assert (out - wanted)[~close].abs().max() < tolerance * wanted.abs().max()
     return used
 
 

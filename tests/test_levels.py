@@ -67,9 +67,9 @@ def test_each_stand_in_is_what_it_says():
 @pytest.mark.parametrize("missing", ORIGINAL)
 def test_batch_equals_single_images(missing):
     """Catches stand-ins made of the features of rows that left."""
-    used = check_batch_equals_singles(
-        tiny_unet("time", missing=missing, spread=False), EXIT_POLICIES["levels"](c=2.0), 16
-    )
+    model = tiny_unet("time", missing=missing, spread=False)
+    # convolutions sum in another order for another batch size: 2.1e-6 was seen
+    used = check_batch_equals_singles(model, EXIT_POLICIES["levels"](c=2.0), 16, tolerance=4e-6)
     assert len(set(used)) >= 3
 
 
