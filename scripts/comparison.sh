@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Early exit against its rivals over several training seeds, at equal quality and in seconds of one interleaved run.
 #   bash scripts/comparison.sh [digits|fashion|cifar10] [FOLDER]
+#   JOBS=2 OMP_NUM_THREADS=1 bash scripts/comparison.sh      two trainings, then two evaluations at a time
 # One call makes everything: trains, calibrates, evaluates, times, writes. What is finished is not done again.
 # Reads: FOLDER/comparison.html, and its numbers in benchmarks/results/frontier-<data>-cpu.json.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
-DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
+JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
 # Per data set: config, training seeds, steps of the small network (equal training time).
 case $DATA in
     digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 ;;
@@ -21,9 +22,10 @@ FEW=power:2,lower_order_final=False                # where few calls do well
 FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
 SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids
-    steps=10 steps=7,grid=power:2.5 steps={3,4,5,6,8},grid=$FEW                         # fewer calls, at full depth
+    steps=7,grid=power:2.5 steps={3,4,5,6,7,8,10},grid=$FEW                             # fewer calls, at full depth
+    steps={5,7,10},grid={time_uniform,logsnr,karras:7},lower_order_final=False
     threshold.certainty=0.98 threshold.certainty={0.98,0.985},steps={5,6},grid=$FEW     # exits
-    fixed.layer={3,4,5},steps=5,grid=$FEW fixed.layer=4,steps=6,grid=$FEW
+    fixed.layer={3,4,5,6},steps=5,grid=$FEW fixed.layer={3,4},steps={4,6},grid=$FEW
     {full,threshold.certainty=0.98},steps=8,grid=$FEW,forecast.every=2                  # and forecasts
     steps=8,grid=$FEW,forecast.every=2,forecast.order={2,3}
     {reuse,cache}.every=2,steps=8,grid=$FEW                                             # caches
@@ -32,42 +34,61 @@ SWEEP=(                                            # eval.sweep: every rival wit
 )
 SMALL=(steps={4,5,6,8},grid=$FEW)                  # of the small network
 
-missing() { # FOLDER SUFFIX BUDGETS...: those without a plan, with commas
-    for budget in "${@:3}"; do [ -f "$1/plan-budget-$budget$2.json" ] || echo "$budget"; done | paste -sd,
+started=()
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+start() { # COMMAND...: in the background, as soon as fewer than JOBS run
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 1; done
+    "$@" &
+    started+=($!)
+}
+finish() { # all that was started, or stop at the first failure
+    for job in "${started[@]}"; do wait "$job"; done
+    started=()
+}
+place() { # CHECKPOINT DEPTH SUFFIX BUDGETS...
+    todo=$(for budget in "${@:4}"; do [ -f "$1/plan-budget-$budget$3.json" ] || echo "$budget"; done | paste -sd,)
+    [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --nnet_path="$1" --depth="$2" --budget="$todo"
+}
+prepare() { # RUN SEED: everything that an evaluation reads
+    small=$1/small checkpoint=$1/last.ckpt
+    python train.py --config=$CONFIG --config.seed="$2" --workdir="$1"
+    python train.py --config=$CONFIG:small --config.seed="$2" --config.train.n_steps=$SMALL_STEPS --workdir="$small"
+    if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
+        place "$FIRST" search "" $BUDGETS
+        place "$FIRST" full -full $PLACED
+    fi
+    few="--nnet_path=$checkpoint $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6"
+    [ -f "$checkpoint/$KEPT" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE $few --nodes=keep
+    for kind in learned_cache lazy_gate; do
+        [ -f "$checkpoint/$kind-0.6-6.json" ] ||
+            python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $few --kind=$kind
+    done
 }
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
-evaluate() { # MODEL RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
-    python eval.py --config="$3" $REFERENCE --nnet_path="$2/last.ckpt" --output_path="$2/eval" \
+evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
+    python eval.py --config="$2" $REFERENCE --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
         --config.exit.name=full --config.eval.thresholds="()" --config.eval.fixed="()" --config.eval.fewer_steps="()" \
-        --config.eval.sweep="$(tuple "${@:4}")" --config.eval.tolerance=0 \
+        --config.eval.sweep="$(tuple "${@:3}")" --config.eval.tolerance=0 \
         --config.eval.timing_runs=1 --config.eval.timing_batch=128
-    evaluations+=("$1=$2/eval")
 }
 
+FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6.json
+for seed in $SEEDS; do start prepare "$FOLDER/$DATA$seed" "$seed"; done
+finish
+
 evaluations=() plans=()
+for budget in $BUDGETS; do plans+=("plan=$FIRST/plan-budget-$budget.json"); done
+for budget in $PLACED; do plans+=("plan=$FIRST/plan-budget-$budget-full.json"); done
 for seed in $SEEDS; do
-    run=$FOLDER/$DATA$seed small=$FOLDER/$DATA$seed/small
-    python train.py --config=$CONFIG --config.seed=$seed --workdir="$run"
-    python train.py --config=$CONFIG:small --config.seed=$seed --config.train.n_steps=$SMALL_STEPS --workdir="$small"
-    if [ ${#plans[@]} = 0 ]; then # the first network's plans serve all: what they are worth where nobody searched
-        for depth in search full; do
-            if [ $depth = full ]; then suffix=-full budgets=$PLACED; else suffix="" budgets=$BUDGETS; fi
-            todo=$(missing "$run/last.ckpt" "$suffix" $budgets)
-            [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --nnet_path="$run/last.ckpt" \
-                --depth=$depth --budget="$todo"
-            for budget in $budgets; do plans+=("plan=$run/last.ckpt/plan-budget-$budget$suffix.json"); done
-        done
-    fi
-    fitted=(duo.path=$small/last.ckpt,duo.first=3,steps=6,grid=$FEW)  # the small network first
-    for kind in learned_cache lazy_gate; do
-        file=$run/last.ckpt/$kind-0.6-6.json
-        [ -f "$file" ] || python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $FEW_CONFIG \
-            --config.sample.sample_steps=6 --nnet_path="$run/last.ckpt" --kind=$kind --budget=0.6
-        fitted+=($kind.path=$file,steps=6,grid=$FEW)
-    done
-    evaluate adaptive "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
-    evaluate small "$small" $CONFIG:small "${SMALL[@]}"
+    run=$FOLDER/$DATA$seed on=steps=6,grid=$FEW
+    fitted=({schedule,calibrated}.path="$run/last.ckpt/$KEPT,$on")
+    for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6.json,$on"); done
+    fitted+=("duo.path=$run/small/last.ckpt,duo.first=3,$on") # the small network first
+    start evaluate "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
+    start evaluate "$run/small" $CONFIG:small "${SMALL[@]}"
+    evaluations+=("adaptive=$run/eval" "small=$run/small/eval")
 done
+finish
 
 python -m scripts.time_together --runs 3 "${evaluations[@]#*=}"
 python -m scripts.compare "${evaluations[@]}" --output "$FOLDER/comparison.html" \
