@@ -280,6 +280,17 @@ def test_samples_are_the_evaluations_and_fit_adm(model, tmp_path):
     assert [noted[i]["depth"] for i in ("0", "1", "5")] == pytest.approx(made.depth.mean(0), abs=1e-4)
 
 
+def test_only_what_is_missing_of_a_batch_is_written(model, tmp_path):
+    """Catches complete files that a job, killed within a batch, writes again."""
+    write(model, tmp_path, [0, 1, 2])
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    (tmp_path / "1.png").unlink()
+    kept = {i: (tmp_path / f"{i}.png").stat().st_mtime_ns for i in (0, 2)}
+    assert write(model, tmp_path, [0, 1, 2])["sampled"] == 3
+    assert {i: (tmp_path / f"{i}.png").stat().st_mtime_ns for i in (0, 2)} == kept
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == whole
+
+
 def test_other_settings_are_refused(model, tmp_path):
     """Catches a folder that mixes images of two models, thresholds or guidance scales."""
     write(model, tmp_path, [0, 1])

@@ -26,8 +26,9 @@ WRITERS = 4  # threads that compress PNGs while the next batch is sampled
 def sample_to_folder(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     """Write the images `ids` (n,) to the run's directory, or what is missing of them; returns the summary.
 
-    A batch is done when all of its files exist; each appears complete or not at all, with its class and mean depth as
-    text in the PNG. sample.json holds the settings, and the class and depth of every image.
+    A batch is done when all of its files exist; else it is sampled as a whole, as a decision may depend on all of it,
+    and what is missing is written. A file appears complete or not at all, with its class and mean depth as text in the
+    PNG. sample.json holds the settings, and the class and depth of every image.
 
     Raises:
         ValueError: the directory holds images made with other settings or weights.
@@ -50,7 +51,8 @@ def sample_to_folder(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
             images = point.sampler.batch(batch, seed=seed, plan=point.plan, policy=point.policy)
             for future in writing:  # at most one batch waits, and errors show
                 future.result()
-            writing = [pool.submit(save, run.dir, images, row) for row in range(len(images))]
+            rows = [row for row, i in enumerate(images.ids) if f"{i}.png" not in there]
+            writing = [pool.submit(save, run.dir, images, row) for row in rows]
         for future in writing:
             future.result()
     run.barrier()
