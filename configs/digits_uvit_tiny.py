@@ -8,13 +8,15 @@ python eval.py --config=configs/digits_uvit_tiny.py --nnet_path=<workdir>/ckpts/
 
 from configs import base
 
-# Beside full depth and a threshold on the configured, evenly spaced calls: the plain network on well placed calls, the
-# rival to beat, and exits on such calls.
+# Beside full depth on the configured, evenly spaced calls: a threshold there; the plain network on few, well placed
+# calls, the rival to beat; and exits and one layer for all on such calls.
+FEW = "grid=power:2,lower_order_final=False"
 SWEEP = (
-    "steps=7,grid=power:2.5",
-    "steps=5,grid=power:2",
-    "threshold.certainty=0.98,steps=6,grid=power:2",
-    "fixed.layer=4,steps=6,grid=power:2",
+    "threshold.certainty=0.98",
+    f"steps=4,{FEW}",
+    f"steps=5,{FEW}",
+    f"threshold.certainty=0.98,steps=5,{FEW}",
+    f"fixed.layer=4,steps=5,{FEW}",
 )
 
 

@@ -3,15 +3,16 @@
     python -m scripts.digits_levels runs/levels
     python -m scripts.digits_levels runs/levels --steps 1000 --ours 20 40 100 200 1000 --ddim 10 20 50 100 1000
 
-FOLDER has the runs plain, zero, duplicate, interpolate, control and matched. Prints Markdown; numbers are in
-FOLDER/levels.json, where an interrupted call goes on. One CPU process. The second line has the published numbers of
-steps: hours.
+FOLDER has the runs plain, zero, duplicate, interpolate, control and matched. Prints Markdown and writes it to
+FOLDER/levels.md; numbers are in FOLDER/levels.json, where an interrupted call goes on. One CPU process. The second line
+has the published numbers of steps: hours.
 """
 
 import argparse
 from pathlib import Path
 
 from libs.analysis.levels import markdown, tables
+from libs.files import atomic_write
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,9 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3, help="rounds of timing; default: %(default)s")
     args = parser.parse_args(argv)
     try:
-        print(markdown(tables(**vars(args))))
+        text = markdown(tables(**vars(args)))
     except ValueError as error:
         parser.error(str(error))
+    with atomic_write(args.folder / "levels.md", "w") as file:
+        file.write(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,31 @@ def measure(spec: dict) -> float:
     return (1 - value if spec.get("less") else value) * spec.get("scale", 1)
 
 
+def table(spec: dict) -> str:
+    """Markdown: a file as it is (.md), or points (results.jsonl, or the JSON of scripts.compare) beside the first one.
+
+    `only`: regular expression of the labels that have a row.
+    """
+    path = Path(spec["file"])
+    if path.suffix == ".md":
+        return path.read_text().strip()
+    if path.suffix == ".jsonl":
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        points = [(r["label"], r["metrics"] | {"quality": r["metrics"][r["quality_key"]]}) for r in records]
+        seconds = "seconds_per_image"
+    else:
+        points, seconds = [(point["label"], point) for point in read_json(path, "file")["points"]], "seconds"
+    _, first = next((pair for pair in points if pair[0] == "full depth"), points[0])
+    lines = ["| | layers | GMACs | seconds | Fréchet distance |", "|---|---|---|---|---|"]
+    for label, point in points:
+        if re.search(spec.get("only", ""), label):
+            shares = [f"{point[key] / first[key]:.2f}" for key in ("gmacs", seconds)]
+            lines.append(f"| {label} | {point['mean_depth']:.2f} | {' | '.join(shares)} | {point['quality']:.2f} |")
+    return "\n".join(lines)
+
+
 def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, now: dict[str, str]) -> dict[str, dict]:
-    """The record with values and pictures read again where all files of a question are there."""
+    """The record with values, tables and pictures read again where all files of a question are there."""
     fresh = {}
     for name, entry in questions.items():
         old, specs = record.get(name, {}), entry.get("values", {})
@@ -106,6 +129,9 @@ def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, n
             values = {key: float(f"{measure(spec):.4g}") for key, spec in specs.items()}
             if values != old.get("values"):
                 fresh[name] |= now | {"values": values}
+        spec = entry.get("table")
+        if spec and Path(spec["file"]).is_file() and table(spec) != old.get("table"):
+            fresh[name] |= now | {"table": table(spec)}
         picture = entry.get("picture")
         if picture and Path(picture["file"]).is_file():
             target = folder / Path(picture["file"]).name
@@ -116,7 +142,7 @@ def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, n
 
 
 def page(questions: dict[str, dict], record: dict[str, dict]) -> str:
-    """The document: an index (question, answer, number), then every question with its answer first."""
+    """The document: an index (question, answer, number), then every question with its answer first, and its table."""
     names = [name for name in questions if name != "model"]
     texts = {name: filled(questions[name], record[name]) for name in names}
     rows = [
@@ -131,6 +157,7 @@ def page(questions: dict[str, dict], record: dict[str, dict]) -> str:
     for name in names:
         entry, text, kept = questions[name], texts[name], record[name]
         parts += [f"## {name}. {entry['ask']}", f"{text['short']}. {text['answer']}"]
+        parts += [kept["table"]] if "table" in entry else []
         if picture := entry.get("picture"):
             drawn = kept.get("picture", kept)
             parts.append(f"![{picture['alt']}](questions/{Path(picture['file']).name})")

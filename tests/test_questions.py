@@ -27,6 +27,7 @@ def test_every_question_is_there():
         assert entry["commands"] and entry["where"] and entry["answer"] and entry["short"].startswith("**"), name
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", kept["date"]) and kept["commit"], name
         assert set(kept["values"]) == set(entry.get("values", {})), name
+        assert ("table" in kept) == ("table" in entry), name
 
 
 def test_the_page_is_what_the_data_say():
@@ -54,6 +55,9 @@ def test_commands_would_start(name):
     for words in QUESTIONS[name]["commands"]:
         if words[0] == "/usr/bin/time":
             words = words[2:]
+        if words[0] == "bash":
+            assert (ROOT / words[1]).is_file(), words
+            continue
         assert words[0] == "python"
         module = words[2] if words[1] == "-m" else words[1].removesuffix(".py")
         assert module == "pytest" or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
@@ -124,6 +128,22 @@ def test_values_are_read_from_the_files(document, capsys):
     capsys.readouterr()
     questions.main(["--write"])
     assert "Q1: was run after its words were recorded" in capsys.readouterr().out
+
+
+def test_tables_are_read_from_the_files(tmp_path):
+    """Catches shares of another row than full depth, and rows that were not asked for."""
+    metrics = {"gmacs": 2.0, "seconds_per_image": 4.0, "mean_depth": 3.0, "fd": 5.0}
+    half = {key: value / 2 for key, value in metrics.items()}
+    lines = [("full depth", metrics), ("threshold 0.98", half), ("schedule", half)]
+    records = [json.dumps({"label": label, "metrics": m, "quality_key": "fd"}) for label, m in lines]
+    (tmp_path / "results.jsonl").write_text("\n".join(records))
+    points = [{"label": label, "quality": m["fd"], "seconds": m["seconds_per_image"], **m} for label, m in lines]
+    (tmp_path / "frontier.json").write_text(json.dumps({"points": points[::-1]}))
+    (tmp_path / "levels.md").write_text("| a |\n")
+    for name in ("results.jsonl", "frontier.json"):
+        rows = questions.table({"file": str(tmp_path / name), "only": "^threshold"}).splitlines()[2:]
+        assert rows == ["| threshold 0.98 | 1.50 | 0.50 | 0.50 | 2.50 |"]
+    assert questions.table({"file": str(tmp_path / "levels.md")}) == "| a |"
 
 
 def test_runner(document, capsys):
