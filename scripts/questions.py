@@ -74,7 +74,8 @@ def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) 
 
 
 def measure(spec: dict) -> float:
-    """The number that `spec` names: `file` (JSON, or results.jsonl by slug), `key`, and what it is relative to.
+    """The number that `spec` names: `file` (JSON, scripts.compare's by label, or results.jsonl by slug), `key`, and what
+    it is relative to.
 
     `over`: another key of the file to divide by; `less`: one minus that; `scale`: a factor, 100 for percents.
     """
@@ -83,6 +84,7 @@ def measure(spec: dict) -> float:
         found = {record["slug"]: record["metrics"] for record in records}
     else:
         found = read_json(spec["file"], "file")
+        found |= compared(found) if "points" in found else {}
 
     def at(keys: list[str]) -> float:
         value = found
@@ -94,6 +96,15 @@ def measure(spec: dict) -> float:
 
     value = at(spec["key"]) / (at(spec["over"]) if "over" in spec else 1)
     return (1 - value if spec.get("less") else value) * spec.get("scale", 1)
+
+
+def compared(found: dict) -> dict[str, dict]:
+    """The points of the JSON of scripts.compare by label, with the model in front unless it is the first one."""
+    ours = found["headline"]["uniform"]["model"]
+    return {
+        point["label"] if point["model"] == ours else f"{point['model']}: {point['label']}": point
+        for point in found["points"]
+    }
 
 
 def table(spec: dict) -> str:
@@ -109,7 +120,7 @@ def table(spec: dict) -> str:
         points = [(r["label"], r["metrics"] | {"quality": r["metrics"][r["quality_key"]]}) for r in records]
         seconds = "seconds_per_image"
     else:
-        points, seconds = [(point["label"], point) for point in read_json(path, "file")["points"]], "seconds"
+        points, seconds = list(compared(read_json(path, "file")).items()), "seconds"
     _, first = next((pair for pair in points if pair[0] == "full depth"), points[0])
     lines = ["| | layers | GMACs | seconds | Fréchet distance |", "|---|---|---|---|---|"]
     for label, point in points:

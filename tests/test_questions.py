@@ -137,12 +137,17 @@ def test_tables_are_read_from_the_files(tmp_path):
     lines = [("full depth", metrics), ("threshold 0.98", half), ("schedule", half)]
     records = [json.dumps({"label": label, "metrics": m, "quality_key": "fd"}) for label, m in lines]
     (tmp_path / "results.jsonl").write_text("\n".join(records))
-    points = [{"label": label, "quality": m["fd"], "seconds": m["seconds_per_image"], **m} for label, m in lines]
-    (tmp_path / "frontier.json").write_text(json.dumps({"points": points[::-1]}))
+    same = [{"label": label, "quality": m["fd"], "seconds": m["seconds_per_image"], **m} for label, m in lines]
+    points = [point | {"model": "big"} for point in same[::-1]] + [same[0] | {"model": "small", "label": "full depth"}]
+    (tmp_path / "frontier.json").write_text(json.dumps({"points": points}))
     (tmp_path / "levels.md").write_text("| a |\n")
     for name in ("results.jsonl", "frontier.json"):
         rows = questions.table({"file": str(tmp_path / name), "only": "^threshold"}).splitlines()[2:]
         assert rows == ["| threshold 0.98 | 1.50 | 0.50 | 0.50 | 2.50 |"]
+    (row,) = questions.table({"file": str(tmp_path / "frontier.json"), "only": "^small"}).splitlines()[2:]
+    assert row == "| small: full depth | 3.00 | 1.00 | 1.00 | 5.00 |"
+    spec = {"file": str(tmp_path / "frontier.json"), "key": ["small: full depth", "quality"]}
+    assert questions.measure(spec) == 5.0
     assert questions.table({"file": str(tmp_path / "levels.md")}) == "| a |"
 
 
