@@ -74,7 +74,7 @@ def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) 
 
 
 def measure(spec: dict) -> float:
-    """The number that `spec` names: `file` (JSON, scripts.compare's by label, or results.jsonl by slug), `key`, and what
+    """The number that `spec` names: `file` (results.jsonl by slug; JSON, that of scripts.compare by label), `key`, what
     it is relative to.
 
     `over`: another key of the file to divide by; `less`: one minus that; `scale`: a factor, 100 for percents.

@@ -138,8 +138,9 @@ def test_tables_are_read_from_the_files(tmp_path):
     records = [json.dumps({"label": label, "metrics": m, "quality_key": "fd"}) for label, m in lines]
     (tmp_path / "results.jsonl").write_text("\n".join(records))
     same = [{"label": label, "quality": m["fd"], "seconds": m["seconds_per_image"], **m} for label, m in lines]
-    points = [point | {"model": "big"} for point in same[::-1]] + [same[0] | {"model": "small", "label": "full depth"}]
-    (tmp_path / "frontier.json").write_text(json.dumps({"points": points}))
+    points = [point | {"model": "big"} for point in same[::-1]] + [same[0] | {"model": "small"}]
+    found = {"points": points[::-1], "headline": {"uniform": {"model": "big"}}}
+    (tmp_path / "frontier.json").write_text(json.dumps(found))
     (tmp_path / "levels.md").write_text("| a |\n")
     for name in ("results.jsonl", "frontier.json"):
         rows = questions.table({"file": str(tmp_path / name), "only": "^threshold"}).splitlines()[2:]
