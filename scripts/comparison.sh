@@ -16,7 +16,7 @@ case $DATA in
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
-BUDGETS="0.1 0.15 0.2 0.3 0.5"                     # shares of the reference's GMACs
+BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5"           # shares of the reference's GMACs
 PLACED="0.2 0.25 0.35 0.5"                         # the same for full depth: 4, 5, 7, 10 calls
 FEW=power:2,lower_order_final=False                # where few calls do well
 FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
