@@ -67,17 +67,8 @@ class SeededNoise:
 
     def keep(self, index: Tensor) -> SeededNoise:
         """The images at `index` (positions (b,) or mask (B,)), going on where they are; shares their generators."""
-        return self._of([self.generators[i] for i in positions(index).tolist()])
-
-    def join(self, other: SeededNoise) -> SeededNoise:
-        """These images, then the others."""
-        if self.shape != other.shape:
-            raise ValueError(f"the noise has shapes {self.shape} and {other.shape}; images of a batch share one")
-        return self._of(self.generators + other.generators)
-
-    def _of(self, generators: list[torch.Generator]) -> SeededNoise:
         noise = object.__new__(SeededNoise)
-        noise.generators, noise.shape = generators, self.shape
+        noise.generators, noise.shape = [self.generators[i] for i in positions(index).tolist()], self.shape
         return noise
 
 

@@ -30,7 +30,7 @@ from libs.report.verdict import (
     worth_of_looking,
 )
 
-__all__ = ["Entry", "Evaluation", "Result", "Report", "entries", "headline", "load", "read", "write"]
+__all__ = ["Entry", "Evaluation", "Result", "Report", "entries", "headline", "load", "read"]
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,6 @@ def load(directories: Sequence[str | Path], names: Sequence[str | None] | None =
     found, notes = entries(evaluations, names or [None] * len(evaluations))
     tolerance = evaluations[0].tolerance
     return Report(evaluations, found, notes, TOLERANCE if tolerance is None else tolerance)
-
-
-def write(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Write the page on evaluation directories, by default to `<first>/report.html`; returns its path."""
-    return load(directories).write(output or Path(directories[0]) / "report.html")
 
 
 def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:
