@@ -25,7 +25,7 @@ from libs.metrics.extractors import DIGITS_WEIGHTS, DigitsClassifier, sha256
 def digits() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Images (n, 1, 8, 8) uint8, labels (n,), and a mask (n,) of the held-out fifth of every class."""
     data = Digits()
-    images = torch.stack([data.pixels(i) for i in range(len(data))])
+    images = data.stack(range(len(data)))
     held_out = np.zeros(len(images), dtype=bool)
     for label in range(10):
         members = np.random.default_rng(label).permutation(np.flatnonzero(data.labels.numpy() == label))

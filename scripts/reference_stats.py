@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
-from libs.data.extract import PixelBatches
 from libs.data.workers import read_in_workers
 from libs.metrics.extractors import EXTRACTORS, build_extractor
 from libs.metrics.frechet import Moments
@@ -114,7 +113,7 @@ def parse(text: str) -> tuple[str, object]:
 def image_batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:
     """All images in order, (b, C, H, W) uint8, with a progress bar."""
     rows = (range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size))
-    loader = read_in_workers(PixelBatches(dataset), rows, args.workers)
+    loader = read_in_workers(dataset.stack, rows, args.workers)
     with tqdm(total=len(dataset), desc=args.extractor, unit="image", file=sys.stderr) as bar:
         for pixels in loader:
             yield pixels

@@ -70,7 +70,7 @@ def extract(
     run.say(f"{len(data)} images in {len(shards)} shards, {len(shards) - len(todo)} of which are done already")
 
     batches = [batch for _, rows in mine for batch in chunks(rows, batch_size)]
-    read = read_in_workers(PixelBatches(data), batches, workers, item_bytes=batch_size * data.shape[-1] ** 2 * 3)
+    read = read_in_workers(data.stack, batches, workers, item_bytes=batch_size * data.shape[-1] ** 2 * 3)
     with tqdm(total=sum(map(len, batches)), unit="image", disable=not run.is_main, file=sys.stderr) as bar:
         for number, rows in mine:
             moments, contexts = [], []
@@ -225,16 +225,6 @@ def write_prompts(text, prompts: Sequence[str], out: Path) -> dict:
     for i, (prompt, context) in enumerate(zip(prompts, text.encode(prompts).cpu().numpy(), strict=True)):
         write_bytes(folder / f"{i}.npy", object_array([prompt, context]))
     return {"out": str(folder), "prompts": len(prompts)}
-
-
-class PixelBatches:
-    """(b, 3, R, R) uint8 of a range of images."""
-
-    def __init__(self, data: Dataset):
-        self.data = data
-
-    def __call__(self, rows: range) -> Tensor:
-        return torch.stack([self.data.pixels(i) for i in rows])
 
 
 def record(out: Path, number: int) -> Path:
