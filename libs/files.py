@@ -141,6 +141,11 @@ def read_json(path: str | Path, setting: str, kind: type = dict):
     return value
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
 def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays `names` of an npz file that somebody else may have made; nothing pickled is read.
 
@@ -153,8 +158,7 @@ def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, 
             missing = [name for name in names if name not in archive.files]
             arrays = {name: archive[name] for name in names if name not in missing}
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {reason}") from None
+        raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {first_line(error)}") from None
     if missing:
         raise ValueError(f"{setting} is {str(path)!r}, which lacks the arrays {', '.join(missing)}")
     return arrays

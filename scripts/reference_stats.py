@@ -74,7 +74,7 @@ def make(args: argparse.Namespace) -> dict:
         "n_features": extractor.n_features,
         "extractor": reference.extractor,
         "preprocessing": reference.preprocessing,
-        "resolution": extractor.resolution_note,
+        "resolution": f"{extractor.resolution}, {extractor.resizing}",
     }
 
 

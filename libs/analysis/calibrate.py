@@ -32,7 +32,7 @@ from libs.regimes import Regime
 from libs.run import Run, describe_machine
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan
-from libs.sampling.sampler import Sampler
+from libs.sampling.sampler import Sampler, split
 
 POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
 
@@ -59,8 +59,7 @@ class DepthBench:
 
     @property
     def batches(self) -> list[np.ndarray]:
-        size = self.config.sample.mini_batch_size
-        return [np.arange(start, min(start + size, self.n)) for start in range(0, self.n, size)]
+        return split(np.arange(self.n), self.config.sample.mini_batch_size)
 
     def policy(self, part: str, path: Path) -> ExitPolicy:
         """The policy that reads `part` of the file, with the configured residual correction."""
@@ -287,13 +286,19 @@ def check(config, run: Run, budget, max_quality_loss, n_images: int, seed: int, 
         raise ValueError("give either --budget (a share of the full-depth MACs) or --max_quality_loss, not both")
     if max_quality_loss is not None and not max_quality_loss >= 0:
         raise ValueError(f"--max_quality_loss={max_quality_loss:g}: it is a share of full depth's distance, at least 0")
-    for name, value in (("images", n_images), ("bins", n_bins)):
-        if value < 1:
-            raise ValueError(f"--{name}={value}: it must be at least 1")
+    if n_bins < 1:
+        raise ValueError(f"--bins={n_bins}: it must be at least 1")
+    if config.sample.residual and not config.sample.refresh:
+        raise ValueError("sample.residual is on: calibration needs sample.refresh, which says when it is measured")
+    check_images(config, run, n_images, seed)
+
+
+def check_images(config, run: Run, n_images: int, seed: int) -> None:
+    """Refuse images that no calibration may learn from."""
+    if n_images < 1:
+        raise ValueError(f"--images={n_images}: it must be at least 1")
     evaluated = {*config.eval.seeds, config.eval.selection_seed}
     if {seed, seed + 1, seed + 2} & evaluated:
         raise ValueError(f"--seed={seed}: it and the next two must not be among the evaluation's {sorted(evaluated)}")
-    if config.sample.residual and not config.sample.refresh:
-        raise ValueError("sample.residual is on: calibration needs sample.refresh, which says when it is measured")
     if run.world > 1:
         raise ValueError(f"calibration runs in one process; {run.world} were started")

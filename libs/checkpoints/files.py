@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from libs.files import atomic_write, read_json
+from libs.files import atomic_write, first_line, read_json
 
 # Under these names public training states keep their weights; the averaged ones come first.
 WRAPPERS = ("ema", "model_ema", "state_dict", "model_state_dict", "model", "nnet")
@@ -106,10 +106,6 @@ def read_pickle(path: Path):
         raise ValueError(
             f"{path} cannot be read as weights: it is truncated, damaged or another kind of file ({first_line(error)})"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def file_of(path: str | Path) -> Path:
