@@ -7,13 +7,13 @@ replication, of DDPM's U-Net as diffusers stores it, and of DiT and SiT (.pt, or
 is executed.
 """
 
-import argparse
 import importlib
 from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
 
+import scripts
 from configs import base
 from libs import checkpoints
 from libs.build import flat
@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.parser("inspect_checkpoint", __doc__)
     parser.add_argument("file", type=Path, help="weight file, or <step>.ckpt folder")
     args = parser.parse_args(argv)
     try:

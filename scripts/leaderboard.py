@@ -7,11 +7,11 @@ Fast means few seconds against the best plain sampling at that quality, timed in
 spaced calls were tried for that rival, or whose interval is unknown or includes 1, is refused.
 """
 
-import argparse
 import datetime
 import re
 from pathlib import Path
 
+import scripts
 from libs.files import atomic_write, read_json
 from libs.report.statistics import FEWEST, Estimate
 from libs.report.text import sig, signed
@@ -20,9 +20,7 @@ BOARD = Path(__file__).resolve().parents[1] / "docs" / "leaderboard.md"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser("leaderboard", __doc__)
     parser.add_argument("numbers", help="JSON file of scripts.report --json or scripts.compare")
     parser.add_argument("--board", type=Path, default=BOARD, metavar="FILE", help="default: docs/leaderboard.md")
     args = parser.parse_args(argv)

@@ -11,7 +11,6 @@ with its date and commit in docs/questions/record.json, and names the questions 
 recorded: read those again.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -24,6 +23,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import scripts
 from libs.files import atomic_write, read_json, write_json
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "questions.md"
@@ -173,9 +173,7 @@ def write(logs: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.questions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser("questions", __doc__)
     parser.add_argument("questions", nargs="*", metavar="Q", help="default: all")
     parser.add_argument("--list", action="store_true", help="print questions and commands, run nothing")
     parser.add_argument("--write", action="store_true", help="write docs/questions.md, run nothing")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import scripts
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
 from libs.data.workers import read_in_workers
@@ -29,7 +30,7 @@ from libs.metrics.frechet import Moments
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.parser("reference_stats", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help=f"a data set: {', '.join(DATASETS)}")
     source.add_argument("--images", metavar="PATH", help="a folder or zip file of images, at any depth")

@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from conftest import item
 from PIL import Image
 from torchvision import datasets as published
 
@@ -22,7 +23,6 @@ from libs.data import DATASETS, Dataset, batches, workers
 from libs.data.images import centre_crop
 from libs.data.storage import natural
 from scripts import check_images
-from tests.conftest import item
 
 IMAGES = ("digits", "images", "cifar10", "fashion_mnist", "celeba", "imagenet", "synthetic")
 BAD = b"\x89PNG\r\n\x1a\n and then nothing of a picture"

@@ -20,6 +20,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from conftest import item
 from PIL import Image
 
 from libs import regimes
@@ -34,7 +35,6 @@ from libs.data.npy import object_array, read_objects
 from libs.data.shards import Sharded, make_index
 from libs.run import Run
 from scripts import extract_features
-from tests.conftest import item
 from tests.test_codecs import SMALL, small_clip
 
 pytest.importorskip("diffusers")
