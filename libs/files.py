@@ -53,11 +53,15 @@ def umask() -> int:
     return mask
 
 
+def write_file(path: str | Path, content: str | bytes, sync: bool = True) -> None:
+    """Write a whole file atomically (see `atomic_write`)."""
+    with atomic_write(path, "w" if isinstance(content, str) else "wb", sync) as file:
+        file.write(content)
+
+
 def write_json(path: str | Path, value) -> None:
     """Write `value` atomically. NaN and infinity are refused with a ValueError: they are not JSON."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    with atomic_write(path, "w") as file:
-        file.write(text)
+    write_file(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def remove_parts(folder: str | Path) -> None:

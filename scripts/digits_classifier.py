@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 import scripts
 from libs.data.digits import Digits
-from libs.files import atomic_write
+from libs.files import write_file
 from libs.metrics.extractors import DIGITS_WEIGHTS, DigitsClassifier, sha256
 
 
@@ -69,8 +69,7 @@ def main() -> None:
         right = (net(x).argmax(1) == labels).numpy()
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.output) as file:
-        file.write(save({name: value.contiguous() for name, value in net.state_dict().items()}))
+    write_file(args.output, save({name: value.contiguous() for name, value in net.state_dict().items()}))
     result = {
         "output": str(args.output),
         "test_accuracy": round(float(right[held_out].mean()), 4),

@@ -41,7 +41,8 @@ def describe(path: Path) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config = base.config(settings["nnet.name"])
-    written = {key: value for key, value in checkpoints.known(path).items() if key in config_keys(config)}
+    settable = flat(config.to_dict())
+    written = {key: value for key, value in checkpoints.known(path).items() if key in settable}
     settings |= {key: value for key, value in written.items() if key in settings or leaf(config, key) != value}
     config.update_from_flattened_dict(settings)
     with torch.device("meta"):
@@ -92,11 +93,6 @@ def fitting(settings: dict[str, object]) -> list[str]:
             if same and all(leaf(config, key) == value for key, value in known.items()):
                 found.append(f"configs/{path.name}")
     return found
-
-
-def config_keys(config: ConfigDict) -> set[str]:
-    """The dotted names of all settings."""
-    return set(flat(config.to_dict()))
 
 
 def leaf(config: ConfigDict, key: str) -> object:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import scripts
-from libs.files import atomic_write, read_json
+from libs.files import read_json, write_file
 from libs.report.statistics import FEWEST, Estimate
 from libs.report.text import sig, signed
 
@@ -49,8 +49,7 @@ def append(board: Path, numbers: dict) -> str:
     seconds, best = float(sig(1 / head["speedup_over_best_plain"])), record_of(text, data)  # as the board has it
     if best is not None and seconds >= best:
         return f"{sig(seconds)} of the best plain sampling's seconds is no record on {data}: the best is {sig(best)}."
-    with atomic_write(board, "w") as file:
-        file.write(f"{text.rstrip()}\n{row(head, data, seconds, numbers)}\n")
+    write_file(board, f"{text.rstrip()}\n{row(head, data, seconds, numbers)}\n")
     return f"{data}: {head['setting']['label']} takes {sig(seconds)} of the best plain sampling's seconds, the record."
 
 

@@ -24,7 +24,7 @@ import tomllib
 from pathlib import Path
 
 import scripts
-from libs.files import atomic_write, read_json, write_json
+from libs.files import read_json, write_file, write_json
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "questions.md"
 DATA = PAGE.with_suffix("") / "questions.toml"
@@ -162,8 +162,7 @@ def write(logs: Path) -> list[str]:
     now = {"date": datetime.date.today().isoformat(), "commit": commit()}
     record = refresh({k: v for k, v in questions.items() if k != "model"}, read_json(path, "record"), DATA.parent, now)
     write_json(path, record)
-    with atomic_write(PAGE, "w") as file:
-        file.write(page(questions, record))
+    write_file(PAGE, page(questions, record))
 
     def last_run(name: str) -> str:
         log = logs / f"{name}.log"

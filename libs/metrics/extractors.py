@@ -326,7 +326,7 @@ class FeatureBank:
 
     Args:
         extractor: gives the features.
-        real: (m, F) features of real images, from `extract`.
+        real: (m, F) features of real images, from `features_of`.
     """
 
     def __init__(self, extractor: Extractor, real: np.ndarray):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libs.files import atomic_write, write_json
+from libs.files import write_file, write_json
 from libs.report.entries import Entry, change, entries, speedup
 from libs.report.page import render
 from libs.report.read import Evaluation, Result, read
@@ -46,8 +46,7 @@ class Report:
         """Write the page, complete or not at all."""
         html = render(self.evaluations, self.entries, self.notes, self.tolerance)
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output, "w") as file:
-            file.write(html)
+        write_file(output, html)
         return Path(output)
 
     def write_numbers(self, output: str | Path) -> None:
