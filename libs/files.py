@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -143,6 +144,12 @@ def read_json(path: str | Path, setting: str, kind: type = dict):
     if not isinstance(value, kind):
         raise ValueError(f"{setting} is {str(path)!r}, which holds a {type(value).__name__}, not a {kind.__name__}")
     return value
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(error: Exception) -> str:

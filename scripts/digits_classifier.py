@@ -18,8 +18,8 @@ from safetensors.torch import save
 
 import scripts
 from libs.data.digits import Digits
-from libs.files import write_file
-from libs.metrics.extractors import DIGITS_WEIGHTS, DigitsClassifier, sha256
+from libs.files import sha256, write_file
+from libs.metrics.extractors import DIGITS_WEIGHTS, DigitsClassifier
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:

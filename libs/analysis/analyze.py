@@ -22,7 +22,7 @@ import torch
 
 from libs import rng
 from libs.analysis import explain, figures
-from libs.analysis.calibrate import DepthBench, all_images, distance_of
+from libs.analysis.calibrate import DepthBench, distance_of
 from libs.analysis.dense import sample_dense
 from libs.analysis.per_image import per_image
 from libs.data import batches
@@ -90,9 +90,9 @@ class Noised:
 
 def training_images(bench: DepthBench, n: int):
     """x0 (n, C, H, W) and conditions, in the order of a training with this noise seed."""
-    data, regime, device = bench.config.dataset, bench.sampler.regime, bench.sampler.run.device
-    options = dict(batch_size=n, start_step=0, rank=0, world=1, seed=bench.seed, flip=False, workers=data.workers)
-    x, stored = next(batches(regime.dataset(), **options))
+    regime, device = bench.sampler.regime, bench.sampler.run.device
+    workers = bench.config.dataset.workers
+    x, stored = next(batches(regime.dataset(), batch_size=n, seed=bench.seed, workers=workers))
     z = rng.latent_noise(bench.seed, 0, n, regime.shape, slice(0, n)).to(device) if regime.codec.draws else None
     cond = regime.conditions.for_training(stored.to(device), torch.ones(n, device=device), 0.0)
     return regime.codec.sample(x.to(device), z), cond
@@ -226,7 +226,7 @@ def oracle_statistics(bench: DepthBench, taus: list[float]) -> list[dict]:
             )
             for ids in bench.batches
         ]
-        paired = Paired(all_images(full))
+        paired = Paired(Images.concatenate(full))
         for batch in images:
             paired.update(batch)
         depth = float(np.mean([batch.trace.used.mean() for batch in images]))

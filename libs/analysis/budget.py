@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.analysis.calibrate import all_images, check_images, distance_of
+from libs.analysis.calibrate import check_images, distance_of
 from libs.analysis.joint import WITHIN, Choice, Search
 from libs.analysis.trajectory import learn
 from libs.evaluation.records import config_hash
@@ -88,10 +88,10 @@ class PlanBench:
         wanted: dict[int, torch.Tensor] = {}
 
         def far(images: list[Images], seed: int) -> float:
-            pixels = all_images(images).pixels.float()
+            pixels = Images.concatenate(images).pixels.float()
             if len(wanted.get(seed, ())) < len(pixels):
                 full = self.images(self.teacher, EXIT_POLICIES["full"](), seed, len(pixels))
-                wanted[seed] = all_images(full).pixels.float()
+                wanted[seed] = Images.concatenate(full).pixels.float()
             return float((pixels - wanted[seed][: len(pixels)]).square().mean())
 
         return far

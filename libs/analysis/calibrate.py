@@ -222,7 +222,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
 def report(search: DepthSearch, part: str, content: dict, full: list[Images], distance) -> dict:
     """What the finished part does on noise seeds that shaped nothing."""
     images = search.images(part, content, search.bench.seed + 2, sum(len(batch.ids) for batch in full))
-    paired = Paired(all_images(full))
+    paired = Paired(Images.concatenate(full))
     for batch in images:
         paired.update(batch)
     trace = Trace.concatenate([batch.trace for batch in images])
@@ -247,12 +247,6 @@ def report(search: DepthSearch, part: str, content: dict, full: list[Images], di
                 "(sample.n_samples) leave less to chance"
             )
     return found
-
-
-def all_images(batches: list[Images]) -> Images:
-    """One set, without a trace."""
-    pixels, ids = torch.cat([b.pixels for b in batches]), np.concatenate([b.ids for b in batches])
-    return Images(pixels, ids, None, Trace(0))
 
 
 def summary(part: dict) -> dict[str, float]:

@@ -245,5 +245,4 @@ def truncate_log(path: Path, state: TrainState) -> None:
             ) from None
         if before or at and ("loss" in record or state.looked):
             kept.append(line)
-    with files.atomic_write(path, "w") as file:
-        file.writelines(f"{line}\n" for line in kept)
+    files.write_file(path, "".join(f"{line}\n" for line in kept))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from libs.files import sha256
 from libs.metrics.networks import ASSETS, TIMM_NAMES, is_timm, load_inception, load_timm
 from libs.run import Run
 from libs.sampling.images import Images
@@ -288,12 +289,6 @@ def inception_path() -> Path:
         f"The weights of the extractor 'inception' are missing; they are expected at {paths[0]} (or {paths[1]}, or "
         f"{paths[2]}). Get them with: python -m scripts.download inception"
     )
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 EXTRACTORS = {"digits_cnn": DigitsCNN, "pixels": Pixels, "inception": Inception, "clip_vit_l14_336": ClipVision}
