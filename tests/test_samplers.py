@@ -623,9 +623,11 @@ def test_samples_at_different_rows_share_a_batch(name):
         if waiting and len(inside) < 4:  # one at a time, so that rows are staggered
             new = SeededNoise(5, [waiting[0]], shape)
             arrival = State.start(new.draw())
-            state = arrival if state is None else joined(state, arrival)
-            noise = new if noise is None else noise
-            noise.generators += new.generators if noise is not new else []
+            if state is None:
+                state, noise = arrival, new
+            else:
+                state = joined(state, arrival)
+                noise.generators += new.generators
             inside.append(waiting.pop(0))
         rows.add(tuple(state.row.tolist()))
         state = advance(plan, state, toy(state.x, plan.t[state.row]), noise.draw() if plan.stochastic else None)
