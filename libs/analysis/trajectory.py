@@ -62,8 +62,9 @@ class Teacher:
         """To the end, from wherever `state` is; `seen(state, eps (E, B, C, H, W))` is shown every call."""
         sampler, scale = self.sampler, self.sampler.guidance.scale
         calls: list[DenseCall] = []
-        options = dict(seed=self.seed, policy=EXIT_POLICIES["full"](), make=partial(DenseDenoiser, look=calls.append))
-        denoiser = sampler.denoiser(self.ids[: len(state.x)], **options)
+        cond = sampler.regime.conditions.for_ids(self.seed, self.ids[: len(state.x)])
+        make = partial(DenseDenoiser, look=calls.append)
+        denoiser = sampler.denoiser(cond, EXIT_POLICIES["full"](), make=make)
         with sampler.precision():
             while not bool(state.done(self.plan).all()):
                 eps = denoiser(state.x, self.plan.t[state.row])

@@ -64,7 +64,7 @@ class Images:
 
 def labels_of(cond: Tensor | None) -> np.ndarray | None:
     """Conditions (n,) are classes; texts (n, tokens, width) are none."""
-    return None if cond is None or cond.dim() > 1 else cond.cpu().numpy()
+    return None if cond is None or cond.dim() > 1 else cond.numpy()
 
 
 def save_grid(path: str | Path, pixels: Tensor, columns: int = 8) -> None:

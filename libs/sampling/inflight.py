@@ -79,8 +79,8 @@ class InFlight:
         model, regime, run, guidance = sampler.model, sampler.regime, sampler.run, sampler.guidance
         self.model, self.regime, self.plan, self.policy, self.guidance = model, regime, plan, policy, guidance
         self.seed, self.ids, self.run, self.precision = seed, ids, run, sampler.precision
-        self.denoiser = sampler.denoiser(ids[:1], seed=seed, policy=policy)
-        cond = self.denoiser.cond
+        cond = regime.conditions.for_ids(seed, ids[:1])
+        self.denoiser = sampler.denoiser(cond, policy)
         self.asked = frozenset(policy.asked(model.points))
         self.branches = 2 if self.denoiser.guided else 1
         self.batch_rows = self.branches * batch_size

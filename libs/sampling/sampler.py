@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
@@ -241,18 +242,16 @@ class Sampler:
 
     def denoiser(
         self,
-        ids: np.ndarray,
-        *,
-        seed: int,
+        cond: Tensor | None,
         policy: ExitPolicy,
+        *,
         n_calls: int | None = None,
         make: Callable[..., Denoiser] = Denoiser,
     ) -> Denoiser:
-        """What predicts eps for the images `ids` (n,) in one sampling of `n_calls` network calls."""
-        conditions = self.regime.conditions
-        cond, null = (self.run.put(told) for told in (conditions.for_ids(seed, ids), conditions.null(len(ids))))
-        options = dict(cond=cond, null=null, guidance=self.guidance, n_calls=n_calls)
-        return make(self.model, self.regime.process, self.pred, policy.bind(seed, ids), **options)
+        """What predicts eps for images with the conditions `cond` (n, ...) in one sampling of `n_calls` calls."""
+        null = None if cond is None else self.regime.conditions.null(len(cond))
+        options = dict(cond=self.run.put(cond), null=self.run.put(null), guidance=self.guidance, n_calls=n_calls)
+        return make(self.model, self.regime.process, self.pred, policy, **options)
 
     @torch.inference_mode()
     def batch(
@@ -266,8 +265,8 @@ class Sampler:
     ) -> Images:
         """The images `ids` (n,) as one batch, in this process."""
         noise = rng.SeededNoise(seed, ids, self.regime.shape)
-        denoiser = self.denoiser(ids, seed=seed, policy=policy, n_calls=plan.nfe, make=make_denoiser)
-        cond = None if denoiser.cond is None else denoiser.cond[: len(ids)]  # under guidance, null ones follow
+        cond = self.regime.conditions.for_ids(seed, ids)
+        denoiser = self.denoiser(cond, policy.bind(seed, ids), n_calls=plan.nfe, make=make_denoiser)
         with self.precision():
             x = sample(plan, self.run.put(noise.draw()), denoiser, noise if plan.stochastic else None)
             pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
