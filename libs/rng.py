@@ -58,9 +58,6 @@ class SeededNoise:
         """shape (C, H, W) of one image."""
         self.generators, self.shape = numbered_streams("noise", seed, ids=ids), tuple(shape)
 
-    def __len__(self) -> int:
-        return len(self.generators)
-
     def draw(self) -> Tensor:
         """The next (B, *shape), float32, of every image; the first draw is the initial noise."""
         return draw_rows(self.generators, self.shape)

@@ -77,7 +77,7 @@ def test_keep_goes_on_where_the_images_are(index):
     whole.draw()
     part.draw()
     kept = part.keep(index)
-    assert len(kept) == 2 and torch.equal(kept.draw(), whole.draw()[index])
+    assert len(kept.generators) == 2 and torch.equal(kept.draw(), whole.draw()[index])
 
 
 @pytest.mark.parametrize("stratified", [False, True])
