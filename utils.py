@@ -166,6 +166,14 @@ def usage(kind: str) -> str:
     return "\n".join(lines)
 
 
+def numbers(flag: str) -> list[float]:
+    """The values of a flag that is a list of numbers."""
+    try:
+        return [float(text) for text in FLAGS[flag].value]
+    except ValueError:
+        raise ValueError(f"--{flag}={','.join(FLAGS[flag].value)}: numbers separated by commas are needed") from None
+
+
 # ---- from flags to work --------------------------------------------------------------------------------------------
 
 

@@ -162,6 +162,7 @@ def differences(old: Mapping, new: Mapping) -> dict[str, tuple]:
 
 
 def listed(value):
+    """With lists in place of tuples, as JSON has it."""
     return [listed(one) for one in value] if isinstance(value, tuple | list) else value
 
 

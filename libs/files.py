@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -53,11 +54,15 @@ def umask() -> int:
     return mask
 
 
+def write_file(path: str | Path, content: str | bytes, sync: bool = True) -> None:
+    """Write a whole file atomically (see `atomic_write`)."""
+    with atomic_write(path, "w" if isinstance(content, str) else "wb", sync) as file:
+        file.write(content)
+
+
 def write_json(path: str | Path, value) -> None:
     """Write `value` atomically. NaN and infinity are refused with a ValueError: they are not JSON."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    with atomic_write(path, "w") as file:
-        file.write(text)
+    write_file(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def remove_parts(folder: str | Path) -> None:
@@ -141,6 +146,17 @@ def read_json(path: str | Path, setting: str, kind: type = dict):
     return value
 
 
+def sha256(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
 def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays `names` of an npz file that somebody else may have made; nothing pickled is read.
 
@@ -153,8 +169,7 @@ def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, 
             missing = [name for name in names if name not in archive.files]
             arrays = {name: archive[name] for name in names if name not in missing}
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {reason}") from None
+        raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {first_line(error)}") from None
     if missing:
         raise ValueError(f"{setting} is {str(path)!r}, which lacks the arrays {', '.join(missing)}")
     return arrays

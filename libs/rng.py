@@ -58,26 +58,14 @@ class SeededNoise:
         """shape (C, H, W) of one image."""
         self.generators, self.shape = numbered_streams("noise", seed, ids=ids), tuple(shape)
 
-    def __len__(self) -> int:
-        return len(self.generators)
-
     def draw(self) -> Tensor:
         """The next (B, *shape), float32, of every image; the first draw is the initial noise."""
         return draw_rows(self.generators, self.shape)
 
     def keep(self, index: Tensor) -> SeededNoise:
         """The images at `index` (positions (b,) or mask (B,)), going on where they are; shares their generators."""
-        return self._of([self.generators[i] for i in positions(index).tolist()])
-
-    def join(self, other: SeededNoise) -> SeededNoise:
-        """These images, then the others."""
-        if self.shape != other.shape:
-            raise ValueError(f"the noise has shapes {self.shape} and {other.shape}; images of a batch share one")
-        return self._of(self.generators + other.generators)
-
-    def _of(self, generators: list[torch.Generator]) -> SeededNoise:
         noise = object.__new__(SeededNoise)
-        noise.generators, noise.shape = generators, self.shape
+        noise.generators, noise.shape = [self.generators[i] for i in positions(index).tolist()], self.shape
         return noise
 
 

@@ -206,8 +206,10 @@ class Run:
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 
-    def put(self, tensor: Tensor) -> Tensor:
+    def put(self, tensor: Tensor | None) -> Tensor | None:
         """`tensor` on the device; the host does not wait for the copy, which is fast from page-locked memory."""
+        if tensor is None:
+            return None
         if self.device.type == "cuda" and not tensor.is_cuda:
             tensor = tensor.pin_memory()  # torch keeps such memory until the copy has read it
         return tensor.to(self.device, non_blocking=True)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import json
 import math
 import resource
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import DistributedDataParallelKwargs
 from torch import Tensor
 
-from libs import files, rng
+from libs import rng
 from libs.build import check_ranges
 from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
@@ -91,7 +89,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     run.say(describe(run, model, dataset))
     if run.is_main:
         checkpoints.tidy(run.dir, train.keep)
-        truncate_log(run.dir / "train.jsonl", state)
+        checkpoints.truncate_log(run.dir / "train.jsonl", state)
     run.barrier()
     stream = batches(
         dataset,
@@ -131,7 +129,7 @@ def fit(config, regime: Regime, run: Run) -> None:
                 state.looked = not looks
 
                 # ---- report
-                meter.count()
+                meter.steps += 1
                 done, stop = state.step == train.n_steps, run.stopping.agreed()
                 saves = done or stop or looks or due(state.step, train.save_interval)
                 if saves or due(state.step, train.log_interval):
@@ -274,9 +272,6 @@ class Meter:
     def restart(self) -> None:
         self.steps, self.start = 0, time.perf_counter()
 
-    def count(self) -> None:
-        self.steps += 1
-
     def rates(self) -> dict[str, float]:
         """`images_per_s` of all processes together; `memory_gb`, the most this process held: of the GPU, else RAM."""
         rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
@@ -385,28 +380,3 @@ def make_lr_scheduler(config, optimizer, n_steps: int) -> torch.optim.lr_schedul
 def ema_update(ema, model, rate: float) -> None:
     """ema <- rate ema + (1 - rate) model, parameters only, from the first step (as released)."""
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - rate)
-
-
-def truncate_log(path: Path, state: TrainState) -> None:
-    """Drop what a killed run logged after its last checkpoint, so that no step and no look stand in the log twice.
-
-    Raises:
-        ValueError: a line is none of a training log; nothing is dropped then.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for number, line in enumerate(files.read_text(path, "the run's log").splitlines(), 1):
-        if not line.endswith("}"):  # the last line of a killed run may be half a line
-            continue
-        try:
-            record = json.loads(line)
-            before, at = record["step"] < state.step, record["step"] == state.step
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{path}, line {number} is no line of a training log ({str(error)[:80]}): mend or remove it"
-            ) from None
-        if before or at and ("loss" in record or state.looked):
-            kept.append(line)
-    with files.atomic_write(path, "w") as file:
-        file.writelines(f"{line}\n" for line in kept)

@@ -22,15 +22,8 @@ from libs.run import Run
 FLAGS = flags.FLAGS
 
 
-def numbers(flag: str, what: str) -> list[float]:
-    try:
-        return [float(text) for text in FLAGS[flag].value]
-    except ValueError:
-        raise ValueError(f"--{flag}={','.join(FLAGS[flag].value)}: {what} are numbers") from None
-
-
 def work(config, regime: Regime, run: Run) -> None:
-    taus, budgets = numbers("oracle", "tolerances of |eps_k - eps_K|"), numbers("budget", "shares of full depth's MACs")
+    taus, budgets = utils.numbers("oracle"), utils.numbers("budget")
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed, n_times=FLAGS.times)
     found = analyze(config, regime, run, **options, taus=taus, budgets=budgets)
     run.say(f"pictures: {', '.join(found['pictures'])}")

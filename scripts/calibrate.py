@@ -33,7 +33,8 @@ FLAGS = flags.FLAGS
 
 
 def work(config, regime: Regime, run: Run) -> None:
-    asked = {name: numbers(name) for name in ("budget", "seconds", "max_quality_loss") if FLAGS[name].value is not None}
+    given = [name for name in ("budget", "seconds", "max_quality_loss") if FLAGS[name].value is not None]
+    asked = {name: utils.numbers(name) for name in given}
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed)
     if FLAGS.nodes == "keep":
         if FLAGS.seconds is not None or FLAGS.depth == "full":
@@ -46,14 +47,6 @@ def work(config, regime: Regime, run: Run) -> None:
         return
     for found in spend(config, regime, run, asked, **options, depth=FLAGS.depth, objective=FLAGS.objective):
         print(json.dumps({"path": found["path"], **found["plan"], **found["report"]}))
-
-
-def numbers(name: str) -> list[float]:
-    """The flag's values, separated by commas."""
-    try:
-        return [float(text) for text in FLAGS[name].value]
-    except ValueError:
-        raise ValueError(f"--{name}={','.join(FLAGS[name].value)}: numbers separated by commas are needed") from None
 
 
 if __name__ == "__main__":

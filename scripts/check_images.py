@@ -5,19 +5,17 @@
 Reads every image as training with dataset.name=images does. Exits with 1 if there is one that cannot be read.
 """
 
-import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
+import scripts
 from libs.data.images import ImageFolder
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.check_images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser("check_images", __doc__)
     parser.add_argument("path", metavar="FOLDER", help="a folder or zip file of images, at any depth")
     parser.add_argument("--threads", type=int, default=4, metavar="N", help="that decode images (default: 4)")
     options = parser.parse_args(argv)

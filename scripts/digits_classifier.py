@@ -8,24 +8,24 @@ of each class is held out; the accuracy printed is on those. The same library ve
 file. Replacing the shipped file changes every number measured with `digits_cnn`: references made before are refused.
 """
 
-import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+import scripts
 from libs.data.digits import Digits
-from libs.metrics.extractors import DIGITS_WEIGHTS, DigitsClassifier, sha256
+from libs.files import sha256, write_file
+from libs.metrics.extractors import DIGITS_WEIGHTS, DigitsClassifier
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Images (n, 1, 8, 8) uint8, labels (n,), and a mask (n,) of the held-out fifth of every class."""
     data = Digits()
-    images = torch.stack([data.pixels(i) for i in range(len(data))])
+    images = data.stack(range(len(data)))
     held_out = np.zeros(len(images), dtype=bool)
     for label in range(10):
         members = np.random.default_rng(label).permutation(np.flatnonzero(data.labels.numpy() == label))
@@ -53,7 +53,7 @@ def train(x: torch.Tensor, y: torch.Tensor, *, epochs: int, seed: int = 0) -> Di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.parser("digits_classifier", __doc__)
     parser.add_argument("--output", type=Path, default=DIGITS_WEIGHTS, help="safetensors file (default: the shipped)")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the training images (default: 60)")
     args = parser.parse_args()
@@ -69,9 +69,7 @@ def main() -> None:
         right = (net(x).argmax(1) == labels).numpy()
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(f".{args.output.name}.tmp")
-    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, partial)
-    os.replace(partial, args.output)
+    write_file(args.output, save({name: value.contiguous() for name, value in net.state_dict().items()}))
     result = {
         "output": str(args.output),
         "test_accuracy": round(float(right[held_out].mean()), 4),

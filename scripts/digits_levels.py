@@ -8,19 +8,15 @@ FOLDER/levels.md; numbers are in FOLDER/levels.json, where an interrupted call g
 has the published numbers of steps: hours.
 """
 
-import argparse
 from pathlib import Path
 
+import scripts
 from libs.analysis.levels import markdown, tables
 from libs.files import atomic_write
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.digits_levels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = scripts.parser("digits_levels", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=100, help="DDPM steps of the first table; default: %(default)s")
     parser.add_argument("--ours", type=int, nargs="+", default=[20, 40, 100, 200], help="steps with exits")

@@ -16,6 +16,7 @@ import difflib
 import sys
 from pathlib import Path
 
+import scripts
 from libs.checkpoints.assets import ASSETS
 from libs.checkpoints.download import DownloadError, begun, fetch, say
 
@@ -33,8 +34,7 @@ def listing(root: Path) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m scripts.download", description=__doc__, formatter_class=formatter)
+    parser = scripts.parser("download", __doc__)
     kinds = sorted({asset.kind for asset in ASSETS.values()})
     parser.add_argument("names", metavar="NAME", nargs="*", help="what to download (see --list)")
     parser.add_argument("--all-of", metavar="KIND", choices=kinds, help="everything of a kind: " + ", ".join(kinds))

@@ -9,9 +9,9 @@ estimators and own heads; the other layouts refuse a network that they cannot ho
 with the plans of scripts.calibrate that lie beside the weights, and without the settings of the training's machine.
 """
 
-import argparse
 from pathlib import Path
 
+import scripts
 from libs import checkpoints
 from libs.files import read_json, write_json
 from libs.sampling.stored import plan_name
@@ -40,7 +40,7 @@ def release(state: dict, source: Path, output: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.parser("export_checkpoint", __doc__)
     parser.add_argument("file", type=Path, help="weight file, or <step>.ckpt folder (its EMA weights)")
     parser.add_argument("output", type=Path, help="file to write, ending in .pth or .safetensors")
     parser.add_argument("--layout", required=True, choices=("ours", "released", *checkpoints.LAYOUTS))

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+import scripts
 from libs.codecs import KL, ClipText
 from libs.data import Dataset
 from libs.data.coco import CocoImages
@@ -55,11 +56,7 @@ PROMPTS = (
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.extract_features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = scripts.parser("extract_features", __doc__)
     common, images, texts = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     common.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the features go")
     common.add_argument("--layout", choices=("sharded", "npy"), default="sharded", help="default: sharded")

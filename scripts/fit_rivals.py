@@ -18,7 +18,7 @@ from absl import flags
 import utils
 from libs import regimes
 from libs.analysis.rivals import KINDS, fit_gates
-from libs.files import atomic_write
+from libs.files import write_file
 from libs.regimes import Regime
 from libs.run import Run
 
@@ -29,8 +29,7 @@ def work(config, regime: Regime, run: Run) -> None:
     options = dict(n_images=FLAGS.images, epochs=FLAGS.epochs, penalty=FLAGS.penalty, seed=FLAGS.seed)
     found = fit_gates(config, regime, run, FLAGS.kind, budget=FLAGS.budget, **options)
     path = run.dir / f"{FLAGS.kind}-{FLAGS.budget:g}-{len(found['t'])}.json"
-    with atomic_write(path, "w") as file:
-        json.dump(found, file)
+    write_file(path, json.dumps(found))
     print(json.dumps({"path": str(path), "kind": FLAGS.kind, "loss": found["loss"]}))
 
 

@@ -7,13 +7,13 @@ replication, of DDPM's U-Net as diffusers stores it, and of DiT and SiT (.pt, or
 is executed.
 """
 
-import argparse
 import importlib
 from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
 
+import scripts
 from configs import base
 from libs import checkpoints
 from libs.build import flat
@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.parser("inspect_checkpoint", __doc__)
     parser.add_argument("file", type=Path, help="weight file, or <step>.ckpt folder")
     args = parser.parse_args(argv)
     try:
@@ -41,7 +41,8 @@ def describe(path: Path) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config = base.config(settings["nnet.name"])
-    written = {key: value for key, value in checkpoints.known(path).items() if key in config_keys(config)}
+    settable = flat(config.to_dict())
+    written = {key: value for key, value in checkpoints.known(path).items() if key in settable}
     settings |= {key: value for key, value in written.items() if key in settings or leaf(config, key) != value}
     config.update_from_flattened_dict(settings)
     with torch.device("meta"):
@@ -92,11 +93,6 @@ def fitting(settings: dict[str, object]) -> list[str]:
             if same and all(leaf(config, key) == value for key, value in known.items()):
                 found.append(f"configs/{path.name}")
     return found
-
-
-def config_keys(config: ConfigDict) -> set[str]:
-    """The dotted names of all settings."""
-    return set(flat(config.to_dict()))
 
 
 def leaf(config: ConfigDict, key: str) -> object:

@@ -7,12 +7,12 @@ Fast means few seconds against the best plain sampling at that quality, timed in
 spaced calls were tried for that rival, or whose interval is unknown or includes 1, is refused.
 """
 
-import argparse
 import datetime
 import re
 from pathlib import Path
 
-from libs.files import atomic_write, read_json
+import scripts
+from libs.files import read_json, write_file
 from libs.report.statistics import FEWEST, Estimate
 from libs.report.text import sig, signed
 
@@ -20,9 +20,7 @@ BOARD = Path(__file__).resolve().parents[1] / "docs" / "leaderboard.md"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser("leaderboard", __doc__)
     parser.add_argument("numbers", help="JSON file of scripts.report --json or scripts.compare")
     parser.add_argument("--board", type=Path, default=BOARD, metavar="FILE", help="default: docs/leaderboard.md")
     args = parser.parse_args(argv)
@@ -51,8 +49,7 @@ def append(board: Path, numbers: dict) -> str:
     seconds, best = float(sig(1 / head["speedup_over_best_plain"])), record_of(text, data)  # as the board has it
     if best is not None and seconds >= best:
         return f"{sig(seconds)} of the best plain sampling's seconds is no record on {data}: the best is {sig(best)}."
-    with atomic_write(board, "w") as file:
-        file.write(f"{text.rstrip()}\n{row(head, data, seconds, numbers)}\n")
+    write_file(board, f"{text.rstrip()}\n{row(head, data, seconds, numbers)}\n")
     return f"{data}: {head['setting']['label']} takes {sig(seconds)} of the best plain sampling's seconds, the record."
 
 

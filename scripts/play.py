@@ -8,9 +8,9 @@ certainties. Needs gradio (pip install gradio). The page is served to this machi
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+import scripts
 from libs import Sampler
 from libs.analysis.figures import draw_depths
 from libs.evaluation.side_by_side import SideBySide, side_by_side
@@ -21,9 +21,7 @@ DRAWN = "drawn"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.play", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser("play", __doc__)
     parser.add_argument("--nnet_path", required=True, help="weights: a <step>.ckpt folder or a run's folder")
     parser.add_argument("--n", type=int, default=8, help="images, with seeds 0 to n - 1 (default 8)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")

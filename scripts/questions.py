@@ -11,7 +11,6 @@ with its date and commit in docs/questions/record.json, and names the questions 
 recorded: read those again.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -24,7 +23,8 @@ import time
 import tomllib
 from pathlib import Path
 
-from libs.files import atomic_write, read_json, write_json
+import scripts
+from libs.files import read_json, write_file, write_json
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "questions.md"
 DATA = PAGE.with_suffix("") / "questions.toml"
@@ -200,8 +200,7 @@ def write(logs: Path) -> list[str]:
     now = {"date": datetime.date.today().isoformat(), "commit": commit()}
     record = refresh({k: v for k, v in questions.items() if k != "model"}, read_json(path, "record"), DATA.parent, now)
     write_json(path, record)
-    with atomic_write(PAGE, "w") as file:
-        file.write(page(questions, record))
+    write_file(PAGE, page(questions, record))
 
     def last_run(name: str) -> str:
         log = logs / f"{name}.log"
@@ -211,9 +210,7 @@ def write(logs: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.questions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser("questions", __doc__)
     parser.add_argument("questions", nargs="*", metavar="Q", help="default: all")
     parser.add_argument("--list", action="store_true", help="print questions and commands, run nothing")
     parser.add_argument("--write", action="store_true", help="write docs/questions.md, run nothing")

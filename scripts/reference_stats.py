@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import scripts
 from libs.build import lookup
 from libs.data import DATASETS, Dataset
-from libs.data.extract import PixelBatches
 from libs.data.workers import read_in_workers
 from libs.metrics.extractors import EXTRACTORS, build_extractor
 from libs.metrics.frechet import Moments
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.parser("reference_stats", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help=f"a data set: {', '.join(DATASETS)}")
     source.add_argument("--images", metavar="PATH", help="a folder or zip file of images, at any depth")
@@ -75,7 +75,7 @@ def make(args: argparse.Namespace) -> dict:
         "n_features": extractor.n_features,
         "extractor": reference.extractor,
         "preprocessing": reference.preprocessing,
-        "resolution": extractor.resolution_note,
+        "resolution": f"{extractor.resolution}, {extractor.resizing}",
     }
 
 
@@ -114,7 +114,7 @@ def parse(text: str) -> tuple[str, object]:
 def image_batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:
     """All images in order, (b, C, H, W) uint8, with a progress bar."""
     rows = (range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size))
-    loader = read_in_workers(PixelBatches(dataset), rows, args.workers)
+    loader = read_in_workers(dataset.stack, rows, args.workers)
     with tqdm(total=len(dataset), desc=args.extractor, unit="image", file=sys.stderr) as bar:
         for pixels in loader:
             yield pixels

@@ -8,10 +8,10 @@ names, directories are put together if their weights were trained with the same 
 shares of what full depth of the first directory takes. scripts.compare is the same command.
 """
 
-import argparse
 import json
 from pathlib import Path
 
+import scripts
 from libs import report
 
 
@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 def write_page(argv: list[str] | None, command: str) -> tuple[Path, list[str]]:
     """Parse the arguments and write the files; the page's path and its sentences."""
     default = {"report": "report.html", "compare": "comparison.html"}[command]
-    parser = argparse.ArgumentParser(
-        prog=f"python -m scripts.{command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = scripts.parser(command, __doc__)
     parser.add_argument("directories", nargs="+", metavar="[NAME=]DIR", help="directory with results.jsonl")
     parser.add_argument("--output", metavar="FILE", help=f"the page, .html (default: {default} in the first DIR)")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers: headline, verdicts, every point")

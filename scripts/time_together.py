@@ -8,19 +8,15 @@ slower during one of them. Loads every directory's config and weights, measures 
 timing.json into each directory; scripts.report uses it where all its directories were timed together.
 """
 
-import argparse
 import json
 from pathlib import Path
 
+import scripts
 from libs.evaluation.timing import time_together
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.time_together",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = scripts.parser("time_together", __doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="directory with config.json of an evaluation")
     parser.add_argument("--runs", type=int, default=5, help="rounds through all points, after one to warm up")
     args = parser.parse_args(argv)

@@ -27,6 +27,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def item(data, index: int, flip: bool, *draw: float):
+    """Image `index` of a data set alone, float32, and its label, or its context (tokens, width)."""
+    x, told = data.gather(torch.tensor([index]), torch.tensor([flip]), *(torch.tensor([d]) for d in draw))
+    return x[0].float(), told[0].float() if told.dim() > 1 else int(told[0])
+
+
 def forked(work: Callable[[], None], world: int = 1, log: str | Path = os.devnull) -> list[int]:
     """Run `work` in `world` forks of this process, which has everything imported; their ids. `log`: their output."""
     with socket.socket() as free:

@@ -255,8 +255,9 @@ def test_tolerance_is_the_evaluations(tmp_path):
     directory = evaluation(tmp_path / "a", points, noise=0.01)
     for tolerance, label in ((0.05, None), (0.1, "threshold 0.9")):
         (tmp_path / "a" / "config.json").write_text(json.dumps({"eval": {"tolerance": tolerance}}))
-        head = report.load([directory]).numbers()["headline"]
-        report.write([directory], tmp_path / "a.html")
+        found = report.load([directory])
+        head = found.numbers()["headline"]
+        found.write(tmp_path / "a.html")
         assert (head and head["setting"]["label"]) == label
         assert f"shaded to {100 * tolerance:.0f}\u00a0%" in (tmp_path / "a.html").read_text()
 
@@ -487,7 +488,7 @@ def test_timing_several_evaluations_together(tmp_path):
 def test_report_and_comparison_agree(tmp_path):
     """Catches two pages that say different things about one directory."""
     directory = evaluation(tmp_path / "a", n_seeds=2)
-    report.write([directory], tmp_path / "one.html")
+    report.load([directory]).write(tmp_path / "one.html")
     compare.main([directory, f"--output={tmp_path / 'two.html'}"])
     assert (tmp_path / "one.html").read_text() == (tmp_path / "two.html").read_text()
     assert json.loads((tmp_path / "two.json").read_text())["claim"] == report.load([directory]).sentences()[:2]

@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from conftest import item
 from PIL import Image
 from torchvision import datasets as published
 
@@ -137,13 +138,13 @@ def test_contract(name, make):
     data = make(name)
     assert data.name == name and len(data) > 0
     for i in {0, len(data) // 2, len(data) - 1}:
-        x, label = data.get(i, False)
+        x, label = item(data, i, False)
         assert x.shape == data.shape and x.dtype == torch.float32 and -1 <= x.min() and x.max() <= 1
         assert torch.equal(data.pixels(i), ((x + 1) / 2 * 255).round().to(torch.uint8))
-        assert torch.equal(data.get(i, False)[0], x) and torch.equal(data.get(i, True)[0], x.flip(-1))
+        assert torch.equal(item(data, i, False)[0], x) and torch.equal(item(data, i, True)[0], x.flip(-1))
         assert 0 <= label < data.n_classes if data.n_classes else label == -1
     with pytest.raises(IndexError):
-        data.get(len(data), False)
+        item(data, len(data), False)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -152,7 +153,7 @@ def test_gather_is_get_for_many(name, make):
     data = make(name)
     indices, flips = torch.tensor([2, 0, 2, 1]), torch.tensor([True, False, False, True])
     x, labels = data.gather(indices, flips)
-    items = [data.get(int(i), bool(f)) for i, f in zip(indices, flips, strict=True)]
+    items = [item(data, int(i), bool(f)) for i, f in zip(indices, flips, strict=True)]
     assert torch.equal(x, torch.stack([x for x, _ in items]))
     assert labels.dtype == torch.int64 and labels.tolist() == [label for _, label in items]
 
@@ -187,7 +188,7 @@ def test_cifar10_layout(make):
     assert data.labels.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
     assert np.array_equal(data.pixels(1).flatten().numpy(), stored[1])
     expected = (torch.from_numpy(stored[1]).float() / 255 - 0.5) / 0.5  # ToTensor, Normalize(0.5, 0.5)
-    torch.testing.assert_close(data.get(1, False)[0].flatten(), expected)
+    torch.testing.assert_close(item(data, 1, False)[0].flatten(), expected)
 
 
 def test_fashion_mnist_layout(make, tmp_path):
@@ -197,7 +198,7 @@ def test_fashion_mnist_layout(make, tmp_path):
     assert data.labels.tolist() == [9, 8, 7] and data.class_names[9] == "Ankle boot" and len(data.class_names) == 10
     stored = np.frombuffer(clothes(3), np.uint8, offset=16).reshape(3, 28, 28)
     assert np.array_equal(data.pixels(1)[0, 2:-2, 2:-2].numpy(), stored[1])
-    assert data.pixels(1).sum() == stored[1].sum() and data.get(1, False)[0][0, 0, 0] == -1
+    assert data.pixels(1).sum() == stored[1].sum() and item(data, 1, False)[0][0, 0, 0] == -1
     path = str(tmp_path / "fashion")
     assert len(DATASETS["fashion_mnist"](path=path, split="test")) == 2
     refused("fashion_mnist", "split is 'val'; it must be train or test", split="val")
@@ -299,7 +300,7 @@ def test_natural_order():
 def test_flat_folder_and_shards_have_no_labels(tmp_path):
     """A label per file where there are no classes, or per shard where folders only spread the files."""
     flat = DATASETS["images"](path=make_folder(tmp_path / "flat", {f"{i}.png": png(picture(i)) for i in range(3)}))
-    assert flat.n_classes == 0 and flat.get(2, False)[1] == -1
+    assert flat.n_classes == 0 and item(flat, 2, False)[1] == -1
     shards = DATASETS["images"](path=make_zip(tmp_path / "s.zip", {**CLASSES, "x.png": png(picture(1))}), labels=False)
     assert len(shards) == 10 and shards.n_classes == 0 and shards.labels.unique().tolist() == [-1]
 

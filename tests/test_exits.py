@@ -10,7 +10,6 @@ import torch
 from conftest import calibration_file, inputs, plan_file, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
-import libs.exits
 from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_dense, run_with_exits
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -421,18 +420,12 @@ def test_pairs_pass_batchwise_decisions_through():
 
 
 def test_the_example_of_a_policy_works():
-    """Catches an example that lacks an import or breaks the contract: the code is run as printed, here and in README.
-
-    README's lacked all imports; it is read as soon as it has them.
-    """
-    texts = [libs.exits.__doc__, Path("README.md").read_text()]
-    blocks = [block.partition("```")[0] for text in texts for block in text.split("```python\n")[1:]]
-    examples = [block for block in blocks if "(ExitPolicy)" in block and "import ExitPolicy" in block]
-    assert examples
-    for code in examples:
-        exec(compile(code, "example", "exec", dont_inherit=True), names := {"__name__": "mine"})
-        model, (x, t, time, _), policy = tiny("time"), inputs(), names["Mine"](slack=0.01)
-        used = run_with_exits(model, policy, x, t, time, None)[1]
-        rows = [slice(i, i + 1) for i in range(len(x))]
-        alone = [int(run_with_exits(model, policy, x[r], t[r], time[r], None)[1][0]) for r in rows]
-        assert used.tolist() == alone and len(set(used)) > 1
+    """Catches an example that lacks an import or breaks the contract: the README's code is run as printed."""
+    blocks = [block.partition("```")[0] for block in Path("README.md").read_text().split("```python\n")[1:]]
+    (code,) = [block for block in blocks if "(ExitPolicy)" in block]
+    exec(compile(code, "example", "exec", dont_inherit=True), names := {"__name__": "mine"})
+    model, (x, t, time, _), policy = tiny("time"), inputs(), names["Mine"](slack=0.01)
+    used = run_with_exits(model, policy, x, t, time, None)[1]
+    rows = [slice(i, i + 1) for i in range(len(x))]
+    alone = [int(run_with_exits(model, policy, x[r], t[r], time[r], None)[1][0]) for r in rows]
+    assert used.tolist() == alone and len(set(used)) > 1

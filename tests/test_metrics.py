@@ -14,9 +14,7 @@ from libs.data.digits import Digits
 from libs.exits import Trace
 from libs.metrics import (
     KID,
-    METRICS,
     RBFMMD,
-    ExitStatistics,
     Frechet,
     Moments,
     Paired,
@@ -71,6 +69,7 @@ class SecondProcess(OneProcess):
         return np.concatenate([rows, self.other.pop(0)])
 
 
+METRICS = {"frechet": Frechet, "kid": KID, "rbf_mmd": RBFMMD, "precision_recall": PrecisionRecall, "paired": Paired}
 SHAPE = (1, 4, 4)
 K = 5
 
@@ -101,8 +100,6 @@ def build(name):
     if name == "paired":
         baseline = images(seed=2)
         return Paired(Images(baseline.pixels, np.arange(48), None, baseline.trace))
-    if name == "exits":
-        return ExitStatistics()
     return METRICS[name](extractor, real)
 
 
@@ -436,52 +433,6 @@ def test_pairs_are_made_by_id():
         metric.update(stranger)
     with pytest.raises(ValueError, match="one shape"):
         metric.update(Images(baseline.pixels[:1, :, :2], baseline.ids[:1], None, baseline.trace))
-
-
-# ---- exits
-
-
-def test_exit_statistics_by_hand():
-    """Depths averaged over the wrong axis, the null branch left out, or a histogram one place off."""
-    trace = Trace(3)
-    trace.add(1.0, np.array([[0, 3], [1, 3]]))  # (branches, images)
-    trace.add(0.5, np.array([[2, 3], [1, 3]]))
-    metric, run = ExitStatistics(), OneProcess()
-    metric.update(Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.arange(2), None, trace))
-    np.testing.assert_array_equal(metric.histogram(run), [[1, 1, 0, 2], [0, 1, 1, 2]])
-    np.testing.assert_array_equal(metric.depth_per_call(run), [7 / 4, 9 / 4])
-    assert metric.compute(run) == pytest.approx(
-        {
-            "mean_depth": 2.0,
-            "depth_std": 1.0,  # the images' own means are 1 and 3
-            "exit_share_0": 1 / 8,
-            "exit_share_1": 2 / 8,
-            "exit_share_2": 1 / 8,
-            "exit_share_3": 4 / 8,
-        }
-    )
-
-
-def test_exit_counts_do_not_overflow():
-    """A thousand calls of 29 layers do not fit into the eight bits of a trace; equal images have no spread."""
-    trace = Trace(29, calls=[(i / 1000, np.full((2, 3), 29, dtype=np.uint8)) for i in range(1000)])
-    metric = ExitStatistics()
-    metric.update(Images(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), np.arange(3), None, trace))
-    assert metric.compute(OneProcess()) == {"mean_depth": 29, "depth_std": 0, "exit_share_29": 1}
-
-
-def test_traces_of_different_plans_are_not_added():
-    """The histogram of a call would mix different times."""
-    metric, batch = ExitStatistics(), images()
-    metric.update(batch)
-    other = Trace(K, calls=[(t / 2, used) for t, used in batch.trace.calls])
-    with pytest.raises(ValueError, match="cannot be added up"):
-        metric.update(Images(batch.pixels, batch.ids, None, other))
-    deep = Trace(2, calls=batch.trace.calls)
-    with pytest.raises(ValueError, match=r"0\.\.2"):
-        ExitStatistics().update(Images(batch.pixels, batch.ids, None, deep))
-    with pytest.raises(ValueError, match="at least one batch"):
-        ExitStatistics().compute(OneProcess())
 
 
 # ---- extractors

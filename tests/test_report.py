@@ -136,8 +136,8 @@ def evaluation(directory: Path, branches: int = 1, size: int = 12) -> Path:
     return directory
 
 
-def html_of(*directories, **options) -> str:
-    return report.write(directories, **options).read_text(encoding="utf-8")
+def html_of(*directories, output=None) -> str:
+    return report.load(directories).write(output or Path(directories[0]) / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

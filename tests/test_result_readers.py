@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import tiny
 
-from libs import trainer
 from libs.checkpoints import training_state
 from libs.exits import EXIT_POLICIES, Trace
 from libs.report.read import read as read_report
@@ -78,12 +77,12 @@ def resume(folder: Path) -> None:
     training_state.read_meta(run)
     training_state.resume(fresh_state(), run)
     if not (run / "train.jsonl").is_file():  # a named pipe
-        trainer.truncate_log(run / "train.jsonl", fresh_state())
+        training_state.truncate_log(run / "train.jsonl", fresh_state())
     (folder / "copy").mkdir()
     copy = folder / "copy" / "train.jsonl"
     copy.write_bytes((run / "train.jsonl").read_bytes())  # the log is cut in place: that is what it is for
     try:
-        trainer.truncate_log(copy, fresh_state())
+        training_state.truncate_log(copy, fresh_state())
     finally:
         copy.unlink()
         copy.parent.rmdir()

@@ -77,19 +77,7 @@ def test_keep_goes_on_where_the_images_are(index):
     whole.draw()
     part.draw()
     kept = part.keep(index)
-    assert len(kept) == 2 and torch.equal(kept.draw(), whole.draw()[index])
-
-
-def test_join_adds_images():
-    """Catches images that change when others are admitted to their batch."""
-    old, new = SeededNoise(0, [4, 5], SHAPE), SeededNoise(0, [9], SHAPE)
-    first = old.draw()
-    joined = old.join(new).draw()
-    again = SeededNoise(0, [4, 5], SHAPE)
-    assert torch.equal(again.draw(), first) and torch.equal(joined[:2], again.draw())
-    assert torch.equal(joined[2:], SeededNoise(0, [9], SHAPE).draw())
-    with pytest.raises(ValueError, match="shapes"):
-        old.join(SeededNoise(0, [1], (1, 1)))
+    assert len(kept.generators) == 2 and torch.equal(kept.draw(), whole.draw()[index])
 
 
 @pytest.mark.parametrize("stratified", [False, True])

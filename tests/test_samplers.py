@@ -598,6 +598,12 @@ def toy(x, t):
     return x * (0.3 + 0.5 * t) / (1 + 0.1 * x * x)
 
 
+def joined(a: State, b: State) -> State:
+    """One batch of both, for a plan without forecasts."""
+    history = tuple(map(torch.cat, zip(a.history, b.history, strict=True)))
+    return State(torch.cat([a.x, b.x]), torch.cat([a.anchor, b.anchor]), history, torch.cat([a.row, b.row]))
+
+
 @every_sampler
 def test_samples_at_different_rows_share_a_batch(name):
     """Catches solver state kept per batch: images admitted later would continue another image's step.
@@ -617,8 +623,11 @@ def test_samples_at_different_rows_share_a_batch(name):
         if waiting and len(inside) < 4:  # one at a time, so that rows are staggered
             new = SeededNoise(5, [waiting[0]], shape)
             arrival = State.start(new.draw())
-            state = arrival if state is None else State.cat([state, arrival])
-            noise = new if noise is None else noise.join(new)
+            if state is None:
+                state, noise = arrival, new
+            else:
+                state = joined(state, arrival)
+                noise.generators += new.generators
             inside.append(waiting.pop(0))
         rows.add(tuple(state.row.tolist()))
         state = advance(plan, state, toy(state.x, plan.t[state.row]), noise.draw() if plan.stochastic else None)

@@ -22,7 +22,7 @@ import torch
 
 from libs import rng
 from libs.analysis import explain, figures
-from libs.analysis.calibrate import DepthBench, all_images, distance_of
+from libs.analysis.calibrate import DepthBench, distance_of
 from libs.analysis.dense import sample_dense
 from libs.analysis.per_image import per_image
 from libs.data import batches
@@ -90,9 +90,9 @@ class Noised:
 
 def training_images(bench: DepthBench, n: int):
     """x0 (n, C, H, W) and conditions, in the order of a training with this noise seed."""
-    data, regime, device = bench.config.dataset, bench.sampler.regime, bench.sampler.run.device
-    options = dict(batch_size=n, start_step=0, rank=0, world=1, seed=bench.seed, flip=False, workers=data.workers)
-    x, stored = next(batches(regime.dataset(), **options))
+    regime, device = bench.sampler.regime, bench.sampler.run.device
+    workers = bench.config.dataset.workers
+    x, stored = next(batches(regime.dataset(), batch_size=n, seed=bench.seed, workers=workers))
     z = rng.latent_noise(bench.seed, 0, n, regime.shape, slice(0, n)).to(device) if regime.codec.draws else None
     cond = regime.conditions.for_training(stored.to(device), torch.ones(n, device=device), 0.0)
     return regime.codec.sample(x.to(device), z), cond
@@ -168,19 +168,19 @@ def estimate_statistics(bench: DepthBench, found: Noised) -> dict:
 
 def gradient_flow(bench: DepthBench) -> dict:
     """The parts of the network that each term of the configured loss moves, expected and found."""
-    config, model = bench.config, bench.model
+    config, model, process = bench.config, bench.model, bench.sampler.regime.process
     x0, cond = training_images(bench, 8)
-    t = spread_times(bench, len(x0))
+    t = process.times((torch.arange(8, dtype=torch.float64) + 0.5) / 8).to(x0.device)  # spread evenly
     noise = rng.draw_rows(rng.numbered_streams("analysis", bench.seed, ids=range(len(x0))), x0.shape[1:]).to(x0)
     model.requires_grad_(True)
     if config.train.freeze_backbone:
         model.freeze_backbone()
-    exits = model(bench.sampler.regime.process.noised(x0, t, noise), bench.sampler.regime.process.network_time(t), cond)
+    exits = model(process.noised(x0, t, noise), process.network_time(t), cond)
     kinds = dict(weights=config.loss.weights, target=config.loss.target)
 
     def loss(**lambdas):
         terms = {"lambda_u": 0.0, "lambda_layers": 0.0, "lambda_extra": 0.0} | lambdas
-        return Objective(**kinds, **terms)(exits, bench.sampler.regime.process, config.pred, x0, noise, t)[0].sum()
+        return Objective(**kinds, **terms)(exits, process, config.pred, x0, noise, t)[0].sum()
 
     simple = loss()
     terms = {"simple": simple, "uem": loss(lambda_u=1.0) - simple, "layers": loss(lambda_layers=1.0) - simple}
@@ -193,12 +193,6 @@ def gradient_flow(bench: DepthBench) -> dict:
     model.requires_grad_(False)
     coefficients = {name: config.loss[f"lambda_{short}"] for name, short in (("uem", "u"), ("layers", "layers"))}
     return {"expected": expected, "found": found, "agree": expected == found, "coefficients": coefficients, **kinds}
-
-
-def spread_times(bench: DepthBench, n: int):
-    """Training times spread evenly over (0, 1)."""
-    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    return bench.sampler.regime.process.times(uniform).to(bench.sampler.run.device)
 
 
 def moved_parts(model, term) -> list[str]:
@@ -232,7 +226,7 @@ def oracle_statistics(bench: DepthBench, taus: list[float]) -> list[dict]:
             )
             for ids in bench.batches
         ]
-        paired = Paired(all_images(full))
+        paired = Paired(Images.concatenate(full))
         for batch in images:
             paired.update(batch)
         depth = float(np.mean([batch.trace.used.mean() for batch in images]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.analysis.calibrate import all_images, distance_of
+from libs.analysis.calibrate import check_images, distance_of
 from libs.analysis.joint import WITHIN, Choice, Search
 from libs.analysis.trajectory import learn
 from libs.evaluation.records import config_hash
@@ -88,10 +88,10 @@ class PlanBench:
         wanted: dict[int, torch.Tensor] = {}
 
         def far(images: list[Images], seed: int) -> float:
-            pixels = all_images(images).pixels.float()
+            pixels = Images.concatenate(images).pixels.float()
             if len(wanted.get(seed, ())) < len(pixels):
                 full = self.images(self.teacher, EXIT_POLICIES["full"](), seed, len(pixels))
-                wanted[seed] = all_images(full).pixels.float()
+                wanted[seed] = Images.concatenate(full).pixels.float()
             return float((pixels - wanted[seed][: len(pixels)]).square().mean())
 
         return far
@@ -264,8 +264,7 @@ def seconds_of(sampler: Sampler, batch: int, rounds: int = 9) -> np.ndarray:
     x = torch.randn(batch, *sampler.regime.shape, device=device)
     t = torch.full((batch,), 0.5, dtype=torch.float64)
     time_in = sampler.regime.process.network_time(t).to(device, torch.float32)
-    cond = sampler.regime.conditions.for_ids(0, np.arange(batch))
-    cond = None if cond is None else cond.to(device)
+    cond = sampler.run.put(sampler.regime.conditions.for_ids(0, np.arange(batch)))
     taken = np.zeros((rounds, len(model.points)))
     with sampler.precision():
         for turn in range(-1, rounds):  # the first warms up
@@ -310,14 +309,8 @@ def check(config, run: Run, asked: Mapping, n_images: int, seed: int) -> None:
             raise ValueError(f"--max_quality_loss={value:g}: it is a share of the reference's distance, at least 0")
         if name != "max_quality_loss" and not 0 < value <= 1:
             raise ValueError(f"--{name}={value:g}: it is a share of what the reference spends and must lie in (0, 1]")
-    if n_images < 1:
-        raise ValueError(f"--images={n_images}: it must be at least 1")
-    evaluated = {*config.eval.seeds, config.eval.selection_seed}
-    if {seed, seed + 1, seed + 2} & evaluated:
-        raise ValueError(f"--seed={seed}: it and the next two must not be among the evaluation's {sorted(evaluated)}")
     if config.sample.residual or config.sample.refresh:
         raise ValueError(
             "sample.residual and sample.refresh look back over evenly made calls; a plan takes none of them"
         )
-    if run.world > 1:
-        raise ValueError(f"calibration runs in one process; {run.world} were started")
+    check_images(config, run, n_images, seed)

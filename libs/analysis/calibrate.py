@@ -32,7 +32,7 @@ from libs.regimes import Regime
 from libs.run import Run, describe_machine
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan
-from libs.sampling.sampler import Sampler
+from libs.sampling.sampler import Sampler, split
 
 POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
 
@@ -59,8 +59,7 @@ class DepthBench:
 
     @property
     def batches(self) -> list[np.ndarray]:
-        size = self.config.sample.mini_batch_size
-        return [np.arange(start, min(start + size, self.n)) for start in range(0, self.n, size)]
+        return split(np.arange(self.n), self.config.sample.mini_batch_size)
 
     def policy(self, part: str, path: Path) -> ExitPolicy:
         """The policy that reads `part` of the file, with the configured residual correction."""
@@ -223,7 +222,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
 def report(search: DepthSearch, part: str, content: dict, full: list[Images], distance) -> dict:
     """What the finished part does on noise seeds that shaped nothing."""
     images = search.images(part, content, search.bench.seed + 2, sum(len(batch.ids) for batch in full))
-    paired = Paired(all_images(full))
+    paired = Paired(Images.concatenate(full))
     for batch in images:
         paired.update(batch)
     trace = Trace.concatenate([batch.trace for batch in images])
@@ -248,12 +247,6 @@ def report(search: DepthSearch, part: str, content: dict, full: list[Images], di
                 "(sample.n_samples) leave less to chance"
             )
     return found
-
-
-def all_images(batches: list[Images]) -> Images:
-    """One set, without a trace."""
-    pixels, ids = torch.cat([b.pixels for b in batches]), np.concatenate([b.ids for b in batches])
-    return Images(pixels, ids, None, Trace(0))
 
 
 def summary(part: dict) -> dict[str, float]:
@@ -287,13 +280,19 @@ def check(config, run: Run, budget, max_quality_loss, n_images: int, seed: int, 
         raise ValueError("give either --budget (a share of the full-depth MACs) or --max_quality_loss, not both")
     if max_quality_loss is not None and not max_quality_loss >= 0:
         raise ValueError(f"--max_quality_loss={max_quality_loss:g}: it is a share of full depth's distance, at least 0")
-    for name, value in (("images", n_images), ("bins", n_bins)):
-        if value < 1:
-            raise ValueError(f"--{name}={value}: it must be at least 1")
+    if n_bins < 1:
+        raise ValueError(f"--bins={n_bins}: it must be at least 1")
+    if config.sample.residual and not config.sample.refresh:
+        raise ValueError("sample.residual is on: calibration needs sample.refresh, which says when it is measured")
+    check_images(config, run, n_images, seed)
+
+
+def check_images(config, run: Run, n_images: int, seed: int) -> None:
+    """Refuse images that no calibration may learn from."""
+    if n_images < 1:
+        raise ValueError(f"--images={n_images}: it must be at least 1")
     evaluated = {*config.eval.seeds, config.eval.selection_seed}
     if {seed, seed + 1, seed + 2} & evaluated:
         raise ValueError(f"--seed={seed}: it and the next two must not be among the evaluation's {sorted(evaluated)}")
-    if config.sample.residual and not config.sample.refresh:
-        raise ValueError("sample.residual is on: calibration needs sample.refresh, which says when it is measured")
     if run.world > 1:
         raise ValueError(f"calibration runs in one process; {run.world} were started")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from libs.analysis import calibration
-from libs.analysis.calibrate import DepthBench, DepthSearch, all_images, distance_of
+from libs.analysis.calibrate import DepthBench, DepthSearch, distance_of
 from libs.analysis.calibration import Evidence
 from libs.analysis.dense import DenseCall, sample_dense
 from libs.evaluation.timing import time_in_turn
@@ -64,11 +64,11 @@ class Measure:
 
     def __init__(self, bench: DepthBench, full: dict[int, list[Images]], distance: Callable):
         self.bench, self.distance = bench, distance
-        self.full = {seed: all_images(images).pixels for seed, images in full.items()}
+        self.full = {seed: Images.concatenate(images).pixels for seed, images in full.items()}
         self.full_distance = {seed: distance(images) for seed, images in full.items()}
 
     def __call__(self, images: list[Images], seed: int) -> dict[str, float]:
-        error = float(mse(all_images(images).pixels, self.full[seed]).mean())
+        error = float(mse(Images.concatenate(images).pixels, self.full[seed]).mean())
         return {"spends": self.bench.share(images), "mse": error, "distance": self.distance(images)}
 
 

@@ -11,6 +11,7 @@ as the budget asks for. The released Learning-to-Cache closes sublayers in every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -128,42 +129,38 @@ def fit_gates(
     return found | {"loss": losses}
 
 
-def residuals_of(model, x, time, cond) -> tuple[Tensor, dict]:
-    """Full depth: the raw output, and what every sublayer gave, (layer, sublayer) -> (b, L, D)."""
-    given: dict[tuple[int, int], Tensor] = {}
+def run_layers(model, run: Callable[..., Tensor], x, time, cond) -> Tensor:
+    """The raw output of all layers; `run(i, j, f, h)` gives the residual of layer i's sublayer j."""
     carry = model.embed(x, time, cond)
     for i in range(model.depth):
+        carry = model.backbone.layer(i, carry, partial(run, i))
+    return model.head(model.depth, carry)
 
-        def residual(j, f, h, i=i):
-            given[i, j] = f(h)
-            return given[i, j]
 
-        carry = model.backbone.layer(i, carry, residual)
-    return model.head(model.depth, carry), given
+def residuals_of(model, x, time, cond) -> dict[tuple[int, int], Tensor]:
+    """What every sublayer gives at full depth, (layer, sublayer) -> (b, L, D)."""
+    given = {}
+
+    def residual(i, j, f, h):
+        given[i, j] = f(h)
+        return given[i, j]
+
+    run_layers(model, residual, x, time, cond)
+    return given
 
 
 def mixed(model, gates: Table | Gates, call: int, last: dict, x, time, cond) -> tuple[Tensor, Tensor]:
     """The raw output with every residual mixed by its gate, and the mean of the gates."""
     opened = []
-    carry = model.embed(x, time, cond)
-    for i in range(model.depth):
 
-        def residual(j, f, h, i=i):
-            s = gates.open(call, i, j, h)  # (b,)
-            opened.append(s)
-            s = s[:, None, None]
-            return s * f(h) + (1 - s) * last[i, j]
+    def residual(i, j, f, h):
+        s = gates.open(call, i, j, h)  # (b,)
+        opened.append(s)
+        s = s[:, None, None]
+        return s * f(h) + (1 - s) * last[i, j]
 
-        carry = model.backbone.layer(i, carry, residual)
-    return model.head(model.depth, carry).float(), torch.stack(opened).mean()
-
-
-def closed(model, last: dict, x, time, cond) -> Tensor:
-    """The raw output where every sublayer gives what it gave last."""
-    carry = model.embed(x, time, cond)
-    for i in range(model.depth):
-        carry = model.backbone.layer(i, carry, lambda j, f, h, i=i: last[i, j])
-    return model.head(model.depth, carry).float()
+    out = run_layers(model, residual, x, time, cond).float()
+    return out, torch.stack(opened).mean()
 
 
 def learn(model, gates: Table | Gates, calls: list[Call], late: range, epochs: int, penalty: float, run: Run) -> dict:
@@ -176,9 +173,10 @@ def learn(model, gates: Table | Gates, calls: list[Call], late: range, epochs: i
             index = torch.randperm(len(calls[call].x))[:ROWS].to(calls[call].x.device)
             now = calls[call].rows(index)
             with torch.no_grad():
-                _, last = residuals_of(model, *calls[call - 1].rows(index))
+                last = residuals_of(model, *calls[call - 1].rows(index))
                 full = model.backbone(*now).float()
-                scale = (closed(model, last, *now) - full).square().mean()
+                closed = run_layers(model, lambda i, j, f, h, last=last: last[i, j], *now).float()
+                scale = (closed - full).square().mean()
             out, share = mixed(model, gates, call, last, *now)
             loss = ((out - full).square().mean() / scale + penalty * share) / len(late)
             loss.backward()
@@ -196,14 +194,12 @@ def opens(model, gates: Table | Gates, calls: list[Call], late: range) -> np.nda
     found = []
     for call in late:
         seen = []
-        carry = model.embed(calls[call].x, calls[call].time, calls[call].cond)
-        for i in range(model.depth):
 
-            def residual(j, f, h, i=i, call=call, seen=seen):
-                seen.append(gates.open(call, i, j, h))
-                return f(h)
+        def residual(i, j, f, h, call=call, seen=seen):
+            seen.append(gates.open(call, i, j, h))
+            return f(h)
 
-            carry = model.backbone.layer(i, carry, residual)
+        run_layers(model, residual, calls[call].x, calls[call].time, calls[call].cond)
         found.append(torch.stack(seen).view(model.depth, 2, -1).cpu().double().numpy())
     return np.stack(found)
 

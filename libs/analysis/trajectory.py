@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,21 +60,11 @@ class Teacher:
     @torch.inference_mode()
     def go(self, state: State, seen: Callable[[State, Tensor], None] | None = None) -> State:
         """To the end, from wherever `state` is; `seen(state, eps (E, B, C, H, W))` is shown every call."""
-        sampler, rows = self.sampler, len(state.x)
-        conditions, device = sampler.regime.conditions, sampler.run.device
-        cond, null = conditions.for_ids(self.seed, self.ids[:rows]), conditions.null(rows)
+        sampler, scale = self.sampler, self.sampler.guidance.scale
         calls: list[DenseCall] = []
-        denoiser = DenseDenoiser(
-            sampler.model,
-            sampler.regime.process,
-            sampler.pred,
-            EXIT_POLICIES["full"](),
-            cond=None if cond is None else cond.to(device),
-            null=None if null is None else null.to(device),
-            guidance=sampler.guidance,
-            look=calls.append,
-        )
-        scale = sampler.guidance.scale
+        cond = sampler.regime.conditions.for_ids(self.seed, self.ids[: len(state.x)])
+        make = partial(DenseDenoiser, look=calls.append)
+        denoiser = sampler.denoiser(cond, EXIT_POLICIES["full"](), make=make)
         with sampler.precision():
             while not bool(state.done(self.plan).all()):
                 eps = denoiser(state.x, self.plan.t[state.row])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from libs.files import atomic_write, read_json
+from libs.files import atomic_write, first_line, read_json
 
 # Under these names public training states keep their weights; the averaged ones come first.
 WRAPPERS = ("ema", "model_ema", "state_dict", "model_state_dict", "model", "nnet")
@@ -41,22 +41,22 @@ def whole(path: Path):
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as weights: {error.strerror}") from error
+        raise no_weights(path, error.strerror) from error
     if not head:
-        raise ValueError(f"{path} cannot be read as weights: it is empty")
+        raise no_weights(path, "it is empty")
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} cannot be read as weights: it is a Git LFS pointer, not the file that it points to")
+        raise no_weights(path, "it is a Git LFS pointer, not the file that it points to")
     if head.lstrip().startswith(b"<"):
-        raise ValueError(
-            f"{path} cannot be read as weights: it is a web page, as download sites send in place of a file"
-        )
+        raise no_weights(path, "it is a web page, as download sites send in place of a file")
     if head[8:9] == b"{":
         return read_safetensors(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return read_pickle(path)
-    raise ValueError(
-        f"{path} cannot be read as weights: it is no .pth or .safetensors file (it starts with {head[:16]!r})"
-    )
+    raise no_weights(path, f"it is no .pth or .safetensors file (it starts with {head[:16]!r})")
+
+
+def no_weights(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} cannot be read as weights: {why}")
 
 
 def flat_state(state, path: Path) -> dict[str, Tensor]:
@@ -64,16 +64,14 @@ def flat_state(state, path: Path) -> dict[str, Tensor]:
     while isinstance(state, dict) and (wrapper := next((n for n in WRAPPERS if isinstance(state.get(n), dict)), None)):
         state = state[wrapper]
     if not isinstance(state, dict):
-        raise ValueError(f"{path} cannot be read as weights: it holds a {type(state).__name__}, not a dict of tensors")
+        raise no_weights(path, f"it holds a {type(state).__name__}, not a dict of tensors")
     other = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if other or not state:
-        raise ValueError(
-            f"{path} cannot be read as weights: it holds {shorten(other) or 'nothing'}, not a flat dict of tensors"
-        )
+        raise no_weights(path, f"it holds {shorten(other) or 'nothing'}, not a flat dict of tensors")
     for key, value in state.items():
         if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
             what = "no values" if value.is_meta else f"{value.dtype} values in layout {value.layout}"
-            raise ValueError(f"{path} cannot be read as weights: {shorten([key])} has {what}; plain numbers are needed")
+            raise no_weights(path, f"{shorten([key])} has {what}; plain numbers are needed")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -85,9 +83,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # of damaged files safetensors raises its own kind, and others for headers that lie
-        raise ValueError(
-            f"{path} cannot be read as weights: it is truncated or damaged ({first_line(error)})"
-        ) from error
+        raise no_weights(path, f"it is truncated or damaged ({first_line(error)})") from error
 
 
 def read_pickle(path: Path):
@@ -98,18 +94,10 @@ def read_pickle(path: Path):
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"a reference to {found[1][:80]}" if found else "pickled objects"
-        raise ValueError(
-            f"{path} cannot be read as weights: it holds {what}. Only tensors and plain containers are read; anything "
-            "else could run code"
-        ) from error
+        why = f"it holds {what}. Only tensors and plain containers are read; anything else could run code"
+        raise no_weights(path, why) from error
     except Exception as error:  # torch raises many kinds for damaged files
-        raise ValueError(
-            f"{path} cannot be read as weights: it is truncated, damaged or another kind of file ({first_line(error)})"
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise no_weights(path, f"it is truncated, damaged or another kind of file ({first_line(error)})") from error
 
 
 def file_of(path: str | Path) -> Path:
@@ -152,9 +140,7 @@ def about(path: str | Path) -> dict:
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError, RecursionError, OverflowError, zipfile.BadZipFile, struct.error, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be read as weights: it is truncated or damaged ({first_line(error)})"
-        ) from error
+        raise no_weights(path, f"it is truncated or damaged ({first_line(error)})") from error
     if found:
         return found
     folders = {"nnet.pth": ".", "nnet_ema.pth": ".", "best.pth": "last.ckpt"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from libs.build import flat
+from libs.build import flat, listed
 from libs.checkpoints.files import about, file_of, read, shorten, whole
 from libs.checkpoints.infer import ASSUMED, experiment, settings_of
 from libs.checkpoints.layouts import ESTIMATOR, HEADS, complete, kind, to_ours
@@ -112,7 +112,7 @@ def check_config(path: str | Path, config: ConfigDict) -> None:
     differ = [
         key
         for key, value in theirs.items()
-        if key in ours and key not in FREE and plain(ours[key]) != plain(value) and value is not None
+        if key in ours and key not in FREE and listed(ours[key]) != listed(value) and value is not None
     ]
     if differ:
         lines = [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]
@@ -125,10 +125,6 @@ def check_config(path: str | Path, config: ConfigDict) -> None:
                 ]
             )
         )
-
-
-def plain(value):
-    return list(value) if isinstance(value, tuple | list) else value
 
 
 def check_beside(path: Path, model: EarlyExitModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -221,3 +222,27 @@ def one_optimizer(saved: dict) -> dict:
         states |= {first + i: part["state"][i] | {"use_muon": use_muon} for i in sorted(part["state"])}
         groups.append({**part["param_groups"][0], "params": list(range(first, len(states)))})
     return {"state": states, "param_groups": groups}
+
+
+def truncate_log(path: Path, state: TrainState) -> None:
+    """Drop what a killed run logged after its last checkpoint, so that no step and no look stand in the log twice.
+
+    Raises:
+        ValueError: a line is none of a training log; nothing is dropped then.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for number, line in enumerate(files.read_text(path, "the run's log").splitlines(), 1):
+        if not line.endswith("}"):  # the last line of a killed run may be half a line
+            continue
+        try:
+            record = json.loads(line)
+            before, at = record["step"] < state.step, record["step"] == state.step
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number} is no line of a training log ({str(error)[:80]}): mend or remove it"
+            ) from None
+        if before or at and ("loss" in record or state.looked):
+            kept.append(line)
+    files.write_file(path, "".join(f"{line}\n" for line in kept))

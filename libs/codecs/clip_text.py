@@ -53,11 +53,6 @@ class ClipText:
         self.model = model.eval().requires_grad_(False).float().to(device)
         self.length, self.chunk, self.device = length, chunk, torch.device(device)
 
-    def to(self, device: torch.device | str) -> "ClipText":
-        self.model.to(device)
-        self.device = torch.device(device)
-        return self
-
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """n prompts ("" is the null prompt of guidance) -> contexts (n, length, width) float32, where the model is."""

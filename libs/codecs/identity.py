@@ -5,17 +5,13 @@ from torch import Tensor
 
 
 class Identity:
-    """The codec of pixel models. `sample` and `encode` take noise only because latent codecs need it."""
+    """The codec of pixel models. `sample` takes noise only because latent codecs need it."""
 
     draws = False  # `sample` needs no noise
 
     def sample(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """What a data set yields -> x0; both are the image (B, C, H, W) in [-1, 1]."""
         return stored
-
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images -> x0; both are (B, C, H, W) in [-1, 1]."""
-        return images
 
     def decode(self, x0: Tensor) -> Tensor:
         """(B, C, H, W), about [-1, 1] -> (B, C, H, W) uint8 on the same device."""

@@ -132,10 +132,6 @@ class KL:
         mean, logvar = moments.float().chunk(2, dim=1)  # (B, 4, h, w) each
         return self.scale * (mean + (logvar.clamp(-30, 20) / 2).exp() * noise)
 
-    def encode(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Images -> x0: (B, 3, H, W) in [-1, 1] and standard normal noise (B, 4, h, w) -> z (B, 4, h, w) float32."""
-        return self.sample(self.moments(images), noise)
-
     def decode(self, x0: Tensor) -> Tensor:
         """z (B, 4, h, w) -> images (B, 3, H, W) uint8 on the network's device."""
         return to_uint8(self.reconstruct(x0))

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import torch
@@ -57,7 +58,7 @@ def batches(
     if dataset.threads and workers:
         return _read_ahead(dataset, rows, workers)
     item_bytes = batch_size // world * math.prod(dataset.shape) * 4
-    return read_in_workers(_Gather(dataset), rows, workers, item_bytes=item_bytes, seed=seed)
+    return read_in_workers(partial(_gather, dataset), rows, workers, item_bytes=item_bytes, seed=seed)
 
 
 class Order:
@@ -113,11 +114,6 @@ def _read_ahead(dataset: Dataset, rows: Iterator[tuple[Tensor, ...]], workers: i
             ahead.append(pool.submit(read, row))
 
 
-class _Gather:
+def _gather(dataset: Dataset, row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The batch made of the given columns of `Order`."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __call__(self, row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return tuple(self.dataset.gather(*row))
+    return tuple(dataset.gather(*row))

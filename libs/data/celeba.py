@@ -11,7 +11,8 @@ from libs.data.dataset import Dataset
 from libs.data.images import read_image, to_tensor
 from libs.data.storage import read_file
 
-CROP = (25, 57, 153, 185)  # left, top, right, bottom: 128 x 128 around the face (Song et al.; U-ViT)
+# left, top, right, bottom: 128 x 128 around the face of an aligned 178 x 218 image (Song et al.; U-ViT)
+CROP = (25, 57, 153, 185)
 
 
 class CelebA(Dataset):
@@ -52,9 +53,5 @@ class CelebA(Dataset):
 
     def pixels(self, index: int) -> Tensor:
         path = os.path.join(self.folder, self.names[index].decode())
-        return to_tensor(crop_face(read_image(read_file(path), path), self.shape[-1]))
-
-
-def crop_face(image: Image.Image, resolution: int) -> Image.Image:
-    """Rows 57..185 and columns 25..153 of an aligned 178 x 218 image, resized (bilinear) to `resolution`."""
-    return image.crop(CROP).resize((resolution, resolution), Image.Resampling.BILINEAR)
+        face = read_image(read_file(path), path).crop(CROP)
+        return to_tensor(face.resize(self.shape[1:], Image.Resampling.BILINEAR))

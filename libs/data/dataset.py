@@ -1,6 +1,7 @@
 """What a data set is: images by index, as bytes for statistics and in [-1, 1] for training."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -44,23 +45,21 @@ class Dataset(ABC):
     def pixels(self, index: int) -> Tensor:
         """Image `index` as (C, H, W) uint8, never mirrored."""
 
-    def get(self, index: int, flip: bool) -> tuple[Tensor, int]:
-        """Image `index` as (C, H, W) float32 in [-1, 1], mirrored left to right if `flip`, and its label (or -1)."""
-        x, labels = self.gather(torch.tensor([index]), torch.tensor([flip]))
-        return x[0], int(labels[0])
+    def stack(self, rows: Iterable[int]) -> Tensor:
+        """The images `rows` as (n, C, H, W) uint8, never mirrored."""
+        return torch.stack([self.pixels(i) for i in rows])
 
     def gather(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
         """Many images at once.
 
         Args:
             indices: (b,) int64.
-            flips: (b,) bool.
+            flips: (b,) bool: which of them to mirror left to right.
 
         Returns:
-            (b, C, H, W) float32 in [-1, 1] and (b,) int64 labels.
+            (b, C, H, W) float32 in [-1, 1] and (b,) int64 labels, -1 for none.
         """
-        x = torch.stack([self.pixels(i) for i in indices.tolist()])
-        return mirrored(in_unit_range(x), flips), self.labels[indices]
+        return mirrored(in_unit_range(self.stack(indices.tolist())), flips), self.labels[indices]
 
 
 class InMemory(Dataset):

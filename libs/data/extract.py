@@ -23,7 +23,7 @@ from libs.data.features_npy import Npy
 from libs.data.npy import object_array, plain_array
 from libs.data.shards import Sharded, make_index
 from libs.data.workers import read_in_workers
-from libs.files import atomic_write, read_json, remove_parts, write_json
+from libs.files import read_json, remove_parts, write_file, write_json
 from libs.run import Run
 
 
@@ -70,7 +70,7 @@ def extract(
     run.say(f"{len(data)} images in {len(shards)} shards, {len(shards) - len(todo)} of which are done already")
 
     batches = [batch for _, rows in mine for batch in chunks(rows, batch_size)]
-    read = read_in_workers(PixelBatches(data), batches, workers, item_bytes=batch_size * data.shape[-1] ** 2 * 3)
+    read = read_in_workers(data.stack, batches, workers, item_bytes=batch_size * data.shape[-1] ** 2 * 3)
     with tqdm(total=sum(map(len, batches)), unit="image", disable=not run.is_main, file=sys.stderr) as bar:
         for number, rows in mine:
             moments, contexts = [], []
@@ -152,8 +152,7 @@ def finish(out: Path, number: int, files: Iterator[tuple[str, bytes]]) -> None:
     """Write the files of a shard, then its record."""
     digest, count, size = hashlib.sha256(), 0, 0
     for name, content in files:
-        with atomic_write(out / name, sync=False) as file:
-            file.write(content)
+        write_file(out / name, content, sync=False)
         digest.update(content)
         count, size = count + 1, size + len(content)
     os.sync()  # once for all files: U-ViT's layout has hundreds in a shard
@@ -185,7 +184,7 @@ def verify(out: Path, shards: dict[int, Sequence[str]]) -> None:
 def write_index(out: Path, data: Dataset, plan: dict, shards, done, codec, text) -> None:
     """labels.npy and index.json, after which the data sets of `libs.data.features` accept the folder."""
     if not text:
-        write_bytes(out / "labels.npy", plain_array(data.labels.numpy().astype("<i4")))
+        write_file(out / "labels.npy", plain_array(data.labels.numpy().astype("<i4")))
     side = data.shape[-1] // codec.factor
     index = make_index(
         n=len(data),
@@ -207,7 +206,7 @@ def write_index(out: Path, data: Dataset, plan: dict, shards, done, codec, text)
 
 def write_empty(text, out: Path) -> dict:
     """The context of the empty prompt, empty_context.npy; returns the summary."""
-    write_bytes(out / "empty_context.npy", plain_array(text.encode([""])[0].cpu().numpy()))
+    write_file(out / "empty_context.npy", plain_array(text.encode([""])[0].cpu().numpy()))
     return {"out": str(out / "empty_context.npy")}
 
 
@@ -223,27 +222,12 @@ def write_prompts(text, prompts: Sequence[str], out: Path) -> dict:
     if others:
         raise ValueError(f"{folder} holds files of more prompts than these {len(prompts)} (such as {others[0]}).")
     for i, (prompt, context) in enumerate(zip(prompts, text.encode(prompts).cpu().numpy(), strict=True)):
-        write_bytes(folder / f"{i}.npy", object_array([prompt, context]))
+        write_file(folder / f"{i}.npy", object_array([prompt, context]))
     return {"out": str(folder), "prompts": len(prompts)}
-
-
-class PixelBatches:
-    """(b, 3, R, R) uint8 of a range of images."""
-
-    def __init__(self, data: Dataset):
-        self.data = data
-
-    def __call__(self, rows: range) -> Tensor:
-        return torch.stack([self.data.pixels(i) for i in rows])
 
 
 def record(out: Path, number: int) -> Path:
     return out / ".extract" / f"{number:05d}.json"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def chunks(rows: range, size: int) -> list[range]:

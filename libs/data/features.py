@@ -118,11 +118,6 @@ class LatentShards(Dataset):
         """Moments (b, 8, h, w) in the stored type, of the mirror image where flips (b,) is set; labels (b,) int64."""
         return self.moments(indices, flips), self.labels[indices]
 
-    def get(self, index: int, flip: bool) -> tuple[Tensor, int]:
-        """Moments (8, h, w) float32 and the label of one image."""
-        moments, label = super().get(index, flip)
-        return moments.float(), label
-
     def pixels(self, index: int) -> Tensor:
         raise no_pixels(self.path)
 
@@ -171,11 +166,6 @@ class CaptionShards(LatentShards):
             shard, first, end = self._captions(index)
             rows.append(shard.read("contexts", first + picked(draw, end - first)))
         return self.moments(indices, flips), stacked(rows, self.index["dtype"], self.context_shape)
-
-    def get(self, index: int, flip: bool, draw: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Moments (8, h, w) and the context (tokens, width) of one caption of image `index`, float32."""
-        moments, contexts = self.gather(torch.tensor([index]), torch.tensor([flip]), torch.tensor([draw]))
-        return moments[0].float(), contexts[0].float()
 
     def empty(self) -> Tensor:
         """The context (tokens, width) float32 of the empty prompt."""

@@ -157,11 +157,6 @@ class CaptionFiles(Dataset):
         contexts = np.stack([self._load(f"{i}_{k}", self.context_shape) for i, k in pairs])
         return torch.from_numpy(moments.astype(np.float32)), torch.from_numpy(contexts.astype(np.float32))
 
-    def get(self, index: int, flip: bool, draw: float = 0.0) -> tuple[Tensor, Tensor]:
-        """As `CaptionShards.get`."""
-        moments, contexts = self.gather(torch.tensor([index]), torch.tensor([flip]), torch.tensor([draw]))
-        return moments[0], contexts[0]
-
     def empty(self) -> Tensor:
         """As `CaptionShards.empty`."""
         return empty_context(os.path.dirname(self.path))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from libs.build import check_ranges
-from libs.evaluation import records, timing
+from libs.evaluation import records
 from libs.evaluation.measure import Bench, FullDepth, measure_point
 from libs.evaluation.sweep import Point, points
+from libs.evaluation.timing import time_in_turn, timing_job
 from libs.evaluation.uncertainty_maps import save_uncertainty_maps
 from libs.files import remove_parts
 from libs.regimes import Regime
@@ -45,7 +46,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     ]
     lines: list[dict] = []
     if run.is_main:
-        seconds = timing.time_points(todo, run)
+        seconds = time_in_turn([timing_job(point) for point in todo], config.eval.timing_runs, run)
         machine = describe_machine() | {"weights": records.weights_hash(config)}
         lines = [records.record(p, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
         records.recommend(lines, config.eval.tolerance)

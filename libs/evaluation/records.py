@@ -15,7 +15,7 @@ from pathlib import Path
 from libs import checkpoints
 from libs.evaluation.families import BASELINES
 from libs.evaluation.sweep import Point
-from libs.files import atomic_write
+from libs.files import sha256, write_file
 from libs.metrics.cost import CONVENTION
 from libs.run import Run
 
@@ -39,8 +39,7 @@ def file_hash(path: str | Path) -> str:
 @cache
 def hash_once(path: str, changed: int, size: int) -> str:
     """Weights are large, and every point asks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 def image_settings(point: Point) -> dict:
@@ -164,8 +163,7 @@ def summary_lines(records: list[dict]) -> str:
 
 def write(records: list[dict], run: Run) -> None:
     """results.jsonl."""
-    with atomic_write(run.dir / "results.jsonl", "w") as file:
-        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
+    write_file(run.dir / "results.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in records))
 
 
 def save_training_config(config, run: Run) -> None:

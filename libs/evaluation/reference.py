@@ -36,14 +36,11 @@ def real_images(config, regime: Regime) -> Dataset:
 
 def fingerprint(images: Dataset, extractor: Extractor, n: int = 64) -> str:
     """Tells images apart, wherever they lie, by their number and the pixels of up to `n` of them, and the features."""
-    digest = hashlib.sha256(json.dumps([len(images), *identity(extractor)]).encode())
+    features = extractor.name, extractor.preprocessing, extractor.resolution
+    digest = hashlib.sha256(json.dumps([len(images), *features]).encode())
     for i in np.unique(np.linspace(0, len(images) - 1, n).round().astype(int)).tolist():
         digest.update(images.pixels(i).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def identity(extractor: Extractor) -> tuple:
-    return extractor.name, extractor.preprocessing, extractor.resolution
 
 
 def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> Statistics:
@@ -70,7 +67,7 @@ def make_reference(images: Dataset, extractor: Extractor, key: str, run: Run) ->
     stride = -(-n // HALVES)
     chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)][run.rank :: run.world]
     for chunk in say_progress(chunks, len(chunks), "reference", run):
-        features = features_of(extractor, [torch.stack([images.pixels(i) for i in chunk])])
+        features = features_of(extractor, [images.stack(chunk)])
         moments.add(torch.from_numpy(features))
         kept.append((chunk.start, features[[i % stride == 0 for i in chunk]]))
     statistics = moments.statistics(extractor, run)
@@ -93,7 +90,7 @@ def real_features(config, regime: Regime, run: Run, extractor: Extractor) -> np.
     run.say(f"{extractor.name}: features of {min(MOST, len(images))} of {len(images)} real images")
     index = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int).tolist()
     chunks = (index[i : i + 64] for i in range(0, len(index), 64))
-    return features_of(extractor, (torch.stack([images.pixels(i) for i in chunk]) for chunk in chunks))
+    return features_of(extractor, map(images.stack, chunks))
 
 
 def more_metrics(config, regime: Regime, extractor: Extractor, run: Run) -> Callable[[int], list]:

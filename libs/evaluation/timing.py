@@ -20,13 +20,8 @@ from libs.sampling.inflight import BATCHES as IN_FLIGHT
 from libs.sampling.sampler import Sampler
 
 
-def time_points(todo: Sequence[Point], run: Run) -> list[list[float]]:
-    """Seconds per image of every point, `eval.timing_runs` times, in this process alone."""
-    return time_in_turn([timing_job(point) for point in todo], todo[0].sampler.config.eval.timing_runs, run)
-
-
 def timing_job(point: Point) -> Callable[[], float]:
-    """Generates a batch of `eval.timing_batch` images; returns the seconds per image.
+    """Generates a batch of `eval.timing_batch` images, in this process alone; returns the seconds per image.
 
     With `sample.inflight`, which is for more images than a batch, it is as many batches as are on their way at once.
     """

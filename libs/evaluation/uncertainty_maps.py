@@ -24,8 +24,7 @@ def save_uncertainty_maps(sampler: Sampler, path: Path, seed: int, n: int = 4, t
     wanted = set(np.linspace(0, plan.nfe - 1, times).round().astype(int).tolist())
     rows: dict[str, list] = {"t": [], "u": [], "error": [], "x0": []}
     ids = np.arange(n)
-    cond = regime.conditions.for_ids(seed, ids)
-    cond = None if cond is None else cond.to(device)
+    cond = sampler.run.put(regime.conditions.for_ids(seed, ids))
     calls = 0
 
     def eps_fn(x, t):

@@ -1,34 +1,8 @@
 """Exit policies, and the executor that applies them.
 
-To add a policy: a file in this folder with one frozen dataclass, and a line for it in `EXIT_POLICIES` below. The
-setting (`--config.exit.name=mine --config.exit.mine.slack=0.01`), sweeps, costs and the contract tests follow.
-
-```python
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-
-from libs.exits.policy import ExitPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mine(ExitPolicy):
-    "Leave when the estimate stopped falling."
-
-    slack: float = 0.0
-    reads: ClassVar = frozenset({"u"})
-
-    def start(self, n_rows, depth, t):  # once per network call; t (n_rows,) in [0, 1]
-        last = torch.full((n_rows,), torch.inf)
-
-        def decide(look):  # look.k, look.rows, look.u: the rows still running
-            stop = look.u > last.to(look.u)[look.rows] - self.slack
-            last[look.rows.cpu()] = look.u.cpu()
-            return stop  # (b,) bool
-
-        return decide
-```
+To add a policy: a file in this folder with one frozen dataclass, and a line for it in `EXIT_POLICIES` below; README.md
+has an example. The setting (`--config.exit.name=mine --config.exit.mine.slack=0.01`), sweeps, costs and the contract
+tests follow.
 """
 
 from __future__ import annotations

@@ -185,9 +185,6 @@ class Reuse(Full):
         at_least_one("exit.reuse.every", self.every)
         nothing_asked("reuse", self.at)
 
-    def paired(self, pair):
-        return self
-
 
 class CacheCalls(Calls):
     """Calls that run only the outermost layers read the tokens which the deep ones gave last."""
@@ -232,9 +229,6 @@ class Cache(Full):
             raise ValueError(
                 f"exit.cache.layers is {self.layers}; each half of this network has {model.depth // 2} layers"
             )
-
-    def paired(self, pair):
-        return self
 
 
 def at_least_one(setting: str, value: int) -> None:

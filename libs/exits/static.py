@@ -36,6 +36,9 @@ class Full(ExitPolicy):
     def start(self, n_rows, depth, t):
         return lambda look: False
 
+    def paired(self, pair):
+        return self  # no row leaves on its own
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(ExitPolicy):

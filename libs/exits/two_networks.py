@@ -82,9 +82,6 @@ class Duo(Full):
                 f"{self.config.pred}; the deep network predicts {pred}, and both need the same process"
             )
 
-    def paired(self, pair):
-        return self
-
 
 def of_time(process: Process) -> tuple[Callable[[Tensor], Tensor], ...]:
     return process.alpha, process.sigma, process.network_time

@@ -6,31 +6,18 @@ reduces over processes. Positional arguments are what a run provides, keyword-on
     RBFMMD(extractor, real)                 mmd_<extractor>
     PrecisionRecall(extractor, real)        precision_<extractor>, recall_<extractor>
     Paired(baseline)                        psnr, ssim
-    ExitStatistics()                        mean_depth, depth_std, exit_share_<k>
 """
 
-from libs.metrics.exits import ExitStatistics
 from libs.metrics.extractors import EXTRACTORS, build_extractor, features_of
 from libs.metrics.frechet import Frechet, Moments, Statistics, frechet_distance, real_halves
 from libs.metrics.kernel import KID, RBFMMD
 from libs.metrics.paired import Paired
 from libs.metrics.prc import PrecisionRecall
 
-METRICS = {
-    "frechet": Frechet,
-    "kid": KID,
-    "rbf_mmd": RBFMMD,
-    "precision_recall": PrecisionRecall,
-    "paired": Paired,
-    "exits": ExitStatistics,
-}
-
 __all__ = [
     "EXTRACTORS",
-    "METRICS",
     "KID",
     "RBFMMD",
-    "ExitStatistics",
     "Frechet",
     "Moments",
     "Paired",

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from libs.files import sha256
 from libs.metrics.networks import ASSETS, TIMM_NAMES, is_timm, load_inception, load_timm
 from libs.run import Run
 from libs.sampling.images import Images
@@ -37,6 +38,7 @@ class Extractor:
     name: str
     n_features: int
     preprocessing: str  # what happens to the pixels, and with which weights: part of a reference's identity
+    resizing = "not resized"  # what the network does to an image's size, for people
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
         self.shape, self.device = tuple(shape), torch.device(device)
@@ -46,11 +48,6 @@ class Extractor:
     def resolution(self) -> str:
         """The shape as written in reference files, for example "3x32x32"."""
         return "x".join(map(str, self.shape))
-
-    @property
-    def resolution_note(self) -> str:
-        """What a reader of a table must know about image sizes."""
-        return f"{self.resolution}, not resized"
 
     def features(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) uint8 on `device` -> (n, n_features)."""
@@ -156,6 +153,7 @@ class Inception(Extractor):
 
     n_features = 2048
     preprocessing = "pytorch-fid Inception: uint8 / 255, bilinear to 299x299, scaled to [-1, 1]; grey repeated to RGB"
+    resizing = "resized to 299x299 by the network"
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
         super().__init__(shape, device)
@@ -165,10 +163,6 @@ class Inception(Extractor):
         digest = sha256(path)[:8]
         self.name = "inception" if INCEPTION_FILE.endswith(f"-{digest}.pth") else f"inception_{digest}"
         self.net = load_inception(path).to(self.device)
-
-    @property
-    def resolution_note(self) -> str:
-        return f"{self.resolution}, resized to 299x299 by the network"
 
     def features(self, pixels: Tensor) -> Tensor:
         x = (pixels / 255.0).expand(-1, 3, -1, -1)  # (n, 3, H, W)
@@ -196,15 +190,12 @@ class Timm(Extractor):
         self.name = name.replace(".", "_") + (f"_{digest}" if given else "")
         self.mode = config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic"
         self.size, self.mean, self.std = config["input_size"][-1], config["mean"], config["std"]
+        self.resizing = f"resized to {self.size}x{self.size} for the network"
         self.preprocessing = (
             f"timm {name}, weights {digest}: uint8 / 255, {self.mode} with antialiasing to {self.size}x{self.size}, "
             f"mean {self.mean}, deviation {self.std}; grey repeated to RGB"
         )
         self.n_features = self(torch.zeros(1, *self.shape, dtype=torch.uint8)).shape[1]
-
-    @property
-    def resolution_note(self) -> str:
-        return f"{self.resolution}, resized to {self.size}x{self.size} for the network"
 
     def features(self, pixels: Tensor) -> Tensor:
         return torch.cat([self._pass(part) for part in pixels.split(self.CHUNK)])
@@ -231,12 +222,9 @@ class ClipVision(Extractor):
         self.net = load_clip(CLIP_336, "clip_336").to(self.device)
         vision = self.net.config.vision_config
         self.n_features, self.size = self.net.config.projection_dim, vision.image_size
+        self.resizing = f"resized to {self.size}x{self.size} for the network"
         released = (vision.hidden_size, vision.patch_size, vision.image_size) == (1024, 14, 336)
         self.name = "clip_vit_l14_336" if released else f"clip_{state_hash(self.net)[:8]}"
-
-    @property
-    def resolution_note(self) -> str:
-        return f"{self.resolution}, resized to {self.size}x{self.size} for the network"
 
     def features(self, pixels: Tensor) -> Tensor:
         no_text = torch.zeros(1, 1, dtype=torch.long, device=self.device)  # the one way in that all versions have
@@ -303,12 +291,6 @@ def inception_path() -> Path:
     )
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 EXTRACTORS = {"digits_cnn": DigitsCNN, "pixels": Pixels, "inception": Inception, "clip_vit_l14_336": ClipVision}
 
 
@@ -339,7 +321,7 @@ class FeatureBank:
 
     Args:
         extractor: gives the features.
-        real: (m, F) features of real images, from `extract`.
+        real: (m, F) features of real images, from `features_of`.
     """
 
     def __init__(self, extractor: Extractor, real: np.ndarray):

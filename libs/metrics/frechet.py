@@ -154,7 +154,7 @@ def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10,
     that number grows.
 
     Args:
-        features: (n, F) of real images, from `extract`.
+        features: (n, F) of real images, from `features_of`.
         splits: number of random splits averaged.
         seed: of the splits.
     """

@@ -21,6 +21,7 @@ from libs.models.uvit import (
     PatchEmbed,
     check_multiples,
     check_one_of,
+    linear_weights,
     time_embedding,
     unpatchify,
 )
@@ -194,12 +195,8 @@ class DiT(Backbone):
 
     def macs(self, own: bool = False) -> Macs:
         d, n, block = self.embed_dim, self.n_patches, self.blocks[0]
-        per_patch = sum(m.weight.numel() for part in (block.attn, block.mlp) for m in part.modules() if is_linear(m))
+        per_patch = linear_weights(block.attn) + linear_weights(block.mlp)
         layer = n * per_patch + 2 * n * n * d + 6 * d * d  # linear maps; Q K^T and A V; modulation
         embed = n * self.x_embedder.proj.weight.numel() + SINUSOID * d + d * d
         head = n * self.final_layer.linear.weight.numel() + 2 * d * d
         return Macs(embed=embed, layers=(layer,) * self.depth, head=(head,) * (self.depth + 1))
-
-
-def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)

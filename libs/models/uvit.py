@@ -63,6 +63,11 @@ def check_multiples(**settings: tuple[int, str, int]) -> None:
             raise ValueError(f"nnet.{name} {value} is not a multiple of nnet.{other} {unit}")
 
 
+def linear_weights(module: nn.Module) -> int:
+    """Numbers in the weights of all linear maps inside: their MACs for one token."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, backend: str):
         super().__init__()
@@ -280,9 +285,8 @@ class UViT(Backbone):
 
     def new_head(self, k: int) -> Head:
         head = Head(self.embed_dim, self.patch_size, self.channels, isinstance(self.final_layer, nn.Conv2d))
-        head.norm.load_state_dict(self.norm.state_dict())
-        head.decoder_pred.load_state_dict(self.decoder_pred.state_dict())
-        head.final_layer.load_state_dict(self.final_layer.state_dict())
+        for name, part in head.named_children():
+            part.load_state_dict(getattr(self, name).state_dict())
         return head
 
     def tokens(self, k: int) -> Tokens:
@@ -291,14 +295,10 @@ class UViT(Backbone):
     def macs(self, own: bool = False) -> Macs:
         d, n = self.embed_dim, self.n_patches
         length = n + self.extras
-        attn, mlp = (
-            length * sum(m.weight.numel() for m in part.modules() if isinstance(m, nn.Linear))
-            for part in (self.mid_block.attn, self.mid_block.mlp)
-        )
+        attn, mlp = (length * linear_weights(part) for part in (self.mid_block.attn, self.mid_block.mlp))
         attn += 2 * length * length * d  # Q K^T and A V
         block = attn + mlp
-        embed = n * self.patch_embed.proj.weight.numel()
-        embed += sum(m.weight.numel() for m in self.time_embed.modules() if isinstance(m, nn.Linear))
+        embed = n * self.patch_embed.proj.weight.numel() + linear_weights(self.time_embed)
         if self.context_shape:
             embed += self.context_shape[0] * self.context_embed.weight.numel()
         head = n * self.decoder_pred.weight.numel()

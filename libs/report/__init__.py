@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libs.files import atomic_write, write_json
+from libs.files import write_file, write_json
 from libs.report.entries import Entry, change, entries, speedup
 from libs.report.page import render
 from libs.report.read import Evaluation, Result, read
@@ -30,7 +30,7 @@ from libs.report.verdict import (
     worth_of_looking,
 )
 
-__all__ = ["Entry", "Evaluation", "Result", "Report", "entries", "headline", "load", "read", "write"]
+__all__ = ["Entry", "Evaluation", "Result", "Report", "entries", "headline", "load", "read"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Report:
         """Write the page, complete or not at all."""
         html = render(self.evaluations, self.entries, self.notes, self.tolerance)
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output, "w") as file:
-            file.write(html)
+        write_file(output, html)
         return Path(output)
 
     def write_numbers(self, output: str | Path) -> None:
@@ -97,11 +96,6 @@ def load(directories: Sequence[str | Path], names: Sequence[str | None] | None =
     found, notes = entries(evaluations, names or [None] * len(evaluations))
     tolerance = evaluations[0].tolerance
     return Report(evaluations, found, notes, TOLERANCE if tolerance is None else tolerance)
-
-
-def write(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Write the page on evaluation directories, by default to `<first>/report.html`; returns its path."""
-    return load(directories).write(output or Path(directories[0]) / "report.html")
 
 
 def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:

@@ -78,15 +78,12 @@ class Chart:
     names: tuple[str, str] = ("", "")
 
 
-def axes(
-    xs: Sequence[float], ys: Sequence[float], from_zero: bool = True, log: bool | None = None
-) -> tuple[Axis, Axis]:
+def axes(xs: Sequence[float], ys: Sequence[float], log: bool | None = None) -> tuple[Axis, Axis]:
     low, high = min(ys), max(ys)
     log = low > 0 and high > 4 * low if log is None else log and low > 0
     pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     span = (0.85 * low, 1.2 * high) if log else (low - pad, high + pad)
-    x = Axis(0.0 if from_zero else min(xs), max(xs) * (1.04 if from_zero else 1.0) or 1.0, LEFT, WIDTH - RIGHT)
-    return x, Axis(*span, HEIGHT - BOTTOM, TOP, log)
+    return Axis(0.0, max(xs) * 1.04 or 1.0, LEFT, WIDTH - RIGHT), Axis(*span, HEIGHT - BOTTOM, TOP, log)
 
 
 def polyline(at: Sequence[tuple[float, float]]) -> str:
@@ -163,11 +160,9 @@ def training(rows: Sequence[dict[str, float]]) -> list[Chart]:
 def curve(rows: Sequence[dict[str, float]], key: str, most: int = 200) -> np.ndarray:
     """(n, 2) steps and finite values, averaged over consecutive lines where there are more than `most`."""
     pairs = np.array([(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])])
-    return (
-        np.array([chunk.mean(axis=0) for chunk in np.array_split(pairs, min(most, len(pairs)))])
-        if len(pairs)
-        else pairs
-    )
+    if not len(pairs):
+        return pairs
+    return np.array([chunk.mean(axis=0) for chunk in np.array_split(pairs, min(most, len(pairs)))])
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------

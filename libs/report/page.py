@@ -60,7 +60,7 @@ def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: S
     several = len({entry.model for entry in entries}) > 1
     full = full_depth(entries)
     places = {evaluation.dir: evaluation for evaluation in evaluations}
-    shown = slides(entries, places, said.chosen, several)
+    shown = slides(entries, places, said.chosen)
     return (
         templates()
         .get_template("page.html.j2")
@@ -136,9 +136,7 @@ class Slide:
     cost: float
 
 
-def slides(
-    entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None, several: bool
-) -> list[Slide]:
+def slides(entries: Sequence[Entry], places: dict[Path, Evaluation], chosen: Entry | None) -> list[Slide]:
     """The points of the reference's model that have images or exits, cheap ones first."""
     full = full_depth(entries)
     model = entries[0].model if full is None else full.model

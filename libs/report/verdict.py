@@ -130,7 +130,6 @@ class Claim:
     tone: str
     sentences: tuple[str, ...]
     chosen: Entry | None = None
-    rival: Entry | None = None
 
 
 def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
@@ -152,17 +151,16 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     name = chosen.name(several)
     first = f"{name[0].upper()}{name[1:]} {costs(chosen, base)} {calls(base, several)}; its {word} changes by "
     first += f"{signed(change(chosen, base))}."
-    rival = rival_of(chosen, entries)
-    tone, second = against_rival(chosen, rival, base, entries, several)
+    tone, second = against_rival(chosen, rival_of(chosen, entries), base, entries, several)
     simpler = simpler_than(chosen, entries)
     if simpler is None or not as_fast(simpler, chosen):
-        return Claim(tone, (first, second), chosen, rival)
+        return Claim(tone, (first, second), chosen)
     name = simpler.name(several)
     warning = (
         f"{name[0].upper()}{name[1:]} does as well: it {costs(simpler, chosen)} the recommended point, its {word} "
     )
     warning += f"differs by {signed(change(simpler, chosen))}."
-    return Claim("bad" if tone == "bad" else "even", (warning, first, second), chosen, rival)
+    return Claim("bad" if tone == "bad" else "even", (warning, first, second), chosen)
 
 
 def as_fast(a: Entry, b: Entry) -> bool:

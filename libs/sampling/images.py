@@ -62,9 +62,14 @@ class Images:
         return cls(pixels, ids, labels, Trace.concatenate(part.trace for part in parts))
 
 
-def save_grid(path: str | Path, pixels: Tensor, columns: int = 8, scale: int = 0) -> None:
-    """Tile (n, C, H, W) uint8 into one PNG, enlarged `scale` times (0: small images become about 48 pixels wide)."""
-    scale = scale or max(1, 48 // pixels.shape[-1])
+def labels_of(cond: Tensor | None) -> np.ndarray | None:
+    """Conditions (n,) are classes; texts (n, tokens, width) are none."""
+    return None if cond is None or cond.dim() > 1 else cond.numpy()
+
+
+def save_grid(path: str | Path, pixels: Tensor, columns: int = 8) -> None:
+    """Tile (n, C, H, W) uint8 into one PNG; small images become about 48 pixels wide."""
+    scale = max(1, 48 // pixels.shape[-1])
     pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     grid = make_grid(pixels, nrow=columns, padding=max(1, scale // 2), pad_value=255)  # (3, H', W')
     save_png(path, grid)

@@ -21,8 +21,8 @@ from libs.exits import ExitPolicy, Look, Trace
 from libs.exits.threshold import Calibrated, Threshold
 from libs.models import EarlyExitModel
 from libs.models.backbone import Carry
-from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.images import Images
+from libs.sampling.denoiser import Guidance
+from libs.sampling.images import Images, labels_of
 from libs.sampling.plans import State, advance
 
 BATCHES = 4  # on their way at once: with fewer, rows find no company; more cost memory
@@ -79,8 +79,8 @@ class InFlight:
         model, regime, run, guidance = sampler.model, sampler.regime, sampler.run, sampler.guidance
         self.model, self.regime, self.plan, self.policy, self.guidance = model, regime, plan, policy, guidance
         self.seed, self.ids, self.run, self.precision = seed, ids, run, sampler.precision
-        cond, null = regime.conditions.for_ids(seed, ids[:1]), regime.conditions.null(1)
-        self.denoiser = Denoiser(model, regime.process, sampler.pred, policy, cond=cond, null=null, guidance=guidance)
+        cond = regime.conditions.for_ids(seed, ids[:1])
+        self.denoiser = sampler.denoiser(cond, policy)
         self.asked = frozenset(policy.asked(model.points))
         self.branches = 2 if self.denoiser.guided else 1
         self.batch_rows = self.branches * batch_size
@@ -115,8 +115,7 @@ class InFlight:
                 self.go_on()
             x = torch.stack([self.finished.pop(i) for i in wanted])
             pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
-        cond = self.regime.conditions.for_ids(self.seed, ids)
-        labels = None if cond is None or cond.dim() > 1 else cond.numpy()
+        labels = labels_of(self.regime.conditions.for_ids(self.seed, ids))
         calls = list(zip(self.plan.t.tolist(), self.used[:, :, start:stop], strict=True))
         forecast = (~self.plan.computed).nonzero().flatten().tolist()
         free = {row: np.zeros((self.branches, stop - start)) for row in forecast}

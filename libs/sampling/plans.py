@@ -127,17 +127,6 @@ class State:
         history, outputs = (tuple(h[index] for h in memory) for memory in (self.history, self.outputs))
         return State(self.x[index], self.anchor[index], history, self.row[rows], outputs)
 
-    @staticmethod
-    def cat(states: Sequence[State]) -> State:
-        """One batch of all samples, in order."""
-        return State(
-            torch.cat([s.x for s in states]),
-            torch.cat([s.anchor for s in states]),
-            tuple(torch.cat(h) for h in zip(*(s.history for s in states), strict=True)),
-            torch.cat([s.row for s in states]),
-            tuple(torch.cat(v) for v in zip(*(s.outputs for s in states), strict=True)),
-        )
-
 
 def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> State:
     """One row further for every sample: eps (B, C, H, W) predicted at (state.x, plan.t[state.row]), noise z alike.

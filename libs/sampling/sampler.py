@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
@@ -22,7 +23,7 @@ from libs.regimes import Labels, Regime
 from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.generate import make_plan
-from libs.sampling.images import Images
+from libs.sampling.images import Images, labels_of
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import Plan, sample
 from libs.sampling.stored import all_beside, beside, plan_of
@@ -239,6 +240,19 @@ class Sampler:
         with self.model.weights_in(self.run.half), self.run.autocast():
             yield
 
+    def denoiser(
+        self,
+        cond: Tensor | None,
+        policy: ExitPolicy,
+        *,
+        n_calls: int | None = None,
+        make: Callable[..., Denoiser] = Denoiser,
+    ) -> Denoiser:
+        """What predicts eps for images with the conditions `cond` (n, ...) in one sampling of `n_calls` calls."""
+        null = None if cond is None else self.regime.conditions.null(len(cond))
+        options = dict(cond=self.run.put(cond), null=self.run.put(null), guidance=self.guidance, n_calls=n_calls)
+        return make(self.model, self.regime.process, self.pred, policy, **options)
+
     @torch.inference_mode()
     def batch(
         self,
@@ -250,19 +264,9 @@ class Sampler:
         make_denoiser: Callable[..., Denoiser] = Denoiser,
     ) -> Images:
         """The images `ids` (n,) as one batch, in this process."""
-        conditions = self.regime.conditions
         noise = rng.SeededNoise(seed, ids, self.regime.shape)
-        cond, null = conditions.for_ids(seed, ids), conditions.null(len(ids))
-        denoiser = make_denoiser(
-            self.model,
-            self.regime.process,
-            self.pred,
-            policy.bind(seed, ids),
-            cond=None if cond is None else self.run.put(cond),
-            null=None if null is None else self.run.put(null),
-            guidance=self.guidance,
-            n_calls=plan.nfe,
-        )
+        cond = self.regime.conditions.for_ids(seed, ids)
+        denoiser = self.denoiser(cond, policy.bind(seed, ids), n_calls=plan.nfe, make=make_denoiser)
         with self.precision():
             x = sample(plan, self.run.put(noise.draw()), denoiser, noise if plan.stochastic else None)
             pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
@@ -283,11 +287,6 @@ def load_model(config, run: Run) -> EarlyExitModel:
     model = build_model(config)
     run.say(checkpoints.load(model, config.nnet_path, full_depth=not config.eval.thresholds))
     return model.to(run.device).eval().requires_grad_(False)
-
-
-def labels_of(cond: torch.Tensor | None) -> np.ndarray | None:
-    """Conditions (n,) are classes; texts (n, tokens, width) are none."""
-    return None if cond is None or cond.dim() > 1 else cond.cpu().numpy()
 
 
 def split(ids: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -25,26 +25,26 @@ def plan_name(weights: str | Path, what: str) -> str:
     return f"{file.stem}-plan-{what}.json" if file.suffix == ".safetensors" else f"plan-{what}.json"
 
 
-def all_beside(weights: str | Path, unit: str = "budget") -> dict[float, Path]:
+def all_beside(weights: str | Path) -> dict[float, Path]:
     """The files of all budgets for which a plan lies beside the weights, ascending."""
     file, found = file_of(weights), {}
-    for path in file.parent.glob(plan_name(file, f"{unit}-*")):
-        if match := re.search(rf"plan-{unit}-([0-9.]+)\.json$", path.name):
+    for path in file.parent.glob(plan_name(file, "budget-*")):
+        if match := re.search(r"plan-budget-([0-9.]+)\.json$", path.name):
             found[float(match[1])] = path
     return dict(sorted(found.items()))
 
 
-def beside(weights: str | Path, budget: float, unit: str = "budget") -> Planned:
+def beside(weights: str | Path, budget: float) -> Planned:
     """The plan of `budget` that lies beside the weights.
 
     Raises:
         ValueError: there is none; the message lists those that are there.
     """
-    found = all_beside(weights, unit)
+    found = all_beside(weights)
     if budget not in found:
         there = ", ".join(f"{value:g}" for value in found) or "none"
         raise ValueError(
-            f"{unit} is {budget}; beside {weights} there are plans for: {there}. "
-            f"Make one with python -m scripts.calibrate --{unit}={budget}"
+            f"budget is {budget}; beside {weights} there are plans for: {there}. "
+            f"Make one with python -m scripts.calibrate --budget={budget}"
         )
     return Planned(path=str(found[budget]))
