@@ -283,5 +283,4 @@ def shrink(c: ConfigDict) -> None:
     c.train.update(n_steps=2, batch_size=8, log_interval=1, sample_interval=2, monitor_steps=3, eval_interval=0)
     c.sample.update(sample_steps=5, n_samples=8, mini_batch_size=8)
     c.eval.update(extractor="pixels", reference="", paired=8, timing_runs=1, timing_batch=4, fixed=(), fewer_steps=())
-    c.eval.metrics = ()
-    c.eval.sweep = ()
+    c.eval.update(metrics=(), sweep=(), thresholds=c.eval.thresholds[:1])

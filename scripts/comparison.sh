@@ -37,7 +37,7 @@ SMALL=(steps={4,5,6,8},grid=$FEW)                  # of the small network
 started=()
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 start() { # COMMAND...: in the background, as soon as fewer than JOBS run
-    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 1; done
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 0.1; done
     "$@" &
     started+=($!)
 }

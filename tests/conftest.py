@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets  # noqa: F401  this and torchvision, which the product loads late: once here, not in every fork
 import torch
+import torchvision.utils  # noqa: F401
 from absl import flags
 from accelerate.state import AcceleratorState
 

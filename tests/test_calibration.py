@@ -210,7 +210,7 @@ def test_dense_sampling_follows_what_is_picked(setup, scale):
     assert (perfect.pixels == full.pixels).all()
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", [BUDGETS[0], BUDGETS[-1]])
 def test_budgets_are_met_in_the_closed_loop(setup, budget):
     """Catches budgets that hold on the dense trajectories only, on noise seeds that were not learned from."""
     config, model, regime, run = setup
@@ -243,7 +243,7 @@ def test_calibration_knows_the_residual(setup):
 def test_quality_is_kept(setup):
     """Catches a quality limit that is read as a budget."""
     config, _, regime, run = setup
-    config.sample.update(sample_steps=10, n_samples=24)
+    config.sample.update(sample_steps=6, n_samples=24)
     losses = [
         calibrate(config, regime, run, budget=None, max_quality_loss=most, n_images=20, seed=7, n_bins=10)["schedule"]
         for most in (0.0, 1e9)

@@ -53,7 +53,7 @@ def test_train_evaluate_report(trained):
     """The README's steps: every point is measured, full depth is exact, the report holds every point."""
     checkpoint, out = trained / "last.ckpt", trained / "eval"
     flags = [f"--config={CONFIG}", f"--nnet_path={checkpoint}", f"--output_path={out}", *NETWORK, *SAMPLING]
-    finish(start("eval.py", *flags, "--exit_threshold=0.999,0.9", "--is_train=False"))
+    finished(trained / "log", "eval.py", *flags, "--exit_threshold=0.999,0.9", "--is_train=False")
     records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [r["family"] for r in records] == ["full", "threshold", "threshold", "fixed", "steps"]
     full, tight, loose, fixed, fewer = (r["metrics"] for r in records)
@@ -65,7 +65,7 @@ def test_train_evaluate_report(trained):
     before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/quality.json")}
     finished(trained / "log", "eval.py", *flags, "--exit_threshold=0.999,0.9")
     assert before == {path: path.stat().st_mtime_ns for path in before}, "finished points are not measured again"
-    line = json.loads(finish(start("-m", "scripts.report", str(out))).splitlines()[-1])
+    line = json.loads(finished(trained / "log-report", "-m", "scripts.report", str(out))[-1])
     page = Path(line["report"]).read_text()
     assert all(record["label"].split()[-1] in page for record in records)
 
@@ -170,7 +170,7 @@ def test_mistakes_end_in_one_clear_line(tmp_path, trained, capsys):
 @pytest.mark.slow
 def test_a_mistake_as_a_process():
     """The same through a real start: no traceback, one line, a failure code."""
-    process = start("train.py", f"--config={CONFIG}", "--config.train.batchsize=3")
+    process = start("eval.py", f"--config={CONFIG}", "--config.train.batchsize=3")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and err.splitlines() == [
         "error: --config.train.batchsize: there is no such setting; did you mean train.batch_size?"
@@ -178,9 +178,9 @@ def test_a_mistake_as_a_process():
 
 
 @pytest.mark.slow
-def test_help_names_every_flag():
+def test_help_names_every_flag(tmp_path):
     """Catches a --help without flags, or that ends as a failure."""
-    out = finish(start("eval.py", "--help"))
+    out = "\n".join(finished(tmp_path / "log", "eval.py", "--help"))
     assert all(f"--{name}" in out for name in ("config", "nnet_path", "output", "exit_threshold", "dry_run")), out
 
 
@@ -332,7 +332,8 @@ def test_comparison_script(scripts):
     assert len(sweeps) == 6 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
         read(entry)
-    asked = [a for call in calls if "scripts.calibrate" in call for a in call if a.startswith("--budget=")]
+    searched = [call for call in calls if "scripts.calibrate" in call and "--nodes=keep" not in call]
+    asked = [a for call in searched for a in call if a.startswith("--budget=")]
     fitted = [a.partition("=")[2] for call in calls if "scripts.fit_rivals" in call for a in call if "kind=" in a]
     assert sum(f"{kind}.path" in entry for kind in fitted[:2] for entry in sweeps[0]) == 2 and len(fitted) == 6
     plans = [[entry for entry in sweep if entry.startswith("plan=")] for sweep in sweeps[::2]]

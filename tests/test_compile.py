@@ -46,7 +46,7 @@ def test_exits_share_few_graphs(made):
     model, graphs = deepcopy(eager), Graphs()
     model.compile_blocks(backend=graphs)
     seen = set()
-    for n in (48, 31, 1, 20):
+    for n in (48, 1, 20):
         for certainty in (1.0, 0.5, 0.45):
             wanted, depth = call(eager, n, certainty)
             found, used = call(model, n, certainty)
@@ -95,4 +95,4 @@ def test_inductor_makes_the_same_images(precision):
 def test_a_u_net_is_refused():
     """Catches dozens of graphs, and a silent return to eager after the eighth."""
     with pytest.raises(ValueError, match="compile is True.*not for U-Nets"):
-        tiny_unet().compile_blocks()
+        tiny_unet(spread=False).compile_blocks()

@@ -22,7 +22,11 @@ def load(name: str, arg: str = ""):
     return importlib.import_module(f"configs.{name}").get_config(arg).lock()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# One experiment of each quick twin: some differ in sizes only, which the twin has not.
+TWINS = sorted({repr(load(name, "quick")): name for name in reversed(CONFIGS)}.values())
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_quick_twin(name, run):
     """Catches an experiment that cannot train, save, load, sample or be evaluated."""
     config = load(name, "quick")
@@ -35,7 +39,7 @@ def test_quick_twin(name, run):
 
 
 BOTH = [("digits_uvit_tiny", preset) for preset in base.PRESETS]
-BOTH += [("digits_unet_tiny", preset) for preset in base.PRESETS if preset != "calm"]
+BOTH += [("digits_unet_tiny", preset) for preset in ("frozen", "small")]  # losses are the same for all networks
 BOTH += [("digits_dit_tiny", preset) for preset in ("calm", "frozen", "small")]
 
 

@@ -57,9 +57,10 @@ def moved(made: Sampler) -> Sampler:
 def count(policy, plan="multistep", inflight=False, **options) -> dict:
     """Waits, questions and calls of a sampling on the device, which must make the CPU's images to the bit.
 
-    In lockstep from the second call of the first batch to its last: what is made once per sampling is left out.
+    In lockstep from the second call of one batch to its last: what is made once per sampling is left out.
     """
-    settings = dict(ids=np.arange(N), seed=3, plan=PLANS[plan](), policy=policy, batch_size=BATCH, inflight=inflight)
+    ids = np.arange(N if inflight else BATCH)
+    settings = dict(ids=ids, seed=3, plan=PLANS[plan](), policy=policy, batch_size=BATCH, inflight=inflight)
     made = sampler(**options)
     wanted = [images.pixels for images in made.images(**settings)]
     with emulated() as log:

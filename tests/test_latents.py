@@ -78,7 +78,7 @@ def experiment(name: str, folder: Path, **train):
         config.nnet.update(num_clip_token=77, clip_dim=16)
         config.clip.update(path=str(folder / "clip"), length=77, width=16)
     config.lr_scheduler.warmup_steps = 2
-    config.train.update(n_steps=20, save_interval=5, log_interval=5, sample_interval=20)
+    config.train.update(n_steps=8, save_interval=2, log_interval=2, sample_interval=8)
     config.train.update(**train)
     return config
 
@@ -94,11 +94,11 @@ def train(config, directory: Path) -> dict:
 def test_train_resume_evaluate_report(name, folder, tmp_path, monkeypatch):
     """Catches a regime that cannot be trained, resumed exactly, guided with either pair, measured or reported."""
     config = experiment(name, folder)
-    config.train.n_steps = 10
+    config.train.n_steps = 4
     train(config, tmp_path / "run")
-    config.train.n_steps = 20
+    config.train.n_steps = 8
     resumed = train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "samples" / "20.png").is_file()
+    assert (tmp_path / "run" / "samples" / "8.png").is_file()
     whole = experiment(name, folder, sample_interval=0)
     whole.autoencoder.path = "nowhere.pth"  # moments are drawn from without the network
     uninterrupted = train(whole, tmp_path / "whole")

@@ -178,7 +178,8 @@ def resume(state: TrainState, directory: Path) -> str:
 
     def read(name):
         try:
-            return torch.load(newest / name, map_location="cpu", weights_only=True)
+            with files.open_regular(newest / name) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
                 f"{newest / name} cannot be read ({error}); remove {newest} to go on from an older one"

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
 
@@ -232,6 +231,8 @@ class UNet(Backbone):
 @torch.no_grad()
 def count(call: Callable, *args) -> tuple[Any, int]:
     """What `call` returns, and its MACs; attention as plain products, as torch counts no fused kernel of a CPU."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = call(*args)
     return result, counter.get_total_flops() // 2

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from libs.exits import Trace
 from libs.files import atomic_write
@@ -69,6 +68,8 @@ def labels_of(cond: Tensor | None) -> np.ndarray | None:
 
 def save_grid(path: str | Path, pixels: Tensor, columns: int = 8) -> None:
     """Tile (n, C, H, W) uint8 into one PNG; small images become about 48 pixels wide."""
+    from torchvision.utils import make_grid  # seconds: paid by those who use it
+
     scale = max(1, 48 // pixels.shape[-1])
     pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     grid = make_grid(pixels, nrow=columns, padding=max(1, scale // 2), pad_value=255)  # (3, H', W')
