@@ -17,22 +17,20 @@ case $DATA in
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
 BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5"           # shares of the reference's GMACs
-PLACED="0.2 0.25 0.35 0.5"                         # the same for full depth: 4, 5, 7, 10 calls
+PLACED="0.25"                                      # the same for full depth: 5 calls
 FEW=power:2,lower_order_final=False                # where few calls do well
 FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
 SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids
-    steps=7,grid=power:2.5 steps={3,4,5,6,7,8,10},grid=$FEW                             # fewer calls, at full depth
-    steps={5,7,10},grid={time_uniform,logsnr,karras:7},lower_order_final=False
-    threshold.certainty=0.98 threshold.certainty={0.98,0.985},steps={5,6},grid=$FEW     # exits
-    fixed.layer={3,4,5,6},steps=5,grid=$FEW fixed.layer={3,4},steps={4,6},grid=$FEW
-    {full,threshold.certainty=0.98},steps=8,grid=$FEW,forecast.every=2                  # and forecasts
-    steps=8,grid=$FEW,forecast.every=2,forecast.order={2,3}
-    {reuse,cache}.every=2,steps=8,grid=$FEW                                             # caches
+    steps={3,4,5},grid=$FEW                                                             # fewer calls, at full depth
+    threshold.certainty=0.98 threshold.certainty=0.98,steps=5,grid=$FEW                 # exits
+    fixed.layer={3,4},steps=5,grid=$FEW
+    steps=6,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}           # four calls, two forecasts
+    {reuse,cache}.every=2,steps=6,grid=$FEW                                             # caches
     first_block.threshold=0.3,first_block.per_image={True,False},steps=8,grid=$FEW
     teacache.threshold=0.2,steps=8,grid=$FEW
 )
-SMALL=(steps={4,5,6,8},grid=$FEW)                  # of the small network
+SMALL=(steps={5,8},grid=$FEW)                      # of the small network
 
 started=()
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
