@@ -233,8 +233,23 @@ def resolve(kind: str):
             config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", plan, ()
     if kind == "sample" and not FLAGS.exit_threshold and len(config.eval.thresholds) > 1:
         config.eval.thresholds = ()  # a sweep is for evaluations; one set of images has the policy in `exit`
+    leave_out_reference_of_other_data(config)
     check_settings(config)
     return config
+
+
+def leave_out_reference_of_other_data(config) -> None:
+    """An experiment's eval.reference holds statistics of its own data set: with another one, nothing is like it."""
+    given = config_flags.get_override_values(FLAGS["config"])
+    if config.eval.reference and "dataset.name" in given and "eval.reference" not in given:
+        own = load_experiment(config_flags.get_config_filename(FLAGS["config"])).dataset.name
+        if config.dataset.name != own:
+            print(
+                f"note: eval.reference={config.eval.reference}, statistics of {own}, is left out, as dataset.name is "
+                f"{config.dataset.name}: evaluations compare with these images",
+                file=sys.stderr,
+            )
+            config.eval.reference = ""
 
 
 def check_settings(config) -> None:

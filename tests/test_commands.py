@@ -191,6 +191,26 @@ def test_weights_know_their_experiment(trained, monkeypatch, capsys):
     assert code == 0 and "nnet.embed_dim = 32" in out and re.search(r"after +5 of 5 layers", out)
 
 
+def test_statistics_of_other_data_are_left_out(monkeypatch, capsys):
+    """Catches photos that are scored against CIFAR-10 without a word."""
+    seen = []
+    monkeypatch.setattr(utils, "dry_run", lambda config: seen.append(config.eval.reference))
+    own = "assets/fid_stats/fid_stats_cifar10_train_pytorch.npz"
+    given = {
+        "": own,
+        "name=cifar10": own,
+        "name=images --config.eval.reference=mine.npz": "mine.npz",
+        "name=images": "",
+    }
+    for chosen, reference in given.items():
+        more = f"--config.dataset.{chosen}".split() if chosen else []
+        command = ["train.py", "--config=configs/cifar10_uvit_small.py", "--config.dataset.images.resolution=32", *more]
+        with monkeypatch.context() as patch:
+            code, _, err = in_process([*command, "--dry_run"], patch, capsys)
+        assert (code, seen.pop()) == (0, reference), err
+        assert ("statistics of cifar10, is left out, as dataset.name is images" in err) == (reference == "")
+
+
 def test_dry_run(tmp_path, monkeypatch, capsys):
     """Prints what was chosen and its cost, not what was not, and leaves nothing behind."""
     command = ["train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"]
