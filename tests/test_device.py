@@ -336,7 +336,7 @@ def test_a_generator_on_the_wrong_device_is_caught():
     """Planted: noise that a CPU generator draws into the device's memory."""
 
     def draw(self):
-        return torch.empty(len(self), *self.shape, device=DEVICE).normal_(generator=self.generators[0])
+        return torch.empty(len(self.generators), *self.shape, device=DEVICE).normal_(generator=self.generators[0])
 
     with emulated():
         device = moved(sampler())
