@@ -7,3 +7,4 @@ if [ ! -f .venv/installed ] || [ requirements.txt -nt .venv/installed ]; then
     touch .venv/installed
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+[ "${BASH_SOURCE[0]}" != "$0" ] || echo "for the commands of the README, once per shell: source scripts/environment.sh" >&2
