@@ -25,7 +25,7 @@ SWEEP=(                                            # eval.sweep: every rival wit
     steps={3,4,5},grid=$FEW                                                             # fewer calls, at full depth
     threshold.certainty=0.98 threshold.certainty=0.98,steps=5,grid=$FEW                 # exits
     fixed.layer={3,4},steps=5,grid=$FEW
-    steps=6,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}           # four calls, two forecasts
+    steps=6,grid=$FEW,forecast.every=2,forecast.tail=2                                 # four calls, two forecasts
     {reuse,cache}.every=2,steps=6,grid=$FEW                                             # caches
     first_block.threshold=0.3,first_block.per_image={True,False},steps=8,grid=$FEW
     teacache.threshold=0.2,steps=8,grid=$FEW
