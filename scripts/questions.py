@@ -120,7 +120,7 @@ def table(spec: dict) -> str:
         points = [(r["label"], r["metrics"] | {"quality": r["metrics"][r["quality_key"]]}) for r in records]
         seconds = "seconds_per_image"
     else:
-        points, seconds = list(compared(read_json(path, "file")).items()), "seconds"
+        points, seconds = list(compared(read_json(path, "file")).items()), "seconds_relative_to_full"
     _, first = next((pair for pair in points if pair[0] == "full depth"), points[0])
     lines = ["| | layers | GMACs | seconds | Fréchet distance |", "|---|---|---|---|---|"]
     for label, point in points:
@@ -137,7 +137,7 @@ def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, n
         old, specs = record.get(name, {}), entry.get("values", {})
         fresh[name] = dict(old)
         if specs and all(Path(spec["file"]).is_file() for spec in specs.values()):
-            values = {key: float(f"{measure(spec):.4g}") for key, spec in specs.items()}
+            values = {key: float(f"{measure(spec):.6g}") for key, spec in specs.items()}
             if values != old.get("values"):
                 fresh[name] |= now | {"values": values}
         spec = entry.get("table")
