@@ -208,13 +208,14 @@ def test_a_checkpoint_folder_as_the_second_network(tmp_path):
     sampler, keys = quick(), []
     sampler.config.nnet_path = str(tmp_path / "deep.pth")
     checkpoints.write(sampler.model.state_dict(), sampler.config.nnet_path)
-    for seed in (0, 0, 1):
+    (tmp_path / "last.ckpt").mkdir()
+    about = {"config": sampler.config.to_dict()}
+    for seed in (0, 1):
         torch.manual_seed(seed)
-        (tmp_path / "last.ckpt").mkdir(exist_ok=True)
-        about = {"config": sampler.config.to_dict()}
         checkpoints.write(build_model(sampler.config).state_dict(), tmp_path / "last.ckpt" / "nnet_ema.pth", about)
-        point = make_point(parse(f"duo.path={tmp_path}/last.ckpt,duo.first=2"), sampler)
-        keys.append(point_key(point, "reference"))
+        for _ in range(2 - seed):  # the same file twice; written twice, a pickle's bytes may differ
+            point = make_point(parse(f"duo.path={tmp_path}/last.ckpt,duo.first=2"), sampler)
+            keys.append(point_key(point, "reference"))
     assert keys[0] == keys[1] != keys[2]
 
 
