@@ -118,6 +118,14 @@ def test_search_spends_the_budget_and_improves():
         assert value == quality(best, True) == min(quality(c, True) for c in [*tried[-9:], best])
         assert all(search.spends(c) <= budget * (1 + WITHIN) for c in [best, *tried])
     assert all(c.nodes[0] == 1 and (np.diff(c.nodes) < 0).all() for c in tried)
+    cheap, ideal = replace(best, exits=(0,) * len(best.exits), origin="plan-budget-0.2"), set()
+
+    def cheaper_is_better(choice: Choice, everything: bool) -> float:
+        ideal.add(choice)
+        return float(choice.nodes != cheap.nodes) + sum(choice.exits)
+
+    assert search.select(0.5, cheaper_is_better, [cheap]) == (cheap, 0.0)  # more is not spent where it makes it worse
+    assert len(ideal) > 9
     full = replace(search, cost=search.cost[-1:], trajectory=trajectory(exits=1))
     assert len(full.select(0.5, quality)[0].exits) == 5
     with pytest.raises(ValueError, match="whole calls"):
@@ -175,11 +183,12 @@ def test_seconds_and_quality(setup, monkeypatch):
     config, regime, run = setup
     monkeypatch.setattr(budgets, "FINE", 8)
     monkeypatch.setattr(budgets, "LADDER", (0.2, 0.05))
+    with monkeypatch.context() as patch:
+        patch.setattr(budgets, "seconds_of", lambda *_: np.array([0.5, 0.6, 0.7, 0.8, 1.0]))
+        (found,) = spend(config, regime, run, {"seconds": [0.2]}, n_images=8)
+    assert found["report"]["spends"] == pytest.approx(0.2, rel=WITHIN)
     (found,) = spend(config, regime, run, {"max_quality_loss": [1e9]}, n_images=8)
     assert found["report"]["budget"] == 0.05 and found["asked"] == {"max_quality_loss": 1e9}
-    monkeypatch.setattr(budgets, "seconds_of", lambda *_: np.array([0.5, 0.6, 0.7, 0.8, 1.0]))
-    (found,) = spend(config, regime, run, {"seconds": [0.2]}, n_images=8)
-    assert found["report"]["spends"] == pytest.approx(0.2, rel=WITHIN)
 
 
 @pytest.mark.parametrize(

@@ -195,19 +195,16 @@ class Planner:
 
     def smaller(self, budget: float) -> list[Choice]:
         """The plans of smaller budgets that lie there already: with more to spend, nothing should get worse."""
-        files = [
-            (path, read_json(path, "a plan beside the weights"))
-            for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*"))
-        ]
         found = []
-        for path, content in sorted(files, key=lambda file: file[1]["report"]["spends"]):
+        for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*")):
+            content = read_json(path, "a plan beside the weights")
             same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash"))
             layers = content["plan"]["layers"] if same else []
-            if layers and set(layers) <= set(self.points[self.exits]) and content["report"]["spends"] < budget:
+            if layers and set(layers) <= set(self.points[self.exits]):
                 exits = tuple(self.points[self.exits].index(k) for k in layers)
                 nodes, lower = content["plan"]["nodes"], content["plan"]["lower_order_final"]
                 found.append(Choice(tuple(nodes), exits, lower, path.stem))
-        return found
+        return sorted((c for c in found if self.search.spends(c) < budget), key=self.search.spends)
 
     def finish(self, choice: Choice, quality: float, budget: float, asked: dict) -> dict:
         """The file: the budget met in the closed loop, and what the plan does on a noise seed that chose nothing."""
@@ -219,7 +216,7 @@ class Planner:
         report = {
             "budget": budget,
             "spends": spends,
-            "met": bool(abs(spends - budget) <= WITHIN * budget),
+            "met": bool(spends <= (1 + WITHIN) * budget),
             "objective": self.objective,
             "selected_at": quality,
             "quality": self.measure(images, seed),
@@ -227,8 +224,8 @@ class Planner:
         }
         say = ", ".join(f"{key} {value:.4g}" for key, value in report.items() if isinstance(value, float))
         bench.sampler.run.say(f"{say}; {len(stored['layers'])} calls of depths {stored['layers']}")
-        if not report["met"]:
-            bench.sampler.run.say(f"the budget {budget:g} is not met within {WITHIN:.0%}: what is left buys no exit")
+        if abs(spends - budget) > WITHIN * budget:
+            bench.sampler.run.say(f"the budget {budget:g} is not spent: what is left buys no exit, or nothing better")
         schedule = {"t": stored["nodes"][:-1], "layers": stored["layers"]}
         return {"asked": asked, **bench.facts, "plan": stored, "schedule": schedule, "report": report}
 

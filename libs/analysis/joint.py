@@ -7,7 +7,8 @@
 3. Select in the closed loop on one noise seed: many candidates on few images, the best on many, then small changes of
    times and depths are kept while they help. The objective is a Frechet distance where there is an extractor, else the
    squared distance to the teacher's images. Every budget is worth about the same work, so small ones are tried in more
-   ways; the plan of the next smaller one, with what is left bought at its calls, is always among the best.
+   ways; the plan of the next smaller one, with what is left bought at its calls, is always among the best. Where
+   nothing beats that plan as it is, it is the answer: a budget is what may be spent.
 4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
 
 The report is from a noise seed that chose nothing.
@@ -15,7 +16,7 @@ The report is from a noise seed that chose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -186,16 +187,16 @@ class Search:
         self,
         budget: float,
         quality: Callable[[Choice, bool], float],
-        more: Iterable[Choice] = (),
+        smaller: Sequence[Choice] = (),
         keep: int = 3,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[Choice, float]:
         """The best choice for `budget` and its quality; `quality(choice, many images)`: less is better.
 
-        `more`: the choices of smaller budgets, in ascending order.
+        `smaller`: the choices of smaller budgets, in ascending order.
         """
         proposed = self.programmed(budget) + self.family(budget)
-        grown = [new for c in list(more)[-1:] for new in self.grown(c, budget)]
+        grown = [new for c in smaller[-1:] for new in self.grown(c, budget)]
         able = {(c.nodes, c.exits, c.lower_order_final): c for c in proposed + grown if self.affords(c, budget)}
         if not able:
             raise ValueError(
@@ -212,6 +213,11 @@ class Search:
             now = quality(new, True)
             if now < value:
                 best, value = replace(new, origin=f"{best.origin.removesuffix(', changed')}, changed"), now
+        for cheaper in smaller[-1:]:
+            now = quality(cheaper, True)
+            if now <= value:
+                say(f"budget {budget:g}: nothing that spends it is better than {cheaper.origin}")
+                return cheaper, now
         return best, value
 
     def affords(self, choice: Choice, budget: float) -> bool:
