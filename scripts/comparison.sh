@@ -11,8 +11,8 @@ JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
 # Per data set: config, training seeds, steps of the small network (equal training time).
 case $DATA in
     digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1" SMALL_STEPS=4800 ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=4800 ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=20000 ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
