@@ -106,8 +106,14 @@ def good_enough(entries: Sequence[Entry], tolerance: float) -> list[Entry]:
 
 
 def recommend(entries: Sequence[Entry], tolerance: float) -> Entry | None:
-    """The fastest early-exit entry that is good enough; never one that is slower than full depth."""
-    return cheapest([e for e in good_enough(entries, tolerance) if e.early])
+    """The fastest early-exit entry that is good enough; never one that is slower than full depth.
+
+    One that is as good as its honest rival, 2 % allowed, if there is one: a speed-up over it is one at equal quality.
+    """
+    good = [e for e in good_enough(entries, tolerance) if e.early]
+    rivals = [rival_of(e, entries) for e in good]
+    fair = [e for e, r in zip(good, rivals, strict=True) if r is None or e.choosing <= (1 + EQUAL) * r.choosing]
+    return cheapest(fair or good)
 
 
 def fastest_of_each(entries: Sequence[Entry], tolerance: float) -> list[Entry]:
