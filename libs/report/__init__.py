@@ -102,6 +102,7 @@ def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:
     """One setting: what it is, its quality with interval, and its costs, also relative to its honest rival."""
     full, rival, quality = full_depth(found), rival_of(entry, found), over_seeds(entry.quality)
     over = None if rival is None else speedup(entry, rival)
+    beside = None if rival is None else change(entry, rival)
     against = None if full is None or entry is full else change(entry, full)
     return setting(entry) | {
         "slug": entry.first.slug,
@@ -120,5 +121,7 @@ def row(entry: Entry, found: Sequence[Entry]) -> dict[str, Any]:
         "seconds_relative_to_full": entry.cost,
         "seconds_relative_to_best_plain": over and 1 / over.mean,
         "seconds_relative_to_best_plain_interval": over and over.high and [1 / over.high, 1 / over.low],
+        "quality_change_over_best_plain": beside and beside.mean,
+        "quality_change_over_best_plain_interval": beside and bounds(beside),
         "best_plain": rival and rival.label,
     }
