@@ -18,7 +18,6 @@ import pytest
 import sklearn.datasets  # noqa: F401  this and torchvision, which the product loads late: once here, not in every fork
 import torch
 import torchvision.utils  # noqa: F401
-from absl import flags
 from accelerate.state import AcceleratorState
 
 from libs.exits import Trace
@@ -78,6 +77,8 @@ def command(*arguments: str) -> None:
 
     To be called in a fork, as flags are global.
     """
+    from absl import flags
+
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         for flag in defined if not module.startswith("absl") else ():
             delattr(flags.FLAGS, flag.name)

@@ -55,13 +55,17 @@ def test_gpu_script_refuses_before_work(arguments, says):
 
 
 @pytest.mark.slow
-def test_a_part_runs_without_optional_packages(tmp_path):
-    """Catches an import of ml_collections, diffusers, wandb or pytorch-fid on the way to a benchmark."""
+def test_parts_run_without_optional_packages(tmp_path):
+    """Catches an import of ml_collections, diffusers, wandb or pytorch-fid on the way to a benchmark or a GPU test."""
     names = ("ml_collections", "diffusers", "wandb", "pytorch_fid", "absl", "gdown")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
-    command = ["bash", "benchmarks/gpu.sh", "smoke", "--device", "cpu", "mfu"]
+    command = ["bash", "benchmarks/gpu.sh", "smoke", "--device", "cpu", "tests", "mfu"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "not installed: ml_collections" in done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mfu-cpu.json"]
+    modules = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+    command = [sys.executable, "-c", f"import {', '.join(modules)}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

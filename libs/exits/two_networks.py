@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from libs import checkpoints
@@ -20,6 +19,9 @@ from libs.exits.static import Full
 from libs.models import EarlyExitModel
 from libs.models.build import build_model
 from sde import PROCESSES, Process
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 class DuoCalls(Calls):
@@ -55,6 +57,8 @@ class Duo(Full):
         known = checkpoints.about(self.path).get("config")
         if not known:
             raise ValueError(f"exit.duo.path is {self.path}, which does not say which experiment it is from")
+        from ml_collections import ConfigDict
+
         return ConfigDict(known)
 
     @cached_property

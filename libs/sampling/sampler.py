@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from libs import checkpoints, regimes, rng
@@ -27,6 +27,9 @@ from libs.sampling.images import Images, labels_of
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import Plan, sample
 from libs.sampling.stored import all_beside, beside, plan_of
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Settings that checkpoints of earlier versions do not have, as those versions sampled.
 ADDED = {"grid": "", "guided_channels": 0, "path": "", "forecast": {"every": 1, "order": 1, "tail": 4}}
@@ -96,6 +99,8 @@ class Sampler:
                 f"{checkpoints.file_of(path)} does not say which experiment it belongs to. Give a <step>.ckpt folder "
                 "of a training or a file of scripts.export_checkpoint, or use python -m scripts.sample with --config"
             )
+        from ml_collections import ConfigDict
+
         config = ConfigDict(known | {"sample": ADDED | known["sample"]})
         run = Alone(device, precision or config.mixed_precision or "no")
         model = build_model(config)
