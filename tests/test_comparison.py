@@ -197,6 +197,24 @@ def test_a_simple_setting_that_does_as_well_is_said_first(tmp_path, ms, first):
     assert (said.tone, len(said.sentences)) == (("even", 3) if first else ("good", 2))
 
 
+@pytest.mark.parametrize("matched", [False, True])
+def test_a_simple_setting_that_no_exit_matches_is_said_first(tmp_path, matched):
+    """Catches a smaller network or a fixed layer that is clearly better for a little more, in the small print only."""
+    fixed = ("fixed", "fixed layer 4, power 2, 8 steps", 4.0, 8, 2.2, 23.0)
+    as_good = [("threshold", "threshold 0.99, power 2, 8 steps", 3.0, 8, 2.1, 23.1)] * matched
+    entries = placed(tmp_path, (*POINTS[:1], *PLACED, fixed, *as_good))
+    said, head = claim(entries, 0.05), report.headline(entries, 0.05)
+    assert head["setting"]["label"] == "threshold 0.98, power 2, 8 steps"
+    assert ("Fixed layer 4, power 2, 8 steps is better than every early exit" in said.sentences[0]) is not matched
+    assert (head["ahead"] is None) is matched and said.tone == ("good" if matched else "bad")
+
+
+def test_the_recommended_point_is_as_good_as_its_rival(tmp_path):
+    """Catches a speed-up over plain calls that are clearly better: the fastest exit at full depth's bad quality."""
+    poor = ("threshold", "threshold 0.9, power 2, 3 steps", 1.5, 3, 1.0, 26.9)
+    assert recommend(placed(tmp_path, (*POINTS[:1], *PLACED, poor)), 0.05).label == "threshold 0.98, power 2, 8 steps"
+
+
 def test_plans_of_one_budget_are_one_setting(tmp_path):
     """Catches a plan that is left out because every training's own search found other calls for the same budget."""
     point = (POINTS[0], ("planned", "planned path plan-budget-0.1", 2.8, 5, 1.0, 25.0))

@@ -77,8 +77,23 @@ def rival_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
 def simpler_than(chosen: Entry, entries: Sequence[Entry]) -> Entry | None:
     """The fastest setting without any choice per image or call that is as good, 2 % allowed: the same layer for all
     images and calls, or all layers of another, smaller network; None if none is."""
-    alike = [e for e in entries if n_images(e) == n_images(chosen) and e.choosing <= (1 + EQUAL) * chosen.choosing]
-    return cheapest([e for e in alike if e.family == "fixed" or e.plain and e.model != chosen.model])
+    return cheapest([e for e in simple(chosen, entries) if e.choosing <= (1 + EQUAL) * chosen.choosing])
+
+
+def ahead_of(chosen: Entry, entries: Sequence[Entry]) -> Entry | None:
+    """The fastest such setting that no early exit of its seconds matches, 2 % allowed for both; None if there is none
+    that takes as long as `chosen` or longer."""
+
+    def alone(setting: Entry) -> bool:
+        early = [e for e in entries if e.early and e.cost is not None and e.cost <= (1 + EQUAL) * setting.cost]
+        return chosen in early and all(e.choosing > (1 + EQUAL) * setting.choosing for e in early)
+
+    return cheapest([e for e in simple(chosen, entries) if e.cost is not None and alone(e)])
+
+
+def simple(chosen: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    alike = [e for e in entries if n_images(e) == n_images(chosen)]
+    return [e for e in alike if e.family == "fixed" or e.plain and e.model != chosen.model]
 
 
 def cheapest(entries: Sequence[Entry]) -> Entry | None:
@@ -108,11 +123,13 @@ def good_enough(entries: Sequence[Entry], tolerance: float) -> list[Entry]:
 def recommend(entries: Sequence[Entry], tolerance: float) -> Entry | None:
     """The fastest early-exit entry that is good enough; never one that is slower than full depth.
 
-    One that is as good as its honest rival, 2 % allowed, if there is one: a speed-up over it is one at equal quality.
+    One that is as good as its honest rival, `tolerance` or 2 % allowed, if there is one: the speed-up is one at equal
+    quality.
     """
+    allowed = 1 + max(EQUAL, tolerance)
     good = [e for e in good_enough(entries, tolerance) if e.early]
     rivals = [rival_of(e, entries) for e in good]
-    fair = [e for e, r in zip(good, rivals, strict=True) if r is None or e.choosing <= (1 + EQUAL) * r.choosing]
+    fair = [e for e, r in zip(good, rivals, strict=True) if r is None or e.choosing <= allowed * r.choosing]
     return cheapest(fair or good)
 
 
@@ -158,15 +175,17 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     first = f"{name[0].upper()}{name[1:]} {costs(chosen, base)} {calls(base, several)}; its {word} changes by "
     first += f"{signed(change(chosen, base))}."
     tone, second = against_rival(chosen, rival_of(chosen, entries), base, entries, several)
-    simpler = simpler_than(chosen, entries)
-    if simpler is None or not as_fast(simpler, chosen):
+    simpler, ahead = simpler_than(chosen, entries), ahead_of(chosen, entries)
+    if simpler is not None and as_fast(simpler, chosen):
+        found, does, tone = simpler, "does as well", "bad" if tone == "bad" else "even"
+    elif ahead is not None:
+        found, does, tone = ahead, "is better than every early exit of its seconds", "bad"
+    else:
         return Claim(tone, (first, second), chosen)
-    name = simpler.name(several)
-    warning = (
-        f"{name[0].upper()}{name[1:]} does as well: it {costs(simpler, chosen)} the recommended point, its {word} "
-    )
-    warning += f"differs by {signed(change(simpler, chosen))}."
-    return Claim("bad" if tone == "bad" else "even", (warning, first, second), chosen)
+    name = found.name(several)
+    warning = f"{name[0].upper()}{name[1:]} {does}: it {costs(found, chosen)} the recommended point, its {word} "
+    warning += f"differs by {signed(change(found, chosen))}."
+    return Claim(tone, (warning, first, second), chosen)
 
 
 def as_fast(a: Entry, b: Entry) -> bool:
@@ -219,8 +238,8 @@ def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
 
     `speedup_over_uniform` and `quality_change` (share of the distance) are against full depth on evenly spaced calls,
     `speedup_over_best_plain` and `quality_change_over_best_plain` against the honest rival; `…_over_simpler` against
-    the best fixed layer or smaller network of that quality. A value is None where its counterpart was not evaluated or
-    not timed, an interval where there is one value only.
+    the best fixed layer or smaller network of that quality; `ahead` is one that no exit of its seconds matches. A value
+    is None where its counterpart was not evaluated or not timed, an interval where there is one value only.
     """
     chosen, even = recommend(entries, tolerance), uniform(entries)
     if chosen is None:
@@ -241,6 +260,7 @@ def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
         "uniform": even and setting(even),
         "best_plain": rival and setting(rival),
         "simpler": simpler and setting(simpler),
+        "ahead": (ahead := ahead_of(chosen, entries)) and setting(ahead),
         "other_grids": not only_even(entries),
         "tolerance": tolerance,
         "training_runs": len(chosen.points),
