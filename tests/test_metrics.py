@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import load_file
 
 from libs.data.digits import Digits
 from libs.exits import Trace
@@ -449,9 +450,23 @@ def test_digits_classifier_knows_digits():
     assert right.float().mean() > 0.99
 
 
+def test_fashion_classifier_is_what_the_script_makes(tmp_path, monkeypatch):
+    """A weights file of another shape than the code's, and a script that cannot make one from Fashion-MNIST's files."""
+    from scripts import classifier
+
+    extractor = build_extractor("fashion_cnn", (1, 32, 32))
+    assert extractor(torch.zeros(3, 1, 32, 32, dtype=torch.uint8)).shape == (3, 64)
+    made = torch.arange(256).repeat(2).view(-1, 1, 1, 1).expand(512, 1, 32, 32).to(torch.uint8)
+    labels = (torch.arange(512) % 256 * 10 // 256).long()  # the darker, the lower
+    monkeypatch.setattr(classifier, "fashion", lambda: (made, labels, np.arange(512) % 4 == 0))
+    classifier.main(["fashion_cnn", f"--output={tmp_path / 'x.safetensors'}", "--epochs=30"])
+    extractor.net.load_state_dict(load_file(tmp_path / "x.safetensors"))
+    assert (extractor.net(made / 255.0).argmax(1) == labels).float().mean() > 0.8
+
+
 def test_extractors_refuse_other_images():
     """Images of another size or in [-1, 1] give features without meaning."""
-    with pytest.raises(ValueError, match="one of digits_cnn, pixels, inception"):
+    with pytest.raises(ValueError, match="one of digits_cnn, fashion_cnn, pixels, inception"):
         build_extractor("resnet", SHAPE)
     with pytest.raises(ValueError, match=r"\(1, 8, 8\), not \(3, 32, 32\)"):
         build_extractor("digits_cnn", (3, 32, 32))

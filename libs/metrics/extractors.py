@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from libs.files import sha256
+from libs.metrics.classifier import SHIPPED
 from libs.metrics.networks import ASSETS, TIMM_NAMES, is_timm, load_inception, load_timm
 from libs.run import Run
 from libs.sampling.images import Images
 
-DIGITS_WEIGHTS = Path(__file__).with_name("digits_cnn.safetensors")
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # as in torch.hub, the name ends in the start of its sha256
 
 
@@ -95,45 +96,22 @@ class Pixels(Extractor):
         return pixels.flatten(1) / 255.0  # (n, C H W)
 
 
-class DigitsClassifier(nn.Module):
-    """A small CNN that tells 8x8 digits apart; its 64 penultimate activations are the features of `digits_cnn`.
+class SmallCNN(Extractor):
+    """A classifier made by `scripts/classifier.py`, shipped with the code: needs no download."""
 
-    Smooth activations: with ReLU some of the 64 could be zero for every image, and their covariance singular.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.hidden = nn.Linear(32 * 4 * 4, 64)
-        self.logits = nn.Linear(64, 10)
-
-    def penultimate(self, x: Tensor) -> Tensor:
-        """(n, 1, 8, 8) in [0, 1] -> (n, 64)."""
-        h = F.gelu(self.conv1(x))  # (n, 16, 8, 8)
-        h = F.max_pool2d(F.gelu(self.conv2(h)), 2)  # (n, 32, 4, 4)
-        return F.gelu(self.hidden(h.flatten(1)))  # (n, 64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(self.penultimate(x))  # (n, 10)
-
-
-class DigitsCNN(Extractor):
-    """The classifier made by `scripts/digits_classifier.py`, shipped with the code: needs no download."""
-
-    name = "digits_cnn"
     n_features = 64
 
-    def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
+    def __init__(self, name: str, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
         super().__init__(shape, device)
-        if self.shape != (1, 8, 8):
+        self.name, shipped = name, SHIPPED[name]
+        if self.shape != (1, shipped.size, shipped.size):
             raise ValueError(
-                "The extractor 'digits_cnn' knows grey 8x8 digits only: images must have the shape (1, 8, 8), not "
-                f"{self.shape}; choose another one of {', '.join(EXTRACTORS)}."
+                f"The extractor {name!r} knows {shipped.what} only: images must have the shape "
+                f"{(1, shipped.size, shipped.size)}, not {self.shape}; choose another one of {', '.join(EXTRACTORS)}."
             )
-        self.preprocessing = f"uint8 / 255, weights {sha256(DIGITS_WEIGHTS)[:8]}"
-        self.net = DigitsClassifier().requires_grad_(False).eval()
-        self.net.load_state_dict(load_file(DIGITS_WEIGHTS))
+        self.preprocessing = f"uint8 / 255, weights {sha256(shipped.file)[:8]}"
+        self.net = shipped.network().requires_grad_(False).eval()
+        self.net.load_state_dict(load_file(shipped.file))
         self.net.to(self.device)
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -291,7 +269,11 @@ def inception_path() -> Path:
     )
 
 
-EXTRACTORS = {"digits_cnn": DigitsCNN, "pixels": Pixels, "inception": Inception, "clip_vit_l14_336": ClipVision}
+EXTRACTORS = {name: partial(SmallCNN, name) for name in SHIPPED} | {
+    "pixels": Pixels,
+    "inception": Inception,
+    "clip_vit_l14_336": ClipVision,
+}
 
 
 def build_extractor(name: str, shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Extractor:
