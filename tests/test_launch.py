@@ -84,3 +84,18 @@ def test_what_processes_share(tmp_path):
     accelerator = utils.make_accelerator(load("digits_uvit_tiny", "quick"), tmp_path)
     assert accelerator.ddp_handler.to_kwargs() == {"gradient_as_bucket_view": True}
     assert accelerator.init_handler.timeout == timedelta(hours=24)
+
+
+@pytest.mark.parametrize("call", ["source scripts/environment.sh", "set -e; source scripts/environment.sh; exit 0"])
+def test_a_failed_install_is_tried_again(call, tmp_path):
+    """Catches an environment that counts as complete although pip was cut off."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "scripts" / "environment.sh").write_text((ROOT / "scripts" / "environment.sh").read_text())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = subprocess.run(["bash", "-c", call], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "not all installed" in done.stderr
+    assert not (tmp_path / ".venv" / "installed").exists()
