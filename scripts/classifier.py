@@ -37,9 +37,9 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     return images, data.labels, held_out
 
 
-def fashion() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def fashion(**where) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """The same of Fashion-MNIST, (n, 1, 32, 32), whose test images are held out."""
-    parts = [FashionMNIST(split=split) for split in ("train", "test")]
+    parts = [FashionMNIST(split=split, **where) for split in ("train", "test")]
     images = torch.cat([data.stack(range(len(data))) for data in parts])
     held_out = np.arange(len(images)) >= len(parts[0])
     return images, torch.cat([data.labels for data in parts]), held_out
@@ -68,19 +68,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("name", choices=tuple(SHIPPED), help="which one")
     parser.add_argument("--output", type=Path, help="safetensors file (default: the shipped)")
     parser.add_argument("--epochs", type=int, help=f"passes over the training images (default: {EPOCHS})")
+    parser.add_argument("--path", help="folder with Fashion-MNIST's files (default: as dataset.path of the experiment)")
+    parser.add_argument("--download", action="store_true", help="fetch Fashion-MNIST through torchvision")
     args = parser.parse_args(argv)
     epochs, output = EPOCHS[args.name] if args.epochs is None else args.epochs, args.output or SHIPPED[args.name].file
     if epochs < 1:
         parser.error(f"--epochs must be at least 1; it is {epochs}.")
 
     torch.set_num_threads(1)  # the order of sums, and with it the file, depends on the number of threads
+    exact = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        images, labels, held_out = {"digits_cnn": digits, "fashion_cnn": fashion}[args.name]()
+        where = {"path": args.path} if args.path else {}
+        images, labels, held_out = digits() if args.name == "digits_cnn" else fashion(download=args.download, **where)
     except ValueError as error:
         parser.error(str(error))
     torch.manual_seed(0)
     net = train(SHIPPED[args.name].network(), images[~held_out], labels[~held_out], epochs=epochs).eval()
+    torch.use_deterministic_algorithms(exact)
     with torch.inference_mode():
         guesses = torch.cat([net(part / 255.0).argmax(1) for part in images.split(1000)])
     right = (guesses == labels).numpy()

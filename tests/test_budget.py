@@ -118,18 +118,15 @@ def test_search_spends_the_budget_and_improves():
         assert value == quality(best, True) == min(quality(c, True) for c in [*tried[-9:], best])
         assert all(search.spends(c) <= budget * (1 + WITHIN) for c in [best, *tried])
     assert all(c.nodes[0] == 1 and (np.diff(c.nodes) < 0).all() for c in tried)
-    cheap, ideal = replace(best, exits=(0,) * len(best.exits), origin="plan-budget-0.2"), set()
-
-    def cheaper_is_better(choice: Choice, everything: bool) -> float:
-        ideal.add(choice)
-        return float(choice.nodes != cheap.nodes) + sum(choice.exits)
-
-    assert search.select(0.5, cheaper_is_better, [cheap]) == (cheap, 0.0)  # more is not spent where it makes it worse
-    assert len(ideal) > 9
+    cheap = replace(best, exits=(0,) * len(best.exits), origin="plan-budget-0.2", max_u=(0.1,) * len(best.exits))
+    for at in (-99.0, 99.0):  # more is not spent where it makes it worse
+        found = search.select(0.5, quality, (cheap, at))
+        assert (found == (cheap, at)) is (at < 0) and (found[0].max_u is None) is (at > 0)
     full = replace(search, cost=search.cost[-1:], trajectory=trajectory(exits=1))
     assert len(full.select(0.5, quality)[0].exits) == 5
     with pytest.raises(ValueError, match="whole calls"):
         full.select(0.27, quality)
+    assert full.select(0.27, quality, (cheap, 1.0)) == (cheap, 1.0)
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------

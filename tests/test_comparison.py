@@ -186,6 +186,14 @@ def test_headline_is_against_the_honest_rival(tmp_path):
     assert "full depth, power 2.5, 7 steps (7 calls on power:2)" in said.sentences[1] and "is 1.8" in said.sentences[1]
 
 
+@pytest.mark.parametrize(("ms", "quality", "says"), [(1.98, 25.6, "does as well"), (1.98, 22, "is better and as fast")])
+def test_a_simple_setting_that_does_better_is_said_to(tmp_path, ms, quality, says):
+    """Catches a fixed layer that wins, and is said to do as well."""
+    fixed = ("fixed", "fixed layer 4, power 2, 8 steps", 4.0, 8, ms, quality)
+    said = claim(placed(tmp_path, (*POINTS[:1], *PLACED, fixed)), 0.05)
+    assert says in said.sentences[0] and said.tone == ("bad" if "better" in says else "even")
+
+
 @pytest.mark.parametrize(("ms", "first"), [(1.98, True), (2.6, False)])
 def test_a_simple_setting_that_does_as_well_is_said_first(tmp_path, ms, first):
     """Catches a fixed layer that is as good and as fast as the recommended point in the small print only."""

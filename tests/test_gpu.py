@@ -92,8 +92,11 @@ def test_compiled_blocks_make_the_same_outputs():
     x, t, time, cond = make_inputs(model, 64)
     spread_exits(model, x, time, cond)
     compiled.load_state_dict(model.state_dict())
-    policy = EXIT_POLICIES["fixed"](layer=3)
+    policy = EXIT_POLICIES["threshold"](certainty=0.5)
     for rows in (64, 48, 7):
         inputs = x[:rows], t[:rows], time[:rows], cond[:rows]
-        wanted = run_with_exits(model, policy, *inputs)[0]
-        torch.testing.assert_close(run_with_exits(compiled, policy, *inputs)[0], wanted, rtol=1e-3, atol=1e-3)
+        wanted, used = run_with_exits(model, policy, *inputs)
+        found, used_compiled = run_with_exits(compiled, policy, *inputs)
+        same = torch.from_numpy(used == used_compiled)
+        assert same.float().mean() > 0.8  # decisions within rounding of the threshold may differ
+        torch.testing.assert_close(found[same], wanted[same], rtol=1e-3, atol=1e-3)

@@ -193,23 +193,30 @@ class Planner:
 
         return self.search.select(budget, quality, self.smaller(budget), say=self.bench.sampler.run.say)
 
-    def smaller(self, budget: float) -> list[Choice]:
-        """The plans of smaller budgets that lie there already: with more to spend, nothing should get worse."""
-        found = []
+    def smaller(self, budget: float) -> tuple[Choice, float] | None:
+        """The best plan of smaller budgets that lies there already: with more to spend, nothing should get worse."""
+        found, points = [], self.points[self.exits]
         for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*")):
             content = read_json(path, "a plan beside the weights")
             same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash"))
-            layers = content["plan"]["layers"] if same else []
-            if layers and set(layers) <= set(self.points[self.exits]):
-                exits = tuple(self.points[self.exits].index(k) for k in layers)
-                nodes, lower = content["plan"]["nodes"], content["plan"]["lower_order_final"]
-                found.append(Choice(tuple(nodes), exits, lower, path.stem))
-        return sorted((c for c in found if self.search.spends(c) < budget), key=self.search.spends)
+            unit = "seconds" in content.get("asked", {}), self.bench.unit == "seconds"
+            if not same or unit[0] != unit[1] or not set(content["plan"]["layers"]) <= set(points):
+                continue
+            plan, report = content["plan"], content["report"]
+            if report["budget"] < budget and report["objective"] == self.objective:
+                exits = tuple(points.index(k) for k in plan["layers"])
+                max_u, lower = tuple(plan["max_u"]), plan["lower_order_final"]
+                choice = Choice(tuple(plan["nodes"]), exits, lower, path.stem, max_u)
+                found.append((choice, report["selected_at"]))
+        return min(found, key=lambda pair: pair[1], default=None)
 
     def finish(self, choice: Choice, quality: float, budget: float, asked: dict) -> dict:
         """The file: the budget met in the closed loop, and what the plan does on a noise seed that chose nothing."""
         bench = self.bench
         stored = self.met(choice, budget)
+        seed = bench.seed + 1
+        if stored != choice.stored(self.points[self.exits]):
+            quality = self.measure(bench.planned(stored, seed, self.most_images), seed)
         seed = bench.seed + 2
         images = bench.planned(stored, seed, self.most_images)
         spends = bench.spends(images, self.all_costs, self.reference)
@@ -224,7 +231,9 @@ class Planner:
         }
         say = ", ".join(f"{key} {value:.4g}" for key, value in report.items() if isinstance(value, float))
         bench.sampler.run.say(f"{say}; {len(stored['layers'])} calls of depths {stored['layers']}")
-        if abs(spends - budget) > WITHIN * budget:
+        if not report["met"]:
+            bench.sampler.run.say(f"the budget {budget:g} is exceeded by more than {WITHIN:.0%}: no exits spend less")
+        elif spends < (1 - WITHIN) * budget:
             bench.sampler.run.say(f"the budget {budget:g} is not spent: what is left buys no exit, or nothing better")
         schedule = {"t": stored["nodes"][:-1], "layers": stored["layers"]}
         return {"asked": asked, **bench.facts, "plan": stored, "schedule": schedule, "report": report}
@@ -234,6 +243,8 @@ class Planner:
         bench, search = self.bench, self.search
         points = self.points[self.exits]
         plain = choice.stored(points)
+        if choice.max_u is not None:
+            return plain
         left = budget * self.reference - search.cost[list(choice.exits)].sum()
         loss = search.trajectory.depth_loss(choice.table(search.process))
         up = [

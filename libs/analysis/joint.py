@@ -7,7 +7,7 @@
 3. Select in the closed loop on one noise seed: many candidates on few images, the best on many, then small changes of
    times and depths are kept while they help. The objective is a Frechet distance where there is an extractor, else the
    squared distance to the teacher's images. Every budget is worth about the same work, so small ones are tried in more
-   ways; the plan of the next smaller one, with what is left bought at its calls, is always among the best. Where
+   ways; the best plan of the smaller ones, with what is left bought at its calls, is always among the best. Where
    nothing beats that plan as it is, it is the answer: a budget is what may be spent.
 4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
 
@@ -42,6 +42,7 @@ class Choice:
     exits: tuple[int, ...]
     lower_order_final: bool
     origin: str
+    max_u: tuple[float, ...] | None = None  # of a plan that lies there already and is taken as it is
 
     def stored(self, points: Sequence[int]) -> dict:
         """The "plan" part of a file."""
@@ -51,7 +52,7 @@ class Choice:
             "order": 1,
             "lower_order_final": self.lower_order_final,
             "layers": [points[e] for e in self.exits],
-            "max_u": [0.0] * len(self.exits),
+            "max_u": list(self.max_u or [0.0] * len(self.exits)),
             "origin": self.origin,
         }
 
@@ -151,6 +152,7 @@ class Search:
 
     def grown(self, choice: Choice, budget: float) -> list[Choice]:
         """The plan of a smaller budget with what is left bought: depth at its calls, or calls first."""
+        choice = replace(choice, max_u=None)
         found = [self.fit(choice, budget)]
         while len(choice.exits) < MOST_CALLS and (len(found) < 2 or not self.affords(found[-1], budget)):
             choice = self.longer(choice)
@@ -187,17 +189,19 @@ class Search:
         self,
         budget: float,
         quality: Callable[[Choice, bool], float],
-        smaller: Sequence[Choice] = (),
+        cheaper: tuple[Choice, float] | None = None,
         keep: int = 3,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[Choice, float]:
         """The best choice for `budget` and its quality; `quality(choice, many images)`: less is better.
 
-        `smaller`: the choices of smaller budgets, in ascending order.
+        `cheaper`: the best choice of smaller budgets and its quality.
         """
         proposed = self.programmed(budget) + self.family(budget)
-        grown = [new for c in smaller[-1:] for new in self.grown(c, budget)]
+        grown = self.grown(cheaper[0], budget) if cheaper else []
         able = {(c.nodes, c.exits, c.lower_order_final): c for c in proposed + grown if self.affords(c, budget)}
+        if not able and cheaper:
+            return cheaper
         if not able:
             raise ValueError(
                 f"the budget {budget:g} is {budget * self.reference:.2f} full-depth calls, which no choice of calls "
@@ -213,11 +217,9 @@ class Search:
             now = quality(new, True)
             if now < value:
                 best, value = replace(new, origin=f"{best.origin.removesuffix(', changed')}, changed"), now
-        for cheaper in smaller[-1:]:
-            now = quality(cheaper, True)
-            if now <= value:
-                say(f"budget {budget:g}: nothing that spends it is better than {cheaper.origin}")
-                return cheaper, now
+        if cheaper and cheaper[1] <= value:
+            say(f"budget {budget:g}: nothing that spends it is better than {cheaper[0].origin}")
+            return cheaper
         return best, value
 
     def affords(self, choice: Choice, budget: float) -> bool:

@@ -81,14 +81,22 @@ def simpler_than(chosen: Entry, entries: Sequence[Entry]) -> Entry | None:
 
 
 def ahead_of(chosen: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """The fastest such setting that no early exit of its seconds matches, 2 % allowed for both; None if there is none
-    that takes as long as `chosen` or longer."""
+    """The fastest such setting that no early exit of its seconds matches, 2 % allowed for both, and that is better than
+    `chosen` outside the noise; None if there is none."""
+    timed = [e for e in entries if e.early and e.cost is not None and n_images(e) == n_images(chosen)]
 
     def alone(setting: Entry) -> bool:
-        early = [e for e in entries if e.early and e.cost is not None and e.cost <= (1 + EQUAL) * setting.cost]
+        early = [e for e in timed if e.cost <= (1 + EQUAL) * setting.cost]
         return chosen in early and all(e.choosing > (1 + EQUAL) * setting.choosing for e in early)
 
-    return cheapest([e for e in simple(chosen, entries) if e.cost is not None and alone(e)])
+    found = [e for e in simple(chosen, entries) if e.cost is not None and clearly_better(e, chosen)]
+    return cheapest([e for e in found if alone(e)])
+
+
+def clearly_better(a: Entry, b: Entry) -> bool:
+    """Whether the distance of a is smaller than that of b outside the noise."""
+    found = gap(a, b)
+    return found is not None and found.mean < 0 and found.excludes() is True
 
 
 def simple(chosen: Entry, entries: Sequence[Entry]) -> list[Entry]:
@@ -176,8 +184,10 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     first += f"{signed(change(chosen, base))}."
     tone, second = against_rival(chosen, rival_of(chosen, entries), base, entries, several)
     simpler, ahead = simpler_than(chosen, entries), ahead_of(chosen, entries)
-    if simpler is not None and as_fast(simpler, chosen):
+    if simpler is not None and as_fast(simpler, chosen) and not clearly_better(simpler, chosen):
         found, does, tone = simpler, "does as well", "bad" if tone == "bad" else "even"
+    elif simpler is not None and as_fast(simpler, chosen):
+        found, does, tone = simpler, "is better and as fast", "bad"
     elif ahead is not None:
         found, does, tone = ahead, "is better than every early exit of its seconds", "bad"
     else:
