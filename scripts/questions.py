@@ -84,7 +84,7 @@ def measure(spec: dict) -> float:
         found = {record["slug"]: record["metrics"] for record in records}
     else:
         found = read_json(spec["file"], "file")
-        found |= compared(found) if "points" in found else {}
+        found |= compared(found) if "headline" in found else {}
 
     def at(keys: list[str]) -> float:
         value = found
@@ -134,7 +134,7 @@ def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, n
     """The record with values, tables and pictures read again where all files of a question are there."""
     fresh = {}
     for name, entry in questions.items():
-        old, specs = record.get(name, {}), entry.get("values", {})
+        old, specs = record.get(name, {"values": {}}), entry.get("values", {})
         fresh[name] = dict(old)
         if specs and all(Path(spec["file"]).is_file() for spec in specs.values()):
             values = {key: float(f"{measure(spec):.6g}") for key, spec in specs.items()}

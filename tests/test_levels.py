@@ -164,8 +164,10 @@ def test_tables(tmp_path, monkeypatch):
     assert len(found["cells"]) == 4 * 5 + 4 * 1 + 4 * 2
     text = levels.markdown(found)
     assert text.count("\n| ") == 5 + 4 + 5 and "better in" in text
-    c5, c0 = (found["cells"][f"zero-c{c}-etaDDPM-2"]["fid"] for c in (5, 0))
+    c5, c0 = (found["cells"][f"zero-c{c}-eta{levels.FIRST}-2"]["fid"] for c in (5, 0))
     assert c5 != c0, "levels must be bypassed"
+    eta1, ddpm = (found["cells"][f"control-c0-eta{eta}-2"]["fid"] for eta in ("1", "DDPM"))
+    assert eta1 != ddpm, "DDPM's larger variance is not eta = 1"
     monkeypatch.setattr(levels, "quality", lambda *_: pytest.fail("a cell is measured again"))
     assert levels.tables(tmp_path, **arguments)["cells"] == found["cells"]
 
