@@ -14,4 +14,5 @@ def get_config(arg=""):
     c = cifar10_unet.get_config()
     digits_levels_tiny.skip_levels(c)
     c.train.n_steps = 100_000
+    c.sample.ddpm.variance = "beta"  # DDPM's own, sigma-hat of the report's last table
     return base.finish(c, arg)

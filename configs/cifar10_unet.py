@@ -1,6 +1,8 @@
 """CIFAR-10 32x32, DDPM's U-Net, left after any of its four resolution levels. Trained as published.
 
-Published: FID 3.17 (1,000 ancestral steps). Start from those weights as diffusers has them, google/ddpm-cifar10-32:
+Published: FID 3.17 (1,000 ancestral steps of the larger variance: --config.sample.algorithm=ddpm
+--config.sample.sample_steps=1000 --config.sample.ddpm.variance=beta). Start from those weights as diffusers has them,
+google/ddpm-cifar10-32:
 
 python train.py --config=configs/cifar10_unet.py --pretrained_weight=ddpm-cifar10-32/diffusion_pytorch_model.safetensors
 """

@@ -137,6 +137,11 @@ def test_no_convolution_where_channels_agree():
     assert isinstance(same_width(8, 8), torch.nn.Identity) and same_width(8, 4).weight.shape == (4, 8, 1, 1)
 
 
+def test_published_sampling_has_the_larger_variance():
+    """Catches eta = 1 in the place of DDPM's own sampling: 4.73 where the report starts from 3.17."""
+    assert load("cifar10_levels").sample.ddpm.variance == "beta"
+
+
 def test_equal_seconds():
     """Catches a rival that is slower than ours, and a win over nobody: cells faster than every plain one."""
     found = {"ours": [2, 4], "ddim": [1, 2], "seconds_per_call": {"matched-c2": 0.4, "control-c0": 1.0}, "cells": {}}
