@@ -189,7 +189,7 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     elif simpler is not None and as_fast(simpler, chosen):
         found, does, tone = simpler, "is better and as fast", "bad"
     elif ahead is not None:
-        found, does, tone = ahead, "is better than every early exit of its seconds", "bad"
+        found, does, tone = ahead, "is better than every early exit of no more seconds", "bad"
     else:
         return Claim(tone, (first, second), chosen)
     name = found.name(several)
