@@ -60,12 +60,16 @@ def test_parts_run_without_optional_packages(tmp_path):
     names = ("ml_collections", "diffusers", "wandb", "pytorch_fid", "absl", "gdown")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
-    command = ["bash", "benchmarks/gpu.sh", "smoke", "--device", "cpu", "tests", "mfu"]
+    command = ["bash", "benchmarks/gpu.sh", "smoke", "--device", "cpu", "mfu"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not installed: ml_collections" in done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mfu-cpu.json"]
     modules = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
-    command = [sys.executable, "-c", f"import {', '.join(modules)}"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.append('tests'); import {', '.join(modules)}, test_gpu, conftest",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

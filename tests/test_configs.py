@@ -200,15 +200,16 @@ def test_every_experiment_has_a_recipe():
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "steps"), [("fashion_uvit_small", 1, 2_400), ("cifar10_uvit_tiny", 3, 7_500)]
+    ("name", "channels", "size", "steps"),
+    [("fashion_uvit_small", 1, (7, 128), 2_000), ("cifar10_uvit_tiny", 3, (9, 192), 7_500)],
 )
-def test_small_experiments_with_classes(name, channels, steps):
+def test_small_experiments_with_classes(name, channels, size, steps):
     """Catches a network whose classes are not the data's and one for none, and a training that takes longer than said:
     110 images a second on two cores, 45 minutes and 2.5 hours."""
     c = load(name)
     with torch.device("meta"):
         model = build_model(c)
-    assert (model.depth, c.nnet.embed_dim, c.nnet.patch_size, c.nnet.in_chans) == (9, 192, 4, channels)
+    assert (model.depth, c.nnet.embed_dim, c.nnet.patch_size, c.nnet.in_chans) == (*size, 4, channels)
     assert regimes.of(c).conditions.n_classes == 10 and c.dataset.p_uncond == 0.1 and c.mixed_precision == "auto"
     assert c.train.n_steps == steps and c.optimizer.name == "muon" and c.dataset.random_flip == (channels == 3)
     assert c.train.n_steps * c.train.batch_size / 110 < {1: 47, 3: 150}[channels] * 60

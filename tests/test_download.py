@@ -419,6 +419,15 @@ def test_a_killed_download_is_continued(host, get, tmp_path):
     assert left(tmp_path) == {"net.pth", "net.pth.sha256"}
 
 
+def test_what_a_kill_left_of_the_hash_is_removed(host, monkeypatch, tmp_path):
+    """Catches an unfinished hash of a killed download that stays for good."""
+    monkeypatch.setitem(ASSETS, "net", Asset("uvit", "uvit/net.pth", "a net", (host("/", Answer()),)))
+    (tmp_path / "uvit").mkdir()
+    (tmp_path / "uvit" / ".net.pth.sha256.f27d8d2x.part").write_text("# from")
+    assert download.fetch("net", tmp_path).read_bytes() == FILE
+    assert left(tmp_path) == {"net.pth", "net.pth.sha256"}
+
+
 def test_killed_at_any_byte_it_ends_in_the_same_bytes(host, monkeypatch, tmp_path):
     """Would catch: bytes lost, doubled or joined wrongly by a kill, and what it leaves. KILLS=100 makes a campaign."""
     kills, dice = int(os.environ.get("KILLS", 4)), random.Random(0)

@@ -57,6 +57,7 @@ def fetch(name: str, root: Path | str = "assets", *, timeout: float = 30, retrie
     with locked(dest):
         if dest.is_file():  # another process was faster
             return keep(dest, asset)
+        drop(dest.with_name(f".{dest.name}.sha256."))  # of a process that was killed while it wrote the hash
         # What came so far is worth more than the order. If it is no part of the file, its address has its turn again.
         for address in [a for a in addresses if begun(staged(dest, a))] + addresses:
             whole = staged(dest, address)
