@@ -1,6 +1,7 @@
 """The largest networks at their real shapes: that they run, how long and in how much memory.
 
-    python -m benchmarks.real_shapes                  # U-ViT-L/2 and H/2, batch 1; about 3 minutes on two cores, 11 GB
+    python -m benchmarks.real_shapes --sizes L/2 H/2  # batch 1; about 3 minutes on two cores, 11 GB
+    python -m benchmarks.real_shapes --sizes DiT-XL/2 --jobs forward guided  # about a minute, 4 GB
     python -m benchmarks.real_shapes --batch 64 --dtype bf16 --device cuda
 
 `forward` is one full-depth call. `guided` is one sampling step: conditional and null rows in one batch, the estimator
@@ -31,7 +32,7 @@ from libs.models.build import build_model
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.trainer import ema_update, make_optimizer
 
-CONFIGS = {"L/2": "imagenet256_uvit_large", "H/2": "imagenet256_uvit_huge"}
+CONFIGS = {"L/2": "imagenet256_uvit_large", "H/2": "imagenet256_uvit_huge", "DiT-XL/2": "imagenet256_dit_xl"}
 JOBS = ("forward", "guided", "train")
 
 
