@@ -1,4 +1,6 @@
-"""CIFAR-10 32x32 with classes, an early-exit U-ViT of 9 layers: about 2.5 hours on two CPU cores, 19 epochs.
+"""CIFAR-10 32x32 with classes, an early-exit U-ViT of 9 layers, 19 epochs.
+
+On two CPU cores without bf16 8 hours, at 32 images/s.
 
 The recipe is that of configs/fashion_uvit_small.py, the network larger; CIFAR-10 as pictures in ten class folders is
 read with --config.dataset.name=images --config.dataset.path=FOLDER.

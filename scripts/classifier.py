@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     epochs, output = EPOCHS[args.name] if args.epochs is None else args.epochs, args.output or SHIPPED[args.name].file
     if epochs < 1:
         parser.error(f"--epochs must be at least 1; it is {epochs}.")
+    if args.name == "digits_cnn" and (args.path or args.download):
+        parser.error("--path and --download are for fashion_cnn; the digits come with scikit-learn")
 
     torch.set_num_threads(1)  # the order of sums, and with it the file, depends on the number of threads
     exact = torch.are_deterministic_algorithms_enabled()

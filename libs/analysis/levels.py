@@ -25,11 +25,10 @@ CS = (0, 1, 2, 3, 5)
 STAND_INS = ("zero", "duplicate", "interpolate")
 NETWORKS = ("plain", *STAND_INS, "control", "matched")  # plain: before fine-tuning; control: fine-tuned at full depth
 OURS = 2  # c of the third table, whose network, `matched`, is trained on batches of one k(t), with zeros
-SAMPLERS = {"0": ("ddim", {"eta": 0.0}), "0.5": ("ddim", {"eta": 0.5}), "1": ("ddim", {"eta": 1.0})}  # by eta
-SAMPLERS["DDPM"] = (
-    "ddpm",
-    {"variance": "beta"},
-)  # the larger of DDPM's two variances, as their numbers at few steps show
+SAMPLERS = {  # by eta; DDPM has the larger of its two variances, as their numbers at few steps show
+    **{eta: ("ddim", {"eta": float(eta)}) for eta in ("0", "0.5", "1")},
+    "DDPM": ("ddpm", {"variance": "beta"}),
+}
 FIRST = "first table"  # eta's place there: DDPM with the smaller one, as its steps are fewer than theirs
 CALLS = 20  # of a timing; seconds are proportional to calls, as k(t) takes the same shares of any even grid
 
