@@ -8,16 +8,18 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
-# Per data set: config, training seeds, steps of the small network (equal training time).
+# Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed,
+# budgets as shares of the reference's GMACs, and those of full depth (4, 5 and 6 calls).
 case $DATA in
-    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 ;;
+    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
+        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024
+        BUDGETS="0.1 0.15 0.2 0.3" PLACED="0.2 0.25 0.3" ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024
+        BUDGETS="0.1 0.15 0.2 0.3" PLACED="0.2 0.25 0.3" ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
-BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5"           # shares of the reference's GMACs
-PLACED="0.25 0.3"                                  # the same for full depth: 5 and 6 calls
 FEW=power:2,lower_order_final=False                # where few calls do well
 FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
@@ -65,9 +67,9 @@ prepare() { # RUN SEED: everything that an evaluation reads
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
     python eval.py --config="$2" $REFERENCE --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
-        --config.exit.name=full --config.eval.thresholds="()" --config.eval.fixed="()" --config.eval.fewer_steps="()" \
-        --config.eval.sweep="$(tuple "${@:3}")" --config.eval.tolerance=0 \
-        --config.eval.timing_runs=1 --config.eval.timing_batch=128
+        --config.sample.n_samples=$IMAGES --config.exit.name=full --config.eval.thresholds="()" \
+        --config.eval.fixed="()" --config.eval.fewer_steps="()" --config.eval.sweep="$(tuple "${@:3}")" \
+        --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128
 }
 
 FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6.json
