@@ -38,7 +38,7 @@ MENUS["sample.algorithm"] = SAMPLERS
 
 
 def define_flags(kind: str) -> None:
-    """Flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze" or "calibrate"."""
+    """Flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze", "prompts", "calibrate"."""
     stored = "" if kind == "train" else " Default: the one that the weights were trained with."
     config_flags.DEFINE_config_file("config", None, f"Experiment, configs/FILE.py or configs/FILE.py:PRESET.{stored}")
     flags.DEFINE_bool("dry_run", False, "Print what was chosen and the cost of every exit, then stop.")
@@ -51,7 +51,7 @@ def define_flags(kind: str) -> None:
         where = "the weights' own" if kind == "calibrate" else f"<config>-{kind} beside the weights"
         flags.DEFINE_string("output", None, f"Folder for results. Default: {where}.")
         flags.DEFINE_alias("output_path", "output")
-    if kind in ("eval", "sample", "analyze"):
+    if kind in ("eval", "sample", "analyze", "prompts"):
         flags.DEFINE_list(
             "exit_threshold", None, "Certainties in (0, 1]: leave when 1 - u exceeds it; 1 = never. A list sweeps."
         )

@@ -32,4 +32,4 @@ def work(config, regime: Regime, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    utils.launch(work, regimes.text_to_image, "eval")
+    utils.launch(work, regimes.text_to_image, "prompts")

@@ -100,7 +100,7 @@ def measure(spec: dict) -> float:
 
 def compared(found: dict) -> dict[str, dict]:
     """The points of the JSON of scripts.compare by label, with the model in front unless it is the first one."""
-    ours = found["headline"]["uniform"]["model"]
+    ours = (found["headline"] or {"uniform": found["points"][0]})["uniform"]["model"]
     return {
         point["label"] if point["model"] == ours else f"{point['model']}: {point['label']}": point
         for point in found["points"]

@@ -188,6 +188,30 @@ def test_seconds_and_quality(setup, monkeypatch):
     assert found["report"]["budget"] == 0.05 and found["asked"] == {"max_quality_loss": 1e9}
 
 
+def test_a_quality_is_found_between_whole_calls(setup, monkeypatch):
+    """Catches a search that ends in an error at 1.4 calls of full depth, although a budget before it was good enough."""
+    config, regime, run = setup
+    monkeypatch.setattr(budgets, "FINE", 8)
+    monkeypatch.setattr(budgets, "LADDER", (0.1, 0.07, 0.05))
+    ask = {"max_quality_loss": [1e9]}
+    (found,) = spend(config, regime, run, ask, n_images=8, depth="full", objective="teacher")
+    assert found["report"]["budget"] == 0.05 and len(found["plan"]["layers"]) == 1
+
+
+def test_plans_of_other_noise_are_not_compared(setup, monkeypatch):
+    """Catches a plan selected on one noise seed that wins over plans of another, whose distances differ."""
+    config, regime, run = setup
+    monkeypatch.setattr(budgets, "FINE", 8)
+    (small,) = spend(config, regime, run, {"budget": [0.1]}, n_images=8)
+    stored = json.loads((run.dir / "plan-budget-0.1.json").read_text())
+    stored["report"]["selected_at"] = 0.0  # better than anything
+    (run.dir / "plan-budget-0.1.json").write_text(json.dumps(stored))
+    (same,) = spend(config, regime, run, {"budget": [0.2]}, n_images=8)
+    (other,) = spend(config, regime, run, {"budget": [0.2]}, n_images=8, seed=7101)
+    assert same["plan"] == small["plan"] | {"origin": "plan-budget-0.1"}
+    assert other["plan"]["nodes"] != small["plan"]["nodes"]
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

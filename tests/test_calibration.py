@@ -14,12 +14,12 @@ from configs import digits_uvit_tiny
 from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import calibration
-from libs.analysis.calibrate import calibrate
+from libs.analysis.calibrate import calibrate, share_of_rows
 from libs.analysis.calibration import ALWAYS, Bins, Evidence
-from libs.analysis.dense import sample_dense
 from libs.exits import EXIT_POLICIES, oracle
 from libs.models.build import build_model
 from libs.sampling.denoiser import Guidance
+from libs.sampling.dense import sample_dense
 from libs.sampling.generate import make_plan
 from libs.sampling.plans import SAMPLERS, State, advance
 from libs.sampling.sampler import Sampler
@@ -37,6 +37,16 @@ def evidence(calls=20, exits=7, rows=50, noise=0.3, seed=0) -> Evidence:
     u = np.clip(size / size.max() * np.exp(noise * rng.standard_normal(size.shape)), 0, 1)
     cost = np.linspace(1 / exits, 1, exits)
     return Evidence(t, u, size, size.mean(2), np.ones(calls, bool), cost, np.append(np.full(exits - 1, 0.002), 0))
+
+
+def test_guided_channels_count_as_they_are_guided():
+    """Catches losses of all channels where the sampler guides three of four."""
+    guidance, gap = Guidance(scale=1.5, channels=3), torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    share = share_of_rows(guidance, 4)  # independent rows: their squares add up
+    own, null = torch.zeros_like(gap), torch.zeros_like(gap)
+    own[0], null[1] = gap[0], gap[1]
+    moved = guidance.apply(own).square() + guidance.apply(null).square()
+    torch.testing.assert_close((share * gap.square().mean((2, 3))).sum(0), moved.mean((0, 2, 3)))
 
 
 # ---- the sampler's weights and the schedule ------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def test_early_exit_wins(tmp_path):
     assert not found.ties and found.tone == "good"
     assert "threshold 0.98, residual, refresh 4 (26." in found.text and "wins; next is threshold 0.98, +" in found.text
     assert "The best without early exit, fixed layer 3, has +" in found.text
-    assert at(entries, 0.2).text.endswith("no method is fast enough.")
+    assert at(entries, 0.1).text.endswith("no method is fast enough.")
     assert "threshold 0.99, residual, refresh 2" in at(entries, 0.6).text
     assert all(len(entry.quality) == 3 for entry in entries)
 
@@ -549,6 +549,14 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_evaluations_without_a_common_point_are_refused(tmp_path):
+    """Catches a page of no points: a traceback where two evaluations of one model share none."""
+    evaluation(tmp_path / "a", points=POINTS[:2], seed=1)
+    evaluation(tmp_path / "b", points=POINTS[2:4], seed=2)
+    with pytest.raises(ValueError, match="no point was measured in all of them"):
+        report.load([tmp_path / "a", tmp_path / "b"], ["m", "m"])
+
+
 def test_leaderboard_holds_records_only(tmp_path, capsys):
     """Catches a row that is no record, speed-ups over evenly spaced calls among them, and a file that is lost."""
     entries = placed(tmp_path)
@@ -569,7 +577,8 @@ def test_leaderboard_holds_records_only(tmp_path, capsys):
     assert len(appended(numbers)) == 1 and "no record on digits" in capsys.readouterr().out
     faster = numbers["headline"] | {"speedup_over_best_plain": 2.0}
     assert len(appended(numbers | {"headline": faster})) == 2
-    for wrong in (None, faster | {"other_grids": False}, faster | {"training_runs": 1, "timing_runs": 1}):
+    one, two = ({"training_runs": n, "timing_runs": t} for n, t in ((1, 1), (2, 3)))  # intervals over trainings
+    for wrong in (None, faster | {"other_grids": False}, faster | one, faster | two):
         with pytest.raises(SystemExit):
             appended(numbers | {"headline": wrong})
     assert "headline" in capsys.readouterr().err and len(board.read_text().splitlines()) == len(before.splitlines()) + 2

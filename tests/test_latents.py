@@ -298,6 +298,17 @@ def test_other_settings_are_refused(model, tmp_path):
     config.sample.scale = 3.0
     with pytest.raises(ValueError, match=r"other settings \(sample\)"):
         write(config, tmp_path, [0, 1])
+    calibration = tmp_path / "plan.json"
+    config = model.copy_and_resolve_references()
+    config.exit.name, config.eval.thresholds = "schedule", ()
+    config.exit.schedule.path, folder = str(calibration), tmp_path / "planned"
+    times = np.linspace(1, 0, config.sample.sample_steps, endpoint=False).tolist()
+    for layers in ([1], [3]):
+        calibration.write_text(json.dumps({"points": [1, 2, 3, 4, 5], "schedule": {"t": times, "layers": layers * len(times)}}))
+        if layers == [1]:
+            write(config, folder, [0, 1])
+    with pytest.raises(ValueError, match=r"other settings \(exit\)"):  # the same file, calibrated again
+        write(config, folder, [0, 1, 2])
     config = model.copy_and_resolve_references()
     config.eval.thresholds = (0.5, 0.6)
     with pytest.raises(ValueError, match="2 values"):

@@ -23,7 +23,7 @@ import torch
 from libs import rng
 from libs.analysis import explain, figures
 from libs.analysis.calibrate import DepthBench, distance_of
-from libs.analysis.dense import sample_dense
+from libs.sampling.dense import sample_dense
 from libs.analysis.per_image import per_image
 from libs.data import batches
 from libs.evaluation.families import BASELINES
@@ -40,9 +40,10 @@ from libs.sampling.sampler import Sampler
 
 
 def sampled(bench: DepthBench) -> dict[str, tuple[str, Images]]:
-    """Of every configured point that decides: slug -> its label and its images."""
+    """Of every configured point that decides: slug -> its label and its images, with its own calls and guidance."""
+    options = dict(seed=bench.seed, batch_size=bench.config.sample.mini_batch_size)
     chosen = [point for point in points(bench.sampler) if point.family not in BASELINES]
-    return {p.slug: (p.label, Images.concatenate(bench.images(p.policy, bench.seed))) for p in chosen}
+    return {p.slug: (p.label, Images.concatenate(list(p.images(np.arange(bench.n), **options)))) for p in chosen}
 
 
 def trace_statistics(bench: DepthBench, images: Images) -> dict:

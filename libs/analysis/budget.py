@@ -165,7 +165,7 @@ class Planner:
         seed, n = self.bench.seed + 1, self.most_images
         most = (1 + value) * self.measure(self.bench.reference(seed, n), seed)
         found = None
-        for budget in LADDER:
+        for budget in filter(self.search.can_spend, LADDER):
             choice, quality = self.best(budget)
             if quality > most:
                 break
@@ -179,7 +179,7 @@ class Planner:
         return min(MANY, self.bench.config.sample.n_samples)
 
     def best(self, budget: float) -> tuple[Choice, float]:
-        least = self.search.cost[0] / self.reference
+        least = self.search.least
         if not least <= budget <= 1:
             raise ValueError(
                 f"the budget is {budget:g}; with these exits it must lie between {least:.4f} (one call) and 1"
@@ -198,7 +198,7 @@ class Planner:
         found, points = [], self.points[self.exits]
         for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*")):
             content = read_json(path, "a plan beside the weights")
-            same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash"))
+            same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash", "seeds"))
             unit = "seconds" in content.get("asked", {}), self.bench.unit == "seconds"
             if not same or unit[0] != unit[1] or not set(content["plan"]["layers"]) <= set(points):
                 continue
@@ -301,6 +301,7 @@ def facts_of(sampler: Sampler, n_images: int, seed: int) -> dict:
         "convention": f"share of the reference's {CONVENTION}",
         "guidance": asdict(sampler.guidance),
         "n_images": n_images,
+        "n_learned": min(n_images, config.sample.mini_batch_size),  # one batch: all of its states are held at once
         "seeds": {"learned": seed, "selected": seed + 1, "reported": seed + 2},
         "config_hash": config_hash(config),
         "nnet_path": config.nnet_path,

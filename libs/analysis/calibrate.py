@@ -8,6 +8,7 @@ config.sample.residual, given config.sample.refresh. Where the times of the call
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from libs.analysis import calibration
 from libs.analysis.calibration import Bins, Evidence
-from libs.analysis.dense import DenseCall, sample_dense
+from libs.sampling.dense import DenseCall, sample_dense
 from libs.evaluation.records import config_hash
 from libs.evaluation.reference import open_reference
 from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, looking_back
@@ -30,6 +31,7 @@ from libs.metrics.paired import Paired
 from libs.models import EarlyExitModel
 from libs.regimes import Regime
 from libs.run import Run, describe_machine
+from libs.sampling.denoiser import Guidance
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan
 from libs.sampling.sampler import Sampler, split
@@ -97,7 +99,7 @@ class DepthBench:
 
     def dense_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """u, loss (calls, E, B) and static loss (calls, E) of one batch; see `Evidence`."""
-        scale, refresh, residual = (getattr(self.config.sample, name) for name in ("scale", "refresh", "residual"))
+        refresh, residual, guidance = self.config.sample.refresh, self.config.sample.residual, self.sampler.guidance
         reach = calibration.reach(self.plan)
         u, losses, statics = [], [], []
         base: torch.Tensor | float = 0.0
@@ -107,12 +109,11 @@ class DepthBench:
             if residual and call.number % refresh == 0:
                 base = call.gap  # what a corrected early output is short of later on
             gap = call.gap - base  # (E, B, C, H, W)
-            loss = gap.square().flatten(2).mean(2)  # (E, B)
-            static = loss.mean(1)
-            if scale:
-                cond, null = gap.chunk(2, dim=1)
-                static = ((1 + scale) * cond - scale * null).square().flatten(1).mean(1)
-                loss = torch.cat([(1 + scale) ** 2 * loss[:, : len(ids)], scale**2 * loss[:, len(ids) :]], dim=1)
+            square, static = gap.square().flatten(3).mean(3), gap  # (E, B, C)
+            if guidance.scale:  # eps_guided is linear: what a row's gap counts for in it, by channel
+                static = torch.stack([guidance.apply(of_exit) for of_exit in gap])
+                square = square * share_of_rows(guidance, gap.shape[2]).to(gap).repeat_interleave(len(ids), dim=0)
+            loss, static = square.mean(2), static.square().flatten(1).mean(1)  # (E, B), (E,)
             weight = float(reach[call.number]) ** 2
             u.append(call.u.cpu().numpy())
             losses.append(weight * loss.double().cpu().numpy())
@@ -120,6 +121,14 @@ class DepthBench:
 
         sample_dense(self.sampler, ids, look, seed=self.seed, plan=self.plan)
         return np.stack(u).astype(np.float64), np.stack(losses), np.stack(statics)
+
+
+def share_of_rows(guidance: Guidance, channels: int) -> torch.Tensor:
+    """(2, C): the squared weights of the conditional and of the null prediction in the guided one."""
+    n = guidance.channels or channels
+    share = torch.tensor([[1.0], [0.0]]).repeat(1, channels)
+    share[:, :n] = torch.tensor([[(1 + guidance.scale) ** 2], [guidance.scale**2]])
+    return share
 
 
 class DepthSearch:
@@ -270,6 +279,8 @@ def distance_of(config, regime: Regime, run: Run):
 def file_name(config, asked: dict) -> str:
     ((name, value),) = asked.items()
     parts = [name.replace("_", "-"), f"{value:g}", config.sample.algorithm, str(config.sample.sample_steps)]
+    if config.sample.get("grid"):
+        parts.append(re.sub(r"[^\w.]+", "-", config.sample.grid))
     if config.sample.residual or config.sample.refresh:
         parts.append(f"{'residual' if config.sample.residual else 'refresh'}-{config.sample.refresh}")
     return "-".join(parts) + ".json"

@@ -5,7 +5,7 @@
    number of calls, whose depths are either all the same or bought call by call (calibration.schedule). What a person
    would try by hand is in the family, so the search is not worse than that on the seed that selects.
 3. Select in the closed loop on one noise seed: many candidates on few images, the best on many, then small changes of
-   times and depths are kept while they help. The objective is a Frechet distance where there is an extractor, else the
+   times and depths are kept while they help. The objective is a Frechet distance or, with --objective=teacher, the
    squared distance to the teacher's images. Every budget is worth about the same work, so small ones are tried in more
    ways; the best plan of the smaller ones, with what is left bought at its calls, is always among the best. Where
    nothing beats that plan as it is, it is the answer: a budget is what may be spent.
@@ -69,6 +69,15 @@ class Search:
     cost: np.ndarray
     reference: float
     rng: np.random.Generator
+
+    @property
+    def least(self) -> float:
+        """The budget of one call that leaves at the first exit."""
+        return float(self.cost[0] / self.reference)
+
+    def can_spend(self, budget: float) -> bool:
+        """Whether anything spends it: without exits, only whole calls do."""
+        return budget >= self.least and any(self.affords(choice, budget) for choice in self.family(budget))
 
     def spends(self, choice: Choice) -> float:
         return float(self.cost[list(choice.exits)].sum() / self.reference)

@@ -17,7 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ import torch
 from libs.analysis import calibration
 from libs.analysis.calibrate import DepthBench, DepthSearch, distance_of
 from libs.analysis.calibration import Evidence
-from libs.analysis.dense import DenseCall, sample_dense
+from libs.sampling.dense import DenseCall, sample_dense
 from libs.evaluation.timing import time_in_turn
 from libs.exits import EXIT_POLICIES
 from libs.metrics.paired import mse, psnr
@@ -77,30 +77,38 @@ class Static:
 
     def __init__(self, search: DepthSearch, measure: Measure, seeds: list[int]):
         self.search, self.measure, self.seeds = search, measure, seeds
-        self.known: dict[tuple[int, ...], dict[int, dict[str, float]]] = {}
+        self.known: dict[tuple[int, ...], dict[int, Images]] = {}
 
-    def exactly(self, budget: float) -> tuple[float, dict]:
-        """(budget of the plan, measurements by seed) of the schedule for a budget."""
+    def images(self, budget: float) -> tuple[float, dict[int, Images]]:
+        """(budget of the plan, images by seed) of the schedule for a budget."""
         content = self.search.make("schedule", min(1.0, max(budget, self.search.floors["schedule"])))
         key = tuple(content["layers"])
         if key not in self.known:
             self.known[key] = {
-                seed: self.measure(self.search.images("schedule", content, seed), seed) for seed in self.seeds
+                seed: Images.concatenate(self.search.images("schedule", content, seed)) for seed in self.seeds
             }
         return content["open_loop"], self.known[key]
 
+    def exactly(self, budget: float) -> dict[int, dict[str, float]]:
+        """Measurements by seed of the schedule for a budget."""
+        return {seed: self.measure([images], seed) for seed, images in self.images(budget)[1].items()}
+
     def at(self, budget: float) -> dict[int, dict[str, float]]:
-        """Measurements by seed at a budget between two schedules, as a mixture of both over the images."""
+        """Measurements by seed between two schedules: a random share of the images takes the one, the rest the other."""
         step = float(np.diff(self.search.seen.cost).max()) / len(self.search.seen.t)  # one exit more at one call
-        spent, found = self.exactly(budget)
-        other, more = self.exactly(budget + (step if spent <= budget else -step))
+        spent, images = self.images(budget)
+        other, others = self.images(budget + (step if spent <= budget else -step))
         if other == spent:
-            return found
+            return self.exactly(budget)
         part = float(np.clip((budget - spent) / (other - spent), 0, 1))
-        return {
-            seed: {key: (1 - part) * found[seed][key] + part * more[seed][key] for key in found[seed]}
-            for seed in self.seeds
-        }
+        measured = {}
+        for seed, own in images.items():
+            changes = torch.from_numpy(np.random.default_rng(seed).permutation(len(own)) < round(part * len(own)))
+            used = np.where(changes.numpy(), others[seed].trace.used, own.trace.used)
+            pixels = torch.where(changes[:, None, None, None], others[seed].pixels, own.pixels)
+            trace = replace(own.trace, calls=list(zip(own.trace.t, used, strict=True)))
+            measured[seed] = self.measure([replace(own, pixels=pixels, trace=trace)], seed)
+        return measured
 
 
 def record(
@@ -109,7 +117,7 @@ def record(
     thresholds = search.for_budget("thresholds", budget)
     policy_images = {seed: search.images("thresholds", thresholds, seed) for seed in seeds}
     ways = {
-        "static": static.exactly(budget)[1],
+        "static": static.exactly(budget),
         "thresholds": {seed: measure(images, seed) for seed, images in policy_images.items()},
         "oracle": {seed: measure(oracle_images(bench, search.seen, budget, seed), seed) for seed in seeds},
     }

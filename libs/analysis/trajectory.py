@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from libs import rng
-from libs.analysis.dense import DenseCall, DenseDenoiser
+from libs.sampling.dense import DenseCall, DenseDenoiser
 from libs.exits import EXIT_POLICIES
 from libs.sampling.plans import Plan, State, advance
 from libs.sampling.sampler import Sampler
@@ -41,7 +41,7 @@ class Trajectory:
         """(calls, E): what leaving at k changes in the end, for a plan's own times and coefficients."""
         times, fine = plan.t.numpy()[::-1], self.nodes[:-1][::-1]
         change = np.stack([np.interp(times, fine, column[::-1]) for column in self.depth.T], 1)[::-1]  # (calls, E)
-        gain = np.interp(np.append(times[:-1], times[-1]), self.nodes[::-1], self.gain[::-1])[::-1]
+        gain = np.interp(times, self.nodes[::-1], self.gain[::-1])[::-1]
         weight = plan.cm[:, -1].abs().numpy().copy()
         weight[:-1] = weight[:-1] + plan.cm[1:, -2].numpy()  # the next step takes part of it back
         return change * (weight**2 * gain**2)[:, None]
@@ -60,21 +60,17 @@ class Teacher:
     @torch.inference_mode()
     def go(self, state: State, seen: Callable[[State, Tensor], None] | None = None) -> State:
         """To the end, from wherever `state` is; `seen(state, eps (E, B, C, H, W))` is shown every call."""
-        sampler, scale = self.sampler, self.sampler.guidance.scale
+        sampler = self.sampler
         calls: list[DenseCall] = []
         cond = sampler.regime.conditions.for_ids(self.seed, self.ids[: len(state.x)])
-        make = partial(DenseDenoiser, look=calls.append)
+        make, guided = partial(DenseDenoiser, look=calls.append), sampler.guidance.scale > 0
         denoiser = sampler.denoiser(cond, EXIT_POLICIES["full"](), make=make)
         with sampler.precision():
             while not bool(state.done(self.plan).all()):
                 eps = denoiser(state.x, self.plan.t[state.row])
                 call = calls.pop()
                 if seen is not None:
-                    every = call.eps
-                    if scale:
-                        own, free = every.chunk(2, dim=1)
-                        every = own + scale * (own - free)
-                    seen(state, every)
+                    seen(state, torch.stack([sampler.guidance.apply(e) for e in call.eps]) if guided else call.eps)
                 state = advance(self.plan, state, eps)
         return state
 

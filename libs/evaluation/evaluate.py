@@ -35,7 +35,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     todo = points(sampler)
     bench = Bench.open(sampler)
     say_lockstep(todo, run)
-    run.write_json("config.json", config.to_dict())
+    run.write_json("config.json", config.to_dict() | {"mixed_precision": run.precision})  # a launcher may have set it
     records.save_training_config(config, run)
 
     folder = run.dir / "points"

@@ -207,7 +207,8 @@ def compare(parts: list[Images], point: Point, full: FullDepth, run: Run) -> dic
 def spent(parts: list[Images], point: Point, run: Run) -> tuple[float, float]:
     """Mean layers per call and GMACs per image; the same for any number of processes."""
     macs = point.sampler.model.macs()
-    rows = [(p.ids[0], macs_per_image(p.trace, macs), p.trace.used.mean(axis=(0, 1))) for p in parts]
+    calls = point.plan.computed.numpy()  # a forecast is no call
+    rows = [(p.ids[0], macs_per_image(p.trace, macs), p.trace.used[calls].mean(axis=(0, 1))) for p in parts]
     rows = sorted(run.gather_list(rows), key=lambda row: row[0])
     cost, depth = (np.concatenate([row[column] for row in rows]) for column in (1, 2))
     return float(depth.mean()), float(cost.mean()) / 1e9

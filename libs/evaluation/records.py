@@ -52,6 +52,8 @@ def image_settings(point: Point) -> dict:
     for key in ("n_samples", "path"):
         kept["sample"].pop(key, None)
     kept |= {"exit": point.exit, "p_uncond": config.dataset.p_uncond, "precision": point.sampler.run.precision}
+    if path := point.exit.get("path"):  # of a plan or a checkpoint, what the file holds
+        kept["exit"] = point.exit | {"path": file_hash(checkpoints.file_of(path))}
     if config.regime == "text" and not config.sample.prompts:
         kept["dataset"] = settings["dataset"]
     if config.sample.prompts:
@@ -68,8 +70,6 @@ def point_key(point: Point, reference: str) -> str:
     config = point.sampler.config
     measured = {name: config.eval.to_dict()[name] for name in ("seeds", "selection_seed", "paired", "metrics", "clip")}
     parts = [image_settings(point), asdict(point.sampler.guidance), measured, config.sample.n_samples, reference]
-    if path := point.exit.get("path"):
-        parts[0]["exit"]["path"] = file_hash(checkpoints.file_of(path))  # of a checkpoint, the weights
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     digest.update(point.plan.t.numpy().tobytes() + point.plan.table.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -95,6 +95,7 @@ def record(point: Point, measured: dict, seconds: list[float], machine: dict) ->
         "n_images": config.sample.n_samples,
         "batch_size": config.eval.timing_batch,
         "guidance": asdict(point.sampler.guidance),
+        "precision": point.sampler.run.precision,
         "quality_key": quality_key,
         "metrics": {
             quality_key: statistics.fmean(measured["per_seed"]),
@@ -169,6 +170,8 @@ def write(records: list[dict], run: Run) -> None:
 def save_training_config(config, run: Run) -> None:
     """training.json and train.jsonl: config and log of the run that made the weights, where they lie in its workdir."""
     known = checkpoints.about(config.nnet_path).get("config")
+    if not known and run.is_main:
+        (run.dir / "training.json").unlink(missing_ok=True)  # of other weights
     if known and run.is_main:
         run.write_json("training.json", known)
         log = (

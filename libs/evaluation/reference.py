@@ -49,6 +49,8 @@ def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> St
     What is kept counts only for the same images and features (`key` in reference.json). All processes share the work.
     """
     if config.eval.reference:
+        if run.is_main:
+            (run.dir / "reference.json").unlink(missing_ok=True)  # of images that are not compared with any more
         return Statistics.load(config.eval.reference, extractor)
     images = real_images(config, regime)
     path, note, key = run.dir / "reference.npz", run.dir / "reference.json", fingerprint(images, extractor)

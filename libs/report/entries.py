@@ -221,6 +221,8 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
         missing = {key[1] for others in tables for key in others if not all(key in one for one in tables)}
         if missing:
             notes.append(f"Left out, as not every run of {model} has them: {', '.join(sorted(missing))}.")
+    if not found:
+        raise ValueError(f"{', '.join(str(e.dir) for e in evaluations)}: no point was measured in all of them")
     labels = Counter((e.model, e.label) for e in found)
     found = [e if labels[e.model, e.label] == 1 else replace(e, where=f", {e.placement}") for e in found]
     return found, notes + warnings([p for e in found for p in e.points])
@@ -243,7 +245,7 @@ def warnings(points: Sequence[Result]) -> list[str]:
     for keys, what in (
         (("n_images",), "Distances of unequal numbers of images are not compared."),
         (("seeds",), "Only the noise seeds that two points share are compared."),
-        (("device", "threads", "batch_size"), "Their seconds are not comparable."),
+        (("device", "threads", "batch_size", "precision"), "Their seconds are not comparable."),
         (("commit",), "They were made by different code."),
     ):
         for key in keys:

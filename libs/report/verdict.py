@@ -18,7 +18,7 @@ from libs.report.text import percent, quality_word, sig, signed, speedup_text
 
 TOLERANCE = 0.05  # where the evaluation did not record its eval.tolerance
 EQUAL = 0.02  # qualities, and costs within a budget, that differ by this share count as equal
-BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # shares of the reference's full-depth seconds
+BUDGETS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6)  # shares of the reference's full-depth seconds
 RULE = (
     "Settings are chosen on the selection seed and reported on the other noise seeds. Intervals are 95 %, Student's t, "
     "of paired differences: over training seeds where there are several, else over noise seeds of one training. A "

@@ -1,4 +1,4 @@
-"""Samplings in which every exit of every network call is looked at: for calibration, analysis and the oracle."""
+"""Samplings in which every exit of every network call is looked at: for calibration, analysis, maps and the oracle."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class DenseCall:
 
     number: int  # 0 is the first call, at the noise end
     t: float
+    x: Tensor  # (B, C, H, W) where it is evaluated
     eps: Tensor  # (E, B, C, H, W) noise predictions
     u: Tensor  # (E, B) mean uncertainty
+    u_map: Tensor  # (E, B, C, H, W), or (E, B) of estimators that give one number per image
 
     @property
     def gap(self) -> Tensor:
@@ -46,7 +48,7 @@ class DenseDenoiser(Denoiser):
     def run(self, x: Tensor, t: Tensor, time: Tensor):
         exits = run_dense(self.model, x, time, self.cond)
         eps = torch.stack([self.to_eps(out, x, t) for out in exits.out])  # (E, B, C, H, W)
-        used = self.look(DenseCall(self.number, float(t[0]), eps, exits.mean_u))
+        used = self.look(DenseCall(self.number, float(t[0]), x, eps, exits.mean_u, exits.u))
         self.number += 1
         if used is None:
             return eps[-1], np.full(len(x), self.model.depth), None
