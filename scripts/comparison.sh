@@ -23,14 +23,15 @@ REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample
 FEW=power:2,lower_order_final=False                # where few calls do well
 FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
-SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids
-    steps={3,4,5},grid=$FEW                                                             # fewer calls, at full depth
+SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids;
+    steps={3,4,5},grid=$FEW                        # the selection seed takes the best of each. Fewer calls, full depth
     threshold.certainty=0.98 threshold.certainty=0.98,steps=5,grid=$FEW                 # exits
     fixed.layer={3,4},steps=5,grid=$FEW
     steps=6,grid=$FEW,forecast.every=2,forecast.tail=2                                 # four calls, two forecasts
-    {reuse,cache}.every=2,steps=6,grid=$FEW                                             # caches
-    first_block.threshold=0.3,first_block.per_image={True,False},steps=8,grid=$FEW
-    teacache.threshold=0.2,steps=8,grid=$FEW
+    steps=12,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}          # seven calls, five forecasts
+    {reuse,cache}.every=2,steps={6,8},grid=$FEW                                         # caches
+    first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8,grid=$FEW
+    teacache.threshold={0.1,0.2,0.4},steps=8,grid=$FEW
 )
 SMALL=(steps={5,8},grid=$FEW)                      # of the small network
 
@@ -60,7 +61,7 @@ prepare() { # RUN SEED: everything that an evaluation reads
     few="--nnet_path=$checkpoint $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6"
     [ -f "$checkpoint/$KEPT" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE $few --nodes=keep
     for kind in learned_cache lazy_gate; do
-        [ -f "$checkpoint/$kind-0.6-6.json" ] ||
+        [ -f "$checkpoint/$kind-0.6-6-power-2.json" ] ||
             python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $few --kind=$kind
     done
 }
@@ -72,7 +73,7 @@ evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the
         --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128
 }
 
-FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6.json
+FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6-power-2.json
 for seed in $SEEDS; do start prepare "$FOLDER/$DATA$seed" "$seed"; done
 finish
 
@@ -82,7 +83,7 @@ for budget in $PLACED; do plans+=("plan=$FIRST/plan-budget-$budget-full.json"); 
 for seed in $SEEDS; do
     run=$FOLDER/$DATA$seed on=steps=6,grid=$FEW
     fitted=({schedule,calibrated}.path="$run/last.ckpt/$KEPT,$on")
-    for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6.json,$on"); done
+    for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6-power-2.json,$on"); done
     fitted+=("duo.path=$run/small/last.ckpt,duo.first=3,$on") # the small network first
     start evaluate "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
     start evaluate "$run/small" $CONFIG:small "${SMALL[@]}"

@@ -5,7 +5,7 @@
     python eval.py --nnet_path=demo/last.ckpt --config.exit.name=lazy_gate --config.exit.lazy_gate.path=FILE
 
 The configured sampling (calls, grid) is what is fitted, and the budget a share of its MACs at full depth. The file lies
-beside the weights, KIND-BUDGET-CALLS.json (libs/analysis/rivals.py says how it is found). One process; the last line,
+beside the weights, KIND-BUDGET-CALLS-GRID.json (libs/analysis/rivals.py says how it is found). One process; the last line,
 on stdout, is JSON.
 """
 
@@ -17,6 +17,7 @@ from absl import flags
 
 import utils
 from libs import regimes
+from libs.analysis.calibrate import calls_name
 from libs.analysis.rivals import KINDS, fit_gates
 from libs.files import write_file
 from libs.regimes import Regime
@@ -28,7 +29,7 @@ FLAGS = flags.FLAGS
 def work(config, regime: Regime, run: Run) -> None:
     options = dict(n_images=FLAGS.images, epochs=FLAGS.epochs, penalty=FLAGS.penalty, seed=FLAGS.seed)
     found = fit_gates(config, regime, run, FLAGS.kind, budget=FLAGS.budget, **options)
-    path = run.dir / f"{FLAGS.kind}-{FLAGS.budget:g}-{len(found['t'])}.json"
+    path = run.dir / f"{FLAGS.kind}-{FLAGS.budget:g}-{calls_name(config)}.json"
     write_file(path, json.dumps(found))
     print(json.dumps({"path": str(path), "kind": FLAGS.kind, "loss": found["loss"]}))
 

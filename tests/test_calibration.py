@@ -14,7 +14,7 @@ from configs import digits_uvit_tiny
 from libs import checkpoints as weights
 from libs import regimes
 from libs.analysis import calibration
-from libs.analysis.calibrate import calibrate, share_of_rows
+from libs.analysis.calibrate import calibrate, calls_name, share_of_rows
 from libs.analysis.calibration import ALWAYS, Bins, Evidence
 from libs.exits import EXIT_POLICIES, oracle
 from libs.models.build import build_model
@@ -37,6 +37,16 @@ def evidence(calls=20, exits=7, rows=50, noise=0.3, seed=0) -> Evidence:
     u = np.clip(size / size.max() * np.exp(noise * rng.standard_normal(size.shape)), 0, 1)
     cost = np.linspace(1 / exits, 1, exits)
     return Evidence(t, u, size, size.mean(2), np.ones(calls, bool), cost, np.append(np.full(exits - 1, 0.002), 0))
+
+
+def test_files_of_other_calls_have_other_names():
+    """Catches a calibration of even calls that takes the place of one on another grid, or a name of 300 letters."""
+    config = digits_uvit_tiny.get_config("quick")
+    names = set()
+    for grid in ("", "power:2", "power:2.5", "1,0.8,0.6,0.3,0.001", "1,0.8,0.6,0.2,0.001"):
+        config.sample.grid = grid
+        names.add(calls_name(config))
+    assert len(names) == 5 and "5-power-2" in names and max(map(len, names)) < 20
 
 
 def test_guided_channels_count_as_they_are_guided():

@@ -8,6 +8,7 @@ config.sample.residual, given config.sample.refresh. Where the times of the call
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -276,11 +277,17 @@ def distance_of(config, regime: Regime, run: Run):
     return distance
 
 
+def calls_name(config) -> str:
+    """`6-power-2`: the number of calls and their grid, for the names of files that hold for these calls only."""
+    words = re.findall(r"[\w.]+", config.sample.grid)
+    if len(words) > 2:  # times of one's own
+        words = [hashlib.sha256(config.sample.grid.encode()).hexdigest()[:8]]
+    return "-".join([str(config.sample.sample_steps), *words])
+
+
 def file_name(config, asked: dict) -> str:
     ((name, value),) = asked.items()
-    parts = [name.replace("_", "-"), f"{value:g}", config.sample.algorithm, str(config.sample.sample_steps)]
-    if config.sample.get("grid"):
-        parts.append(re.sub(r"[^\w.]+", "-", config.sample.grid))
+    parts = [name.replace("_", "-"), f"{value:g}", config.sample.algorithm, calls_name(config)]
     if config.sample.residual or config.sample.refresh:
         parts.append(f"{'residual' if config.sample.residual else 'refresh'}-{config.sample.refresh}")
     return "-".join(parts) + ".json"
