@@ -38,7 +38,7 @@ MENUS["sample.algorithm"] = SAMPLERS
 
 
 def define_flags(kind: str) -> None:
-    """Flags of the public U-ViT and AdaDiff scripts. `kind`: "train", "eval", "sample", "analyze", "prompts", "calibrate"."""
+    """Flags of the public U-ViT and AdaDiff scripts. `kind`: the command's, such as "train"."""
     stored = "" if kind == "train" else " Default: the one that the weights were trained with."
     config_flags.DEFINE_config_file("config", None, f"Experiment, configs/FILE.py or configs/FILE.py:PRESET.{stored}")
     flags.DEFINE_bool("dry_run", False, "Print what was chosen and the cost of every exit, then stop.")

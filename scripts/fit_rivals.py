@@ -5,8 +5,8 @@
     python eval.py --nnet_path=demo/last.ckpt --config.exit.name=lazy_gate --config.exit.lazy_gate.path=FILE
 
 The configured sampling (calls, grid) is what is fitted, and the budget a share of its MACs at full depth. The file lies
-beside the weights, KIND-BUDGET-CALLS-GRID.json (libs/analysis/rivals.py says how it is found). One process; the last line,
-on stdout, is JSON.
+beside the weights, KIND-BUDGET-CALLS-GRID.json (libs/analysis/rivals.py says how it is found). One process; the last
+line, on stdout, is JSON.
 """
 
 from __future__ import annotations

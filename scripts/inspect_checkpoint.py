@@ -11,7 +11,6 @@ import importlib
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
 import scripts
 from configs import base
@@ -41,9 +40,9 @@ def describe(path: Path) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config = base.config(settings["nnet.name"])
-    settable = flat(config.to_dict())
-    written = {key: value for key, value in checkpoints.known(path).items() if key in settable}
-    settings |= {key: value for key, value in written.items() if key in settings or leaf(config, key) != value}
+    default = flat(config.to_dict())
+    written = {key: value for key, value in checkpoints.known(path).items() if key in default}
+    settings |= {key: value for key, value in written.items() if key in settings or default[key] != value}
     config.update_from_flattened_dict(settings)
     with torch.device("meta"):
         model = build_model(config)
@@ -62,8 +61,7 @@ def describe(path: Path) -> list[str]:
     for key, value in settings.items():
         note = f"  (assumed: {assumed[key]})" if key in assumed else ""
         lines.append(f"  {key} = {value}{note}")
-    default = base.config(settings["nnet.name"])
-    differ = {key: value for key, value in settings.items() if leaf(default, key) != value}
+    differ = {key: value for key, value in settings.items() if default[key] != value}
     lines.append(f"as flags: {checkpoints.flags(differ)}")
     lines.append(f"fits: {', '.join(fitting(settings)) or 'no file of configs/'}")
     if checkpoints.about(path).get("config"):
@@ -86,19 +84,11 @@ def fitting(settings: dict[str, object]) -> list[str]:
     """The experiment files whose networks have these settings, guesses apart."""
     known = {key: value for key, value in settings.items() if key not in checkpoints.ASSUMED[settings["nnet.name"]]}
     found = []
-    for path in sorted(CONFIGS.glob("*_*.py")):
-        if path.stem != "__init__":
-            config = importlib.import_module(f"configs.{path.stem}").get_config()
-            same = config.nnet.name == known["nnet.name"]
-            if same and all(leaf(config, key) == value for key, value in known.items()):
-                found.append(f"configs/{path.name}")
+    for path in sorted(CONFIGS.glob("[!_]*_*.py")):
+        config = flat(importlib.import_module(f"configs.{path.stem}").get_config().to_dict())
+        if known.items() <= config.items():
+            found.append(f"configs/{path.name}")
     return found
-
-
-def leaf(config: ConfigDict, key: str) -> object:
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 if __name__ == "__main__":

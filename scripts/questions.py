@@ -89,8 +89,9 @@ def measure(spec: dict) -> float:
     def at(keys: list[str]) -> float:
         value = found
         for key in keys:
-            if key not in value:
-                raise ValueError(f"{spec['file']} has no {key!r} of {keys}; it has {', '.join(value)}")
+            there = range(len(value)) if isinstance(value, list) else value
+            if key not in there:
+                raise ValueError(f"{spec['file']} has no {key!r} of {keys}; it has {', '.join(map(str, there))}")
             value = value[key]
         return float(value)
 

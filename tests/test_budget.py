@@ -189,7 +189,7 @@ def test_seconds_and_quality(setup, monkeypatch):
 
 
 def test_a_quality_is_found_between_whole_calls(setup, monkeypatch):
-    """Catches a search that ends in an error at 1.4 calls of full depth, although a budget before it was good enough."""
+    """Catches a search that ends in an error at 1.4 calls of full depth, although the one before it was good enough."""
     config, regime, run = setup
     monkeypatch.setattr(budgets, "FINE", 8)
     monkeypatch.setattr(budgets, "LADDER", (0.1, 0.07, 0.05))

@@ -78,7 +78,7 @@ def test_schedule_is_optimal():
     found = evidence(calls=4, exits=4)
     calls = np.arange(4)
     for budget in np.linspace(0.26, 1, 12):
-        chosen, spent = calibration.schedule(found, budget)
+        chosen, spent = calibration.schedule(found.static, found.cost, found.free, budget)
         loss = found.static[calls, chosen].sum()
         others = (np.array(k) for k in itertools.product(range(4), repeat=4))
         able = [found.static[calls, k].sum() for k in others if found.cost[k].mean() <= spent + 1e-9]
@@ -91,7 +91,7 @@ def test_more_budget_only_adds_layers():
     found, before, loss = evidence(), np.zeros(20), np.inf
     found.static[:, 3] *= 3  # an exit that is worse than the one before it
     for budget in np.linspace(0.15, 1, 40):
-        chosen, spent = calibration.schedule(found, budget)
+        chosen, spent = calibration.schedule(found.static, found.cost, found.free, budget)
         assert abs(spent - budget) <= 1 / 7 / 20 / 2 + 1e-9
         assert (chosen >= before).all()
         now = np.maximum.accumulate(found.static[:, ::-1], axis=1)[:, ::-1][np.arange(20), chosen].sum()
@@ -99,16 +99,16 @@ def test_more_budget_only_adds_layers():
         before, loss = chosen, now
     assert (chosen == 6).all()
     with pytest.raises(ValueError, match="--budget=0.1"):
-        calibration.schedule(found, 0.1)
+        calibration.schedule(found.static, found.cost, found.free, 0.1)
     with pytest.raises(ValueError, match="--budget=1.5"):
-        calibration.schedule(found, 1.5)
+        calibration.schedule(found.static, found.cost, found.free, 1.5)
 
 
 def test_forced_calls_are_paid_and_not_chosen():
     """Catches a refresh that the budget forgets."""
     found = evidence()
     found = replace(found, free=np.arange(20) % 4 > 0)
-    chosen, spent = calibration.schedule(found, 0.5)
+    chosen, spent = calibration.schedule(found.static, found.cost, found.free, 0.5)
     assert (chosen[::4] == 6).all() and (chosen[1::4] < 6).any()
     assert spent == pytest.approx(0.5, abs=0.005)
     table, spent = calibration.thresholds(found, Bins.of(found.t, 20), 0.5)
@@ -169,7 +169,7 @@ def test_images_that_differ_pay():
     found.loss[:, :-1, ::2] *= 30
     found.u[:, :-1, ::2] = np.clip(found.u[:, :-1, ::2] * 30, 0, 1)
     found = replace(found, static=found.loss.mean(2))
-    chosen, _ = calibration.schedule(found, 0.5)
+    chosen, _ = calibration.schedule(found.static, found.cost, found.free, 0.5)
     taken = calibration.exits_taken(found, bins := Bins.of(found.t, 20), calibration.thresholds(found, bins, 0.5)[0])
     static = found.static[np.arange(20), chosen].sum()
     assert np.take_along_axis(found.loss, taken[:, None], axis=1).mean(2).sum() < 0.9 * static

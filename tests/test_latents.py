@@ -304,7 +304,8 @@ def test_other_settings_are_refused(model, tmp_path):
     config.exit.schedule.path, folder = str(calibration), tmp_path / "planned"
     times = np.linspace(1, 0, config.sample.sample_steps, endpoint=False).tolist()
     for layers in ([1], [3]):
-        calibration.write_text(json.dumps({"points": [1, 2, 3, 4, 5], "schedule": {"t": times, "layers": layers * len(times)}}))
+        part = {"t": times, "layers": layers * len(times)}
+        calibration.write_text(json.dumps({"points": [1, 2, 3, 4, 5], "schedule": part}))
         if layers == [1]:
             write(config, folder, [0, 1])
     with pytest.raises(ValueError, match=r"other settings \(exit\)"):  # the same file, calibrated again

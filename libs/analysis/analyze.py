@@ -23,7 +23,6 @@ import torch
 from libs import rng
 from libs.analysis import explain, figures
 from libs.analysis.calibrate import DepthBench, distance_of
-from libs.sampling.dense import sample_dense
 from libs.analysis.per_image import per_image
 from libs.data import batches
 from libs.evaluation.families import BASELINES
@@ -33,6 +32,7 @@ from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
 from libs.regimes import Regime
 from libs.run import Run
+from libs.sampling.dense import sample_dense
 from libs.sampling.images import Images
 from libs.sampling.sampler import Sampler
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from libs.analysis.calibrate import check_images, distance_of
+from libs.analysis.calibrate import DepthBench, check_images, distance_of, facts_of
 from libs.analysis.joint import WITHIN, Choice, Search
 from libs.analysis.trajectory import learn
-from libs.evaluation.records import config_hash
-from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, run_with_exits
+from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.files import read_json, write_json
 from libs.metrics.cost import CONVENTION, macs_per_image
 from libs.models import Missing
 from libs.regimes import Regime
-from libs.run import Run, describe_machine
+from libs.run import Run
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan, dpm_solver_pp_2m
 from libs.sampling.sampler import Sampler
@@ -32,20 +31,13 @@ FEW, MANY = 256, 1_024  # images that sort the proposals; that select, and that 
 LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_quality_loss tries
 
 
-@dataclass
-class PlanBench:
+@dataclass(frozen=True)
+class PlanBench(DepthBench):
     """What plans are made with. Noise seed `seed` is learned from, the next selects, the one after is reported."""
 
-    sampler: Sampler
-    n: int
-    seed: int
     draft: Path  # of the plan that is tried
     unit: str  # of the budget: "seconds", or MACs
     facts: dict
-
-    @property
-    def config(self):
-        return self.sampler.config
 
     @cached_property
     def teacher(self) -> Plan:
@@ -55,28 +47,22 @@ class PlanBench:
     def t_end(self) -> float:
         return max(1e-3, self.sampler.regime.process.t_min)
 
-    def images(self, plan: Plan, policy: ExitPolicy, seed: int, n: int) -> list[Images]:
-        options = dict(seed=seed, plan=plan, policy=policy, batch_size=self.config.sample.mini_batch_size)
-        return list(self.sampler.images(np.arange(n), **options))
-
     def planned(self, stored: dict, seed: int, n: int) -> list[Images]:
         write_json(self.draft, self.facts | {"plan": stored})
         policy = EXIT_POLICIES["planned"](path=str(self.draft))
-        return self.images(plan_of(self.sampler.regime.process, stored), policy, seed, n)
+        return self.images(policy, seed, n, plan_of(self.sampler.regime.process, stored))
 
     def reference(self, seed: int, n: int) -> list[Images]:
-        return self.images(self.sampler.plan(), EXIT_POLICIES["full"](), seed, n)
+        return self.images(EXIT_POLICIES["full"](), seed, n)
 
     def spends(self, images: list[Images], cost: np.ndarray, reference: float) -> float:
         """Mean share of the reference, by what each call of each image ran: MACs, or the measured seconds."""
         trace = Trace.concatenate([batch.trace for batch in images])
-        macs = self.sampler.model.macs()
+        macs = self.model.macs()
         if self.unit != "seconds":
             branches = trace.used.shape[1]
-            return float(
-                macs_per_image(trace, macs).mean() / (reference * branches * macs.at(self.sampler.model.depth))
-            )
-        by_layers = np.zeros(self.sampler.model.depth + 1)
+            return float(macs_per_image(trace, macs).mean() / (reference * branches * macs.at(self.model.depth)))
+        by_layers = np.zeros(self.model.depth + 1)
         by_layers[list(self.facts["points"])] = cost
         return float(by_layers[trace.used].sum(0).mean() / reference)
 
@@ -90,7 +76,7 @@ class PlanBench:
         def far(images: list[Images], seed: int) -> float:
             pixels = Images.concatenate(images).pixels.float()
             if len(wanted.get(seed, ())) < len(pixels):
-                full = self.images(self.teacher, EXIT_POLICIES["full"](), seed, len(pixels))
+                full = self.images(EXIT_POLICIES["full"](), seed, len(pixels), self.teacher)
                 wanted[seed] = Images.concatenate(full).pixels.float()
             return float((pixels - wanted[seed][: len(pixels)]).square().mean())
 
@@ -117,7 +103,7 @@ def spend(
     ((name, values),) = asked.items()
     sampler = Sampler.open(config, regime, run)
     bench = PlanBench(
-        sampler, n_images, seed, run.dir / f".plan-{depth}.draft.part", name, facts_of(sampler, n_images, seed)
+        sampler, n_images, seed, run.dir / f".plan-{depth}.draft.part", name, facts_of_plan(sampler, n_images, seed)
     )
     planner, plans = Planner(bench, depth, objective), []
     try:
@@ -284,13 +270,11 @@ def seconds_of(sampler: Sampler, batch: int, rounds: int = 9) -> np.ndarray:
     return (median + 1e-6 * np.arange(len(median))) / median[-1]
 
 
-def facts_of(sampler: Sampler, n_images: int, seed: int) -> dict:
+def facts_of_plan(sampler: Sampler, n_images: int, seed: int) -> dict:
     config, model = sampler.config, sampler.model
     branches = 1 + (config.sample.scale > 0)
     macs = config.sample.sample_steps * branches * model.macs().at(model.depth)
     return {
-        "points": list(model.points),
-        "depth": model.depth,
         "reference": {
             "sampler": config.sample.algorithm,
             "steps": config.sample.sample_steps,
@@ -299,13 +283,9 @@ def facts_of(sampler: Sampler, n_images: int, seed: int) -> dict:
             "gmacs": macs / 1e9,
         },
         "convention": f"share of the reference's {CONVENTION}",
-        "guidance": asdict(sampler.guidance),
-        "n_images": n_images,
         "n_learned": min(n_images, config.sample.mini_batch_size),  # one batch: all of its states are held at once
         "seeds": {"learned": seed, "selected": seed + 1, "reported": seed + 2},
-        "config_hash": config_hash(config),
-        "nnet_path": config.nnet_path,
-        **describe_machine(),
+        **facts_of(sampler, n_images),
     }
 
 

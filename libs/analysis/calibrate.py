@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from libs.analysis import calibration
 from libs.analysis.calibration import Bins, Evidence
-from libs.sampling.dense import DenseCall, sample_dense
 from libs.evaluation.records import config_hash
 from libs.evaluation.reference import open_reference
 from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, looking_back
@@ -33,6 +32,7 @@ from libs.models import EarlyExitModel
 from libs.regimes import Regime
 from libs.run import Run, describe_machine
 from libs.sampling.denoiser import Guidance
+from libs.sampling.dense import DenseCall, sample_dense
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan
 from libs.sampling.sampler import Sampler, split
@@ -69,8 +69,9 @@ class DepthBench:
         policy = EXIT_POLICIES[POLICIES[part]](path=str(path))
         return looking_back(policy, residual=self.config.sample.residual, refresh=self.config.sample.refresh)
 
-    def images(self, policy: ExitPolicy, seed: int, n: int | None = None) -> list[Images]:
-        options = dict(plan=self.plan, policy=policy, batch_size=self.config.sample.mini_batch_size)
+    def images(self, policy: ExitPolicy, seed: int, n: int | None = None, plan: Plan | None = None) -> list[Images]:
+        """The first `n` images, by default of the configured calls."""
+        options = dict(plan=plan or self.plan, policy=policy, batch_size=self.config.sample.mini_batch_size)
         return list(self.sampler.images(np.arange(n or self.n), seed=seed, **options))
 
     def share(self, images: list[Images]) -> float:
@@ -147,7 +148,7 @@ class DepthSearch:
 
     def make(self, part: str, budget: float) -> dict:
         if part == "schedule":
-            chosen, spent = calibration.schedule(self.seen, budget)
+            chosen, spent = calibration.schedule(self.seen.static, self.seen.cost, self.seen.free, budget)
             loss = float(self.seen.static[np.arange(len(chosen)), chosen].sum())
             layers = np.array(self.bench.model.points)[chosen].tolist()
             return {"t": self.seen.t.tolist(), "layers": layers, "open_loop": spent, "loss": loss}
@@ -197,19 +198,13 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
     path = run.dir / file_name(config, asked)
     facts = {
         "asked": asked,
-        "points": list(bench.model.points),
-        "depth": bench.model.depth,
         "sampler": {"name": config.sample.algorithm, "steps": config.sample.sample_steps},
-        "guidance": asdict(bench.sampler.guidance),
         "residual": config.sample.residual,
         "refresh": config.sample.refresh,
         "convention": f"share of the full-depth {CONVENTION}",
         "full_depth_gmacs": full_macs / 1e9,
-        "n_images": n_images,
         "seeds": {"learned": seed, "corrected": seed + 1, "reported": seed + 2},
-        "config_hash": config_hash(config),
-        "nnet_path": config.nnet_path,
-        **describe_machine(),
+        **facts_of(bench.sampler, n_images),
     }
     search = DepthSearch(bench, path, facts, n_bins)
     distance = None if max_quality_loss is None else distance_of(config, regime, run)
@@ -227,6 +222,19 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
         search.draft.unlink(missing_ok=True)
     write_json(path, facts)
     return facts | {"path": str(path)}
+
+
+def facts_of(sampler: Sampler, n_images: int) -> dict:
+    """What every file of a calibration says about the network that it is for."""
+    return {
+        "points": list(sampler.model.points),
+        "depth": sampler.model.depth,
+        "guidance": asdict(sampler.guidance),
+        "n_images": n_images,
+        "config_hash": config_hash(sampler.config),
+        "nnet_path": sampler.config.nnet_path,
+        **describe_machine(),
+    }
 
 
 def report(search: DepthSearch, part: str, content: dict, full: list[Images], distance) -> dict:

@@ -53,20 +53,19 @@ class Evidence:
 # ---- a static schedule ---------------------------------------------------------------------------------------------
 
 
-def schedule(evidence: Evidence, budget: float) -> tuple[np.ndarray, float]:
-    """The exit of every call (calls,), as a position, and the budget that it spends.
+def schedule(static: np.ndarray, cost: np.ndarray, free: np.ndarray, budget: float) -> tuple[np.ndarray, float]:
+    """The exit of every call (calls,), as a position, and the budget that it spends; arguments as in `Evidence`.
 
     Minimises sum_j loss[j, k_j] + price * cost[k_j]: from the cheapest exits on, upgrades are bought in the order of
     loss saved per MAC (the lower convex hulls of the calls, merged), so larger budgets only add layers. The last
     upgrade is taken in part where that comes nearer to the budget.
     """
-    check_budget(budget, evidence.cheapest)
-    loss = np.maximum.accumulate(evidence.static[:, ::-1], axis=1)[:, ::-1]  # more layers never count as worse
-    cost, calls = evidence.cost, len(evidence.t)
-    wares = [ware for call in np.flatnonzero(evidence.free) for ware in upgrades(loss[call], cost, call)]
-    chosen = np.where(evidence.free, 0, len(cost) - 1)
-    spent = np.where(evidence.free, cost[0], 1.0).sum()
-    for _, call, old, new in sorted(wares, key=lambda ware: -ware[0]):
+    spent, calls = np.where(free, cost[0], 1.0).sum(), len(free)
+    check_budget(budget, spent / calls)
+    loss = np.maximum.accumulate(static[:, ::-1], axis=1)[:, ::-1]  # more layers never count as worse
+    able = [upgrade for call in np.flatnonzero(free) for upgrade in upgrades(loss[call], cost, call)]
+    chosen = np.where(free, 0, len(cost) - 1)
+    for _, call, old, new in sorted(able, key=lambda upgrade: -upgrade[0]):
         choices = np.arange(old, new + 1)
         after = spent + cost[choices] - cost[old]
         best = new if after[-1] <= budget * calls else choices[np.abs(after - budget * calls).argmin()]

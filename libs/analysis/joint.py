@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from libs.analysis import calibration
-from libs.analysis.calibration import Evidence
 from libs.analysis.trajectory import Trajectory, best_path
 from libs.sampling.plans import Plan, dpm_solver_pp_2m
 from libs.sampling.stored import plan_of
@@ -126,9 +125,8 @@ class Search:
         calls = len(choice.exits)
         share = budget * self.reference / calls
         loss = self.trajectory.depth_loss(choice.table(self.process))
-        nothing = np.zeros((calls, len(self.cost), 0))
-        evidence = Evidence(np.array(choice.nodes[:-1]), nothing, nothing, loss, np.ones(calls, bool), self.cost, None)
-        exits, _ = calibration.schedule(evidence, min(max(share, evidence.cheapest), 1.0))
+        share = min(max(share, self.cost[0]), 1.0)
+        exits, _ = calibration.schedule(loss, self.cost, np.ones(calls, bool), share)
         return replace(choice, exits=tuple(int(e) for e in exits))
 
     def fit(self, choice: Choice, budget: float) -> Choice:

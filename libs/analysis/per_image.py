@@ -25,11 +25,11 @@ import torch
 from libs.analysis import calibration
 from libs.analysis.calibrate import DepthBench, DepthSearch, distance_of
 from libs.analysis.calibration import Evidence
-from libs.sampling.dense import DenseCall, sample_dense
 from libs.evaluation.timing import time_in_turn
 from libs.exits import EXIT_POLICIES
 from libs.metrics.paired import mse, psnr
 from libs.report.statistics import estimate
+from libs.sampling.dense import DenseCall, sample_dense
 from libs.sampling.images import Images
 from libs.sampling.inflight import BATCHES, suits
 
@@ -94,7 +94,7 @@ class Static:
         return {seed: self.measure([images], seed) for seed, images in self.images(budget)[1].items()}
 
     def at(self, budget: float) -> dict[int, dict[str, float]]:
-        """Measurements by seed between two schedules: a random share of the images takes the one, the rest the other."""
+        """Measurements by seed between two schedules: a random share of the images takes one, the rest the other."""
         step = float(np.diff(self.search.seen.cost).max()) / len(self.search.seen.t)  # one exit more at one call
         spent, images = self.images(budget)
         other, others = self.images(budget + (step if spent <= budget else -step))

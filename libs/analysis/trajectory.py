@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from libs import rng
-from libs.sampling.dense import DenseCall, DenseDenoiser
 from libs.exits import EXIT_POLICIES
+from libs.sampling.dense import DenseCall, DenseDenoiser
 from libs.sampling.plans import Plan, State, advance
 from libs.sampling.sampler import Sampler
 
