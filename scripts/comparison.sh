@@ -8,20 +8,20 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
-# Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed,
-# budgets as shares of the reference's GMACs, and those of full depth (4, 5 and 6 calls).
+# Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed, the
+# grid on which few calls do well, budgets as shares of the reference's GMACs, and those of full depth (4, 5, 6 calls).
 case $DATA in
-    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
+    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048 GRID=power:2
         BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024
-        BUDGETS="0.1 0.15 0.2 0.3" PLACED="0.2 0.25 0.3" ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024
-        BUDGETS="0.1 0.15 0.2 0.3" PLACED="0.2 0.25 0.3" ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024 GRID=karras:7
+        BUDGETS="0.1 0.15 0.2" PLACED="0.2 0.25 0.3" ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024 GRID=karras:7
+        BUDGETS="0.1 0.15 0.2" PLACED="0.2 0.25 0.3" ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
-FEW=power:2,lower_order_final=False                # where few calls do well
-FEW_CONFIG="--config.sample.grid=power:2 --config.sample.dpm_solver_pp_2m.lower_order_final=False"
+FEW=$GRID,lower_order_final=False
+FEW_CONFIG="--config.sample.grid=$GRID --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
 SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids;
     steps={3,4,5},grid=$FEW                        # the selection seed takes the best of each. Fewer calls, full depth
@@ -61,7 +61,7 @@ prepare() { # RUN SEED: everything that an evaluation reads
     few="--nnet_path=$checkpoint $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6"
     [ -f "$checkpoint/$KEPT" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE $few --nodes=keep
     for kind in learned_cache lazy_gate; do
-        [ -f "$checkpoint/$kind-0.6-6-power-2.json" ] ||
+        [ -f "$checkpoint/$kind-0.6-6-${GRID/:/-}.json" ] ||
             python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $few --kind=$kind
     done
 }
@@ -73,7 +73,7 @@ evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the
         --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128
 }
 
-FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6-power-2.json
+FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6-${GRID/:/-}.json
 for seed in $SEEDS; do start prepare "$FOLDER/$DATA$seed" "$seed"; done
 finish
 
@@ -83,7 +83,7 @@ for budget in $PLACED; do plans+=("plan=$FIRST/plan-budget-$budget-full.json"); 
 for seed in $SEEDS; do
     run=$FOLDER/$DATA$seed on=steps=6,grid=$FEW
     fitted=({schedule,calibrated}.path="$run/last.ckpt/$KEPT,$on")
-    for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6-power-2.json,$on"); done
+    for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6-${GRID/:/-}.json,$on"); done
     fitted+=("duo.path=$run/small/last.ckpt,duo.first=3,$on") # the small network first
     start evaluate "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
     start evaluate "$run/small" $CONFIG:small "${SMALL[@]}"

@@ -27,7 +27,7 @@ from libs.sampling.plans import Plan, dpm_solver_pp_2m
 from libs.sampling.stored import plan_of
 from sde import Process
 
-POWERS = (1.5, 2.0, 2.5)
+GRIDS = ("power:1.5", "power:2", "power:2.5", "logsnr", "karras:7")
 MOST_CALLS = 16
 WORK = 1.0  # of one budget's changes, in samplings of the reference's cost
 WITHIN = 0.02  # of the budget
@@ -111,13 +111,13 @@ class Search:
         for n in counts:
             affordable = np.flatnonzero(self.cost * n <= calls * (1 + WITHIN))
             even = int(affordable[-1]) if len(affordable) else 0
-            for power in POWERS:
-                found.append(Choice(self.grid(n, power), (even,) * n, False, f"power:{power:g}"))
+            for grid in GRIDS:
+                found.append(Choice(self.grid(n, grid), (even,) * n, False, grid))
                 found.append(self.bought(found[-1], budget))
         return list({(c.nodes, c.exits, c.lower_order_final): c for c in found}.values())
 
-    def grid(self, n: int, power: float) -> tuple[float, ...]:
-        t = dpm_solver_pp_2m(self.process, steps=n, grid=f"power:{power:g}").t.tolist()
+    def grid(self, n: int, name: str) -> tuple[float, ...]:
+        t = dpm_solver_pp_2m(self.process, steps=n, grid=name).t.tolist()
         return (*t, float(self.trajectory.nodes[-1]))
 
     def bought(self, choice: Choice, budget: float) -> Choice:
