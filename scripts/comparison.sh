@@ -8,15 +8,16 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
-# Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed, the
-# grid on which few calls do well, budgets as shares of the reference's GMACs, and those of full depth (4, 5, 6 calls).
+# Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed; budgets
+# as shares of the reference's GMACs, and those of full depth; the grid on which few calls do well, how many calls full
+# depth tries on it, and on how many calls exits and fixed layers are compared.
 case $DATA in
-    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048 GRID=power:2
-        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024 GRID=karras:7
-        BUDGETS="0.1 0.15 0.2" PLACED="0.2 0.25 0.3" ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024 GRID=karras:7
-        BUDGETS="0.1 0.15 0.2" PLACED="0.2 0.25 0.3" ;;
+    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
+        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" GRID=power:2 PLAIN="3 4 5" CALLS=5 LAYERS="3 4" ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024
+        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="4 5" ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024
+        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="5 6" ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
@@ -24,15 +25,16 @@ FEW=$GRID,lower_order_final=False
 FEW_CONFIG="--config.sample.grid=$GRID --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
 SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids;
-    steps={3,4,5},grid=$FEW                        # the selection seed takes the best of each. Fewer calls, full depth
-    threshold.certainty=0.98 threshold.certainty=0.98,steps=5,grid=$FEW                 # exits
-    fixed.layer={3,4},steps=5,grid=$FEW
+    threshold.certainty=0.98                       # the selection seed takes the best of each
+    threshold.certainty={0.98,0.99},steps=$CALLS,grid=$FEW                              # exits
     steps=6,grid=$FEW,forecast.every=2,forecast.tail=2                                 # four calls, two forecasts
     steps=12,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}          # seven calls, five forecasts
     {reuse,cache}.every=2,steps={6,8},grid=$FEW                                         # caches
     first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8,grid=$FEW
     teacache.threshold={0.1,0.2,0.4},steps=8,grid=$FEW
 )
+for n in $PLAIN; do SWEEP+=("steps=$n,grid=$FEW"); done                                # fewer calls, full depth
+for k in $LAYERS; do SWEEP+=("fixed.layer=$k,steps=$CALLS,grid=$FEW"); done
 SMALL=(steps={5,8},grid=$FEW)                      # of the small network
 
 started=()

@@ -12,7 +12,8 @@ from test_sampler import checkpoint
 
 from libs import Sampler, checkpoints
 from libs.data.digits import Digits
-from libs.metrics import Moments, build_extractor, features_of, frechet_distance
+from libs.data.fashion_mnist import CLASS_NAMES as FASHION_NAMES
+from libs.metrics import Moments, Statistics, build_extractor, features_of, frechet_distance
 from scripts import export_checkpoint
 
 RELEASED = Path(__file__).resolve().parents[1] / "assets" / "released"
@@ -64,22 +65,36 @@ def test_an_export_that_knows_no_experiment(tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / output).exists()
 
 
-def test_released_digits_keep_their_number():
+def digits_statistics(extractor):
+    data, moments = Digits(), Moments(extractor.n_features)
+    pixels = torch.stack([data.pixels(i) for i in range(len(data))])
+    moments.add(torch.from_numpy(features_of(extractor, [pixels])))
+    return moments.statistics(extractor)
+
+
+def fashion_statistics(extractor):
+    return Statistics.load(RELEASED / "fashion-reference.npz", extractor)
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "shape", "statistics", "class_names"),
+    [
+        ("digits", "0.1", (1, 8, 8), digits_statistics, Digits.class_names),
+        ("fashion", "0.1", (1, 32, 32), fashion_statistics, FASHION_NAMES),
+    ],
+)
+def test_released_weights_keep_their_number(name, budget, shape, statistics, class_names):
     """Catches weights, a plan or a sampler that changed since the card in assets/released/README.md was written."""
-    card = (RELEASED / "README.md").read_text()
-    n, wanted, noise = re.search(r"budget 0\.1, (\d+) images of noise seed 1 \| ([\d.]+) ± ([\d.]+) \|", card).groups()
-    sampler = Sampler.load(RELEASED / "digits.safetensors", device="cpu", precision="no")
-    extractor, data = build_extractor("digits_cnn", (1, 8, 8)), Digits()
-    assert sampler.class_names == data.class_names
-
-    def statistics(pixels):
-        moments = Moments(extractor.n_features)
-        moments.add(torch.from_numpy(features_of(extractor, [pixels])))
-        return moments.statistics(extractor)
-
-    real = statistics(torch.stack([data.pixels(i) for i in range(len(data))]))
-    made = statistics(sampler(int(n), seed=1, budget=0.1).pixels)
-    assert frechet_distance(made, real) == pytest.approx(float(wanted), abs=float(noise))
+    row = rf"`{name}\.safetensors` \| budget {budget}, (\d+) images of noise seed 1 \| ([\d.]+) ± ([\d.]+) \|"
+    n, wanted, noise = re.search(row, (RELEASED / "README.md").read_text()).groups()
+    sampler = Sampler.load(RELEASED / f"{name}.safetensors", device="cpu", precision="no")
+    assert sampler.class_names == class_names
+    extractor = build_extractor(f"{name}_cnn", shape)
+    made = Moments(extractor.n_features)
+    pixels = sampler(int(n), seed=1, budget=float(budget)).pixels
+    made.add(torch.from_numpy(features_of(extractor, [pixels])))
+    distance = frechet_distance(made.statistics(extractor), statistics(extractor))
+    assert distance == pytest.approx(float(wanted), abs=float(noise))
 
 
 def test_released_files_are_small():
