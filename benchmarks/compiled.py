@@ -77,7 +77,7 @@ def measure(size: str, batch: int, options) -> dict:
         seconds = in_turn(jobs, device=options.device, **limits)
     result = {"seconds of the first calls": warm, "images_per_call": batch, "calls": options.calls}
     for way in options.ways:
-        trace = Trace(eager.depth, POLICIES["exits"].asked(eager.points))
+        trace = Trace(eager.depth, POLICIES["exits"].questions(eager.points))
         trace.add(0.5, used[way, "exits"][None])
         spent = float(macs_per_image(trace, macs).mean()) / macs.at(eager.depth)
         own = middle(ratios(seconds, (way, "exits"), (way, "full")))

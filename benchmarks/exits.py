@@ -87,8 +87,7 @@ def measure(model, order: torch.Tensor, batch: int, options) -> dict:
     plain_macs = macs.at(model.depth)
     result = {"plain": {"seconds": middle(seconds["plain"]), "images_per_call": batch, "calls": len(calls)}}
     for name, policy in known.items():
-        asked = policy.asked(model.points) if "u" in policy.reads else ()
-        trace = Trace(model.depth, asked)
+        trace = Trace(model.depth, policy.questions(model.points))
         trace.add(0.5, used[name][None])
         spent = float(macs_per_image(trace, macs).mean()) / plain_macs
         ratio = middle(ratios(seconds, name, "plain"))

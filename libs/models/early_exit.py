@@ -59,6 +59,7 @@ class EarlyExitModel(nn.Module):
             raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 0..{depth}")
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone
+        self.compiled: str | Callable = ""  # the backend of `compile_blocks`
         if heads == "shared" and backbone.needs_own:
             raise ValueError("nnet.heads is 'shared'; this network needs own, as its exits have parts of their own")
         own = self.points[:-1] if heads == "own" else ()
@@ -154,6 +155,7 @@ class EarlyExitModel(nn.Module):
         """
         if self.backbone.decodes:
             raise ValueError("compile is True, which is for networks of equal blocks (U-ViT, DiT, SiT), not for U-Nets")
+        self.compiled = backend
         for block in self.backbone.blocks:
             block.compile(backend=backend, fullgraph=True)
 

@@ -97,8 +97,7 @@ class Denoiser:
         self.guided = guidance.scale > 0
         self.policy = policy.paired(guidance.pair) if self.guided and guidance.pair != "free" else policy
         self.cond = torch.cat([cond, null]) if self.guided else cond
-        asked = model.questions(self.policy.asked(model.points)) if "u" in self.policy.reads else ()
-        self.trace = Trace(model.depth, asked)
+        self.trace = Trace(model.depth, model.questions(self.policy.questions(model.points)))
         self.shared: tuple[float | None, Marginal | None] = (None, None)  # the last time that a whole call had
         # a policy that decides for a whole call gets one call per guidance half
         halves = 2 if self.guided and not self.policy.per_image else 1
