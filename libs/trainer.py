@@ -27,7 +27,7 @@ from libs.losses import Depths, Objective, depth_at
 from libs.models.build import build_model
 from libs.regimes import SCRIPTS, Regime
 from libs.run import Run, Stopped, describe_machine, precision_on, say_progress
-from libs.sampling.generate import make_plan
+from libs.sampling.stored import make_plan
 
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULES = ("customized", "cosine")

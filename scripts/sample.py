@@ -35,10 +35,9 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
     """ "0-2,7" -> (0, 1, 2, 7)."""
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        if not (numbers := regimes.number_range(part.strip())):
             raise ValueError(f"{flag}={text}: {part.strip()!r} is no number and no range such as 0-49999")
-        found += range(int(first), int(last if dash else first) + 1)
+        found += numbers
     return tuple(found)
 
 

@@ -20,9 +20,9 @@ from libs.analysis.dense import sample_dense
 from libs.exits import EXIT_POLICIES, oracle
 from libs.models.build import build_model
 from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import make_plan
 from libs.sampling.plans import SAMPLERS, State, advance
 from libs.sampling.sampler import Sampler
+from libs.sampling.stored import make_plan
 from sde import VPLinear
 
 BUDGETS = (0.3, 0.45, 0.6, 0.75, 0.9)

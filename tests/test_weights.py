@@ -22,8 +22,8 @@ from libs.exits import EXIT_POLICIES
 from libs.models import ESTIMATORS, EarlyExitModel, Missing, UViT
 from libs.models.build import build_model
 from libs.run import Run
-from libs.sampling.generate import make_plan
 from libs.sampling.sampler import Sampler, load_model
+from libs.sampling.stored import make_plan
 from scripts import export_checkpoint, inspect_checkpoint
 from tests.golden.recipe import golden_weights
 

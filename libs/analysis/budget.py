@@ -294,7 +294,7 @@ def facts_of(sampler: Sampler, n_images: int, seed: int) -> dict:
         "reference": {
             "sampler": config.sample.algorithm,
             "steps": config.sample.sample_steps,
-            "grid": config.sample.get("grid") or "",
+            "grid": config.sample.grid,
             "depth": "full",
             "gmacs": macs / 1e9,
         },
