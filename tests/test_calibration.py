@@ -18,7 +18,7 @@ from libs.analysis.calibrate import calibrate
 from libs.analysis.calibration import ALWAYS, Bins, Evidence
 from libs.analysis.dense import sample_dense
 from libs.exits import EXIT_POLICIES, oracle
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.sampling.denoiser import Guidance
 from libs.sampling.plans import SAMPLERS, State, advance
 from libs.sampling.sampler import Sampler

@@ -27,7 +27,7 @@ from libs import regimes, trainer
 from libs.evaluation.evaluate import evaluate
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.exits.threshold import Threshold
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.regimes import Labels, Regime
 from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser, Guidance

@@ -11,7 +11,7 @@ import torch
 from conftest import calibration_file, inputs, plan_file, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
-from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_dense, run_with_exits
+from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_with_exits
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.plans import ddim
@@ -68,7 +68,7 @@ def check_batch_equals_singles(model, policy, n=64, tolerance=TOLERANCE):
     """A batch of n and n batches of one give the same exits (outside MARGIN) and predictions (within `tolerance`)."""
     x, t, time, cond = inputs(n, model=model)
     out, used = run_with_exits(model, policy.bind(0, range(n)), x, t, time, cond)
-    exits = run_dense(model, x, time, cond)
+    exits = model(x, time, cond)
     rows = [slice(i, i + 1) for i in range(n)]
     singles = [run_with_exits(model, policy.bind(0, [r.start]), x[r], t[r], time[r], cond) for r in rows]
     close = np.zeros(n, bool)
@@ -171,7 +171,7 @@ def test_decisions_equal_the_dense_reference(name):
     model, policy = tiny("time"), made(name).bind(0, range(64))
     x, t, time, _ = inputs()
     out, used = run_with_exits(model, policy, x, t, time, None)
-    exits = run_dense(model, x, time, None)
+    exits = model(x, time, None)
     np.testing.assert_array_equal(dense_decisions(model, policy, exits, t), used)
     wanted = torch.stack([exits.out[exits.points.index(k), i] for i, k in enumerate(used)])
     assert (out - wanted).abs().max() < TOLERANCE * wanted.abs().max()
@@ -229,7 +229,7 @@ def test_guidance_pairs(pair, name):
     eps = denoiser(x, t)
     used = denoiser.trace.used[0]  # (branches, n)
     time = process.network_time(t).float()
-    dense = [run_dense(model, x, time, c).out for c in (cond, null)]
+    dense = [model(x, time, c).out for c in (cond, null)]
     picked = [torch.stack([out[k - 1, i] for i, k in enumerate(row)]) for out, row in zip(dense, used, strict=True)]
     wanted = picked[0] + scale * (picked[0] - picked[1])
     assert (eps - wanted).abs().max() < 1e-5 * wanted.abs().max()

@@ -9,7 +9,7 @@ from conftest import inputs, plan_file, tiny
 from test_cost import count_macs
 from wrong import SharedResidualCalls
 
-from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, looking_back, run_dense
+from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, looking_back
 from libs.exits.execute import run_outer
 from libs.metrics.cost import macs_per_image
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -105,7 +105,7 @@ def test_residual_lives_in_eps_space():
         eps = made(x, second)
 
         def at(k, t):
-            exits = run_dense(model, x, PROCESS.network_time(t).float(), None)
+            exits = model(x, PROCESS.network_time(t).float(), None)
             return PROCESS.eps("v", exits.out[k - 1], x, t.float())
 
         wanted = at(2, second) + at(7, first) - at(2, first)

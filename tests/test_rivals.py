@@ -24,8 +24,7 @@ from libs.evaluation.records import point_key
 from libs.evaluation.sweep import make_point, parse
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.metrics.cost import macs_per_image
-from libs.models import EarlyExitModel
-from libs.models.build import build_model
+from libs.models import EarlyExitModel, build_model
 from libs.run import Alone
 from libs.sampling.denoiser import Guidance
 from libs.sampling.sampler import Sampler

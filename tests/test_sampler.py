@@ -18,7 +18,7 @@ from test_configs import load
 from libs import Sampler, regimes
 from libs import checkpoints as weights
 from libs.exits import EXIT_POLICIES, looking_back
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.sampling.sampler import exit_settings
 
 

@@ -18,7 +18,7 @@ from libs.evaluation.records import config_hash
 from libs.exits import EXIT_POLICIES, ExitPolicy, Trace, run_with_exits
 from libs.files import read_json, write_json
 from libs.metrics.cost import CONVENTION, macs_per_image
-from libs.models import Missing
+from libs.models import NoEstimator
 from libs.regimes import Regime
 from libs.run import Run, describe_machine
 from libs.sampling.images import Images
@@ -250,7 +250,7 @@ class Planner:
         up = [
             c for c, e in enumerate(choice.exits) if e + 1 < len(points) and search.cost[e + 1] - search.cost[e] > left
         ]
-        if left < 0.25 * WITHIN * budget * self.reference or not up or isinstance(bench.sampler.model.uem, Missing):
+        if left < 0.25 * WITHIN * budget * self.reference or not up or isinstance(bench.sampler.model.uem, NoEstimator):
             return plain
         call = max(up, key=lambda c: loss[c, choice.exits[c]] - loss[c, choice.exits[c] + 1])
 

@@ -15,7 +15,7 @@ from libs.build import chosen, lookup, settings
 from libs.evaluation.families import BASELINES
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.files import read_json
-from libs.models import Missing
+from libs.models import NoEstimator
 from libs.sampling.denoiser import Guidance
 from libs.sampling.images import Images
 from libs.sampling.plans import SAMPLERS, Plan
@@ -112,7 +112,7 @@ def points(sampler: Sampler) -> list[Point]:
     name, configured = config.exit.name, chosen(config.exit)
     back = {"residual": config.sample.residual, "refresh": config.sample.refresh}
     methods = [Method()]
-    if isinstance(model.uem, Missing) and "u" in lookup(EXIT_POLICIES, name, "exit.name").reads:
+    if isinstance(model.uem, NoEstimator) and "u" in lookup(EXIT_POLICIES, name, "exit.name").reads:
         pass  # weights of a plain U-ViT, and no threshold was asked for (load_model sees to that)
     elif "certainty" in configured:
         thresholds = config.eval.thresholds or (configured["certainty"],)

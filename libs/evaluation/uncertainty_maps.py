@@ -9,7 +9,7 @@ import torch
 
 from libs import rng
 from libs.files import atomic_write
-from libs.models import Missing
+from libs.models import NoEstimator
 from libs.sampling.plans import sample
 from libs.sampling.sampler import Sampler
 
@@ -18,7 +18,7 @@ from libs.sampling.sampler import Sampler
 def save_uncertainty_maps(sampler: Sampler, path: Path, seed: int, n: int = 4, times: int = 6) -> None:
     """u and the true |eps_k - eps_K| of every exit along full-depth trajectories of `n` images; nothing without u."""
     model, regime, device = sampler.model, sampler.regime, sampler.run.device
-    if isinstance(model.uem, Missing):
+    if isinstance(model.uem, NoEstimator):
         return
     plan = sampler.plan()
     wanted = set(np.linspace(0, plan.nfe - 1, times).round().astype(int).tolist())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from libs.exits.policy import ExitPolicy, Look
-from libs.models import AllExits, EarlyExitModel
+from libs.models import EarlyExitModel
 from libs.models.backbone import Carry
 
 
@@ -60,7 +60,14 @@ def run_with_exits(
             watch(k, carry)
         if k not in asked:
             continue
-        stop = decide(look_at(model, policy.reads, k in questions, k, carry, alive, ahead))
+        if ahead is not None or not policy.reads:  # nothing to see lies on the device
+            rows = torch.from_numpy(alive)
+            look = Look(k=k, rows=rows, u=None if ahead is None else ahead[rows, model.points.index(k)])
+        else:
+            u = model.uncertainty(k, carry) if k in questions else None
+            patches = model.backbone.patches(carry) if "patches" in policy.reads else None
+            look = Look(k=k, rows=carry.rows, u=u, patches=patches)
+        stop = decide(look)
         if isinstance(stop, bool):
             stop = np.full(len(alive), stop)
         else:
@@ -86,30 +93,6 @@ def run_with_exits(
     else:
         out = torch.cat([model.head(k, carry) for _, k, carry in left])
     return out[torch.from_numpy(order).to(x.device, non_blocking=True)], used
-
-
-def look_at(
-    model: EarlyExitModel,
-    reads: frozenset[str],
-    question: bool,
-    k: int,
-    carry: Carry,
-    alive: np.ndarray,
-    ahead: Tensor | None,
-) -> Look:
-    """What the policy sees at exit k, where the estimator may get a `question`.
-
-    All of it lies on the host where no features are read, or the estimator looked ahead (`ahead` (B, E)).
-    """
-    if ahead is not None or not reads:
-        rows = torch.from_numpy(alive)
-        return Look(k=k, rows=rows, u=None if ahead is None else ahead[rows, model.points.index(k)])
-    return Look(
-        k=k,
-        rows=carry.rows,
-        u=model.uncertainty(k, carry) if question else None,
-        patches=model.backbone.patches(carry) if "patches" in reads else None,
-    )
 
 
 def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
@@ -199,11 +182,6 @@ def run_with_sublayers(
 
         carry = model.backbone.layer(i, carry, residual)
     return model.head(model.depth, carry), ran
-
-
-def run_dense(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | None) -> AllExits:
-    """Every exit of one call: the reference for tests, calibration and analysis."""
-    return model(x, time, cond)
 
 
 def oracle(eps: Tensor, points: tuple[int, ...], tau: float) -> Tensor:

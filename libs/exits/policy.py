@@ -91,11 +91,9 @@ class ExitPolicy:
 
         ValueError where the rows of a call decide together, or remember what their own branch did.
         """
-        if self.kind is not None or not self.per_image:
-            raise ValueError(
-                f"sample.pair is {pair!r}; exit.{self.name} decides for each guidance branch alone: use free"
-            )
-        return GuidancePairs(inner=self, pair=pair)
+        if self.kind is None and self.per_image:
+            return GuidancePairs(inner=self, pair=pair)
+        raise ValueError(f"sample.pair is {pair!r}; exit.{self.name} decides for each guidance branch alone: use free")
 
 
 def max_u_of(value: float) -> float:

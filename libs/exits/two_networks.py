@@ -14,8 +14,7 @@ from libs.exits.caching import at_least_one
 from libs.exits.calls import Calls
 from libs.exits.execute import run_with_exits
 from libs.exits.static import Full
-from libs.models import EarlyExitModel
-from libs.models.build import build_model
+from libs.models import EarlyExitModel, build_model
 from sde import PROCESSES, Process
 
 if TYPE_CHECKING:

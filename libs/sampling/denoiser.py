@@ -52,10 +52,8 @@ class Guidance:
     def apply(self, eps: Tensor) -> Tensor:
         """[conditional; null] predictions (2 B, C, H, W) -> the guided one (B, C, H, W)."""
         cond, null = eps.chunk(2)
-        if not self.channels:
-            return cond + self.scale * (cond - null)
-        n = self.channels
-        return torch.cat([cond[:, :n] + self.scale * (cond[:, :n] - null[:, :n]), cond[:, n:]], dim=1)
+        guided = cond + self.scale * (cond - null)
+        return torch.cat([guided[:, : self.channels], cond[:, self.channels :]], dim=1) if self.channels else guided
 
 
 class Denoiser:

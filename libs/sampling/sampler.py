@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +17,7 @@ from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
 from libs.exits import EXIT_POLICIES, Duo, ExitPolicy, looking_back
 from libs.exits.policy import max_u_of
-from libs.models import EarlyExitModel, Missing
-from libs.models.build import build_model
+from libs.models import EarlyExitModel, NoEstimator, build_model
 from libs.regimes import Labels, Regime
 from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -131,7 +130,7 @@ class Sampler:
         Weights without uncertainty estimators run at full depth.
         """
         name, options = exit_settings(self.config.exit, exit_threshold)
-        if isinstance(self.model.uem, Missing) and "u" in EXIT_POLICIES[name].reads:
+        if isinstance(self.model.uem, NoEstimator) and "u" in EXIT_POLICIES[name].reads:
             if exit_threshold not in (None, 1):
                 raise ValueError(
                     f"exit_threshold is {exit_threshold}, but these weights have no estimators: leave it out"
@@ -210,16 +209,13 @@ class Sampler:
                 raise ValueError("budget decides steps and depths: leave exit_threshold, steps, plan and policy out")
             policy = beside(self.config.nnet_path, budget)
         policy = policy or self.policy(exit_threshold)
-        if own := own_plan(self.regime.process, policy):
-            if steps is not None or plan is not None:
-                raise ValueError(
-                    "the exit policy is a plan that holds the solver and its calls: leave steps and plan out"
-                )
-            plan = own
+        own = own_plan(self.regime.process, policy)
+        if own and (steps is not None or plan is not None):
+            raise ValueError("a planned policy holds the solver and its calls: leave steps and plan out")
         batches = self.told(labels, prompts).images(
             np.arange(n),
             seed=seed,
-            plan=plan or self.plan(steps),
+            plan=own or plan or self.plan(steps),
             policy=policy,
             batch_size=min(n, batch_size or self.config.sample.mini_batch_size),
         )
@@ -247,14 +243,9 @@ class Sampler:
 
     @contextmanager
     def precision(self, policy: ExitPolicy | None = None) -> Iterator[None]:
-        """The context of network calls in the run's precision: weights are cast on entry, not at every call.
-
-        Those of the second network of `policy`, too.
-        """
-        with ExitStack() as stack:
-            for model in (self.model, policy.shallow) if isinstance(policy, Duo) else (self.model,):
-                stack.enter_context(model.weights_in(self.run.half))
-            stack.enter_context(self.run.autocast())
+        """The context of network calls in the run's precision: weights are cast on entry, not at every call."""
+        second = policy.shallow if isinstance(policy, Duo) else self.model  # a network that is cast stays as it is
+        with self.model.weights_in(self.run.half), second.weights_in(self.run.half), self.run.autocast():
             yield
 
     def denoiser(
@@ -287,9 +278,7 @@ class Sampler:
         with self.precision(policy):
             x = sample(plan, self.run.put(noise.draw()), denoiser, noise if plan.stochastic else None)
             pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
-        trace = denoiser.trace
-        if plan.nfe < plan.rows:
-            trace = trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
+        trace = denoiser.trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
         return Images(pixels, ids, labels_of(cond), trace)
 
 
