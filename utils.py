@@ -23,7 +23,7 @@ from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
-from libs.models import BACKBONES, ESTIMATORS
+from libs.models import BACKBONES, ESTIMATORS, build_model
 from libs.run import BUCKETS, PATIENCE, Run, precision_on
 from libs.sampling.plans import SAMPLERS
 from libs.sampling.stored import beside
@@ -364,8 +364,6 @@ def make_accelerator(config, directory: Path) -> Accelerator:
 
 def dry_run(config) -> None:
     """What was chosen, as differences from configs/base.py, and what every exit costs."""
-    from libs.models.build import build_model
-
     plain = flat(base.config(config.nnet.name).to_dict())
     print("settings in use that differ from configs/base.py:")
     for name, value in flat(in_use(config.to_dict())).items():

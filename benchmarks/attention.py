@@ -11,7 +11,19 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import DTYPES, autocast, in_turn, make_inputs, make_model, middle, parser, ratios, save, table
+from benchmarks.common import (
+    DTYPES,
+    autocast,
+    cells,
+    in_turn,
+    make_inputs,
+    make_model,
+    middle,
+    parser,
+    ratios,
+    save,
+    table,
+)
 from libs.models import EarlyExitModel
 from libs.models.uvit import ATTENTION
 
@@ -48,7 +60,7 @@ def measure(size: str, batch: int, options) -> dict:
                     outputs[key] = model.backbone(x, time, cond).float()
 
             jobs[backend, dtype] = job
-    seconds = in_turn(jobs, device=options.device, rounds=options.rounds, least=options.least, budget=options.budget)
+    seconds = in_turn(jobs, options)
     scale = outputs[BASE].abs().max()
     result = {"refused": refused}
     for key in jobs:
@@ -59,7 +71,7 @@ def measure(size: str, batch: int, options) -> dict:
 
 
 def main() -> None:
-    arguments = parser(__doc__, batches=())
+    arguments = parser(__doc__, dtype=False)
     arguments.set_defaults(budget=30)
     options = arguments.parse_args()
     cases, rows = {}, [("case", "backend", "seconds", "time", "25 %", "75 %", "difference", "rounds")]
@@ -70,19 +82,8 @@ def main() -> None:
             for name, record in cases[case].items():
                 if name == "refused":
                     continue
-                spent, ratio = record["seconds"], record["time_ratio"]
-                rows.append(
-                    (
-                        case,
-                        name,
-                        spent["median"],
-                        ratio["median"],
-                        ratio["low"],
-                        ratio["high"],
-                        record["largest_difference"],
-                        spent["rounds"],
-                    )
-                )
+                spent, ratio = record["seconds"], cells(record["time_ratio"])
+                rows.append((case, name, spent["median"], *ratio, record["largest_difference"], spent["rounds"]))
     table(rows)
     for name, reason in next(iter(cases.values()))["refused"].items():
         print(f"{name} does not run here: {reason}")

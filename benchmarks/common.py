@@ -49,8 +49,10 @@ LONG = 5.0  # seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parser(doc: str, sizes: Sequence[str] = ("tiny", "S/2"), batches: Sequence[int] = ()) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks know."""
+def parser(
+    doc: str, sizes: Sequence[str] = ("tiny", "S/2"), batches: Sequence[int] = (), dtype: bool = True
+) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks know; `dtype`: whether one number format is chosen."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--sizes", nargs="+", choices=tuple(NETWORKS), default=list(sizes))
     found.add_argument("--batches", nargs="+", type=int, metavar="N", default=list(batches))
@@ -58,7 +60,8 @@ def parser(doc: str, sizes: Sequence[str] = ("tiny", "S/2"), batches: Sequence[i
     found.add_argument("--least", type=int, metavar="N", default=3, help="rounds however long they take; default: 3")
     found.add_argument("--budget", type=float, metavar="S", default=15, help="seconds per case; default: 15")
     found.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="below fp32: by autocast")
+    if dtype:
+        found.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="below fp32: by autocast")
     return found
 
 
@@ -71,9 +74,7 @@ def make_trainable(size: str, device: str, **nnet) -> EarlyExitModel:
     torch.manual_seed(0)
     backbone = BACKBONES["uvit"](**NETWORKS[size] | nnet)
     heads = "own" if size in OWN_HEADS else "shared"
-    model = EarlyExitModel(backbone, ESTIMATORS["linear"], heads=heads).to(device)
-    model.copy_heads()
-    return model
+    return EarlyExitModel(backbone, ESTIMATORS["linear"], heads=heads).to(device)
 
 
 def make_inputs(model: EarlyExitModel, n: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -137,27 +138,20 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_turn(
-    jobs: dict[str, Callable[[], object]],
-    *,
-    device: str,
-    rounds: int,
-    least: int,
-    budget: float,
-) -> dict[str, list[float]]:
+def in_turn(jobs: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of every job in every round; all jobs in turn, so that a drift of the machine hits all of them alike.
 
-    One warm-up each, but none after a job that takes longer than LONG. Rounds end after `rounds`, or when `budget`
-    seconds are spent, but not before `least`.
+    One warm-up each, but none after a job that takes longer than LONG. Rounds end after `options.rounds`, or when
+    `options.budget` seconds are spent, but not before `options.least`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     started = None
     while True:
         for name, job in jobs.items():
-            wait(device)
+            wait(options.device)
             start = time.perf_counter()
             job()
-            wait(device)
+            wait(options.device)
             if started is not None:
                 seconds[name].append(time.perf_counter() - start)
             elif time.perf_counter() - start > LONG:
@@ -165,7 +159,9 @@ def in_turn(
         done = len(next(iter(seconds.values())))
         if started is None:
             started = time.perf_counter()
-        elif done >= rounds or (done >= least and time.perf_counter() - started > budget * (1 - 1 / (done + 1))):
+        elif done >= options.rounds:
+            return seconds
+        elif done >= options.least and time.perf_counter() - started > options.budget * (1 - 1 / (done + 1)):
             return seconds
 
 
@@ -179,6 +175,11 @@ def middle(values: Sequence[float]) -> dict[str, float]:
     values = sorted(values)
     low, high = (values[round(share * (len(values) - 1))] for share in (0.25, 0.75))
     return {"median": statistics.median(values), "low": low, "high": high, "rounds": len(values)}
+
+
+def cells(found: dict[str, float]) -> tuple[float, float, float]:
+    """What a table shows of `middle`."""
+    return found["median"], found["low"], found["high"]
 
 
 def machine(device: str) -> dict:

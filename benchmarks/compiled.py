@@ -20,6 +20,7 @@ import torch
 from benchmarks.common import (
     DTYPES,
     autocast,
+    cells,
     in_turn,
     make_inputs,
     make_model,
@@ -73,11 +74,10 @@ def measure(size: str, batch: int, options) -> dict:
         for run in jobs.values():
             run()
         warm = time.perf_counter() - start
-        limits = dict(rounds=options.rounds, least=options.least, budget=options.budget)
-        seconds = in_turn(jobs, device=options.device, **limits)
+        seconds = in_turn(jobs, options)
     result = {"seconds of the first calls": warm, "images_per_call": batch, "calls": options.calls}
     for way in options.ways:
-        trace = Trace(eager.depth, POLICIES["exits"].asked(eager.points))
+        trace = Trace(eager.depth, POLICIES["exits"].questions(eager.points))
         trace.add(0.5, used[way, "exits"][None])
         spent = float(macs_per_image(trace, macs).mean()) / macs.at(eager.depth)
         own = middle(ratios(seconds, (way, "exits"), (way, "full")))
@@ -91,7 +91,7 @@ def measure(size: str, batch: int, options) -> dict:
 
 
 def main() -> None:
-    arguments = parser(__doc__, sizes=("tiny", "mid"))
+    arguments = parser(__doc__, sizes=("tiny", "mid"), dtype=False)
     arguments.add_argument("--calls", type=int, metavar="N", default=4, help="network calls per job; default: 4")
     arguments.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="fp32 first")
     options = arguments.parse_args()
@@ -103,8 +103,7 @@ def main() -> None:
             for way in options.ways:
                 full, exits = result[way]["full over fp32"], result[way]["exits over full"]
                 spent, saved = result[way]["macs_ratio"], result[way]["time_saved_per_macs_saved"]
-                row = (case, way, full["median"], full["low"], full["high"], exits["median"], spent, saved)
-                rows.append((*row, full["rounds"]))
+                rows.append((case, way, *cells(full), exits["median"], spent, saved, full["rounds"]))
     table(rows)
     save("compile", options.device, cases)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import save
+from benchmarks.common import save, table
 from libs.data import Dataset, batches
 from libs.data.features import LatentShards
 from libs.data.features_npy import BATCH, LatentFiles, Npy
@@ -134,17 +134,15 @@ def main() -> None:
                     forget(Path(data.path))
                 settings = {"batch_size": options.batch_size, "workers": workers, "cost": options.cost / 1000}
                 results[name].append(measure(data, seed=seed, **settings))
-    summary = {}
-    print(f"{'layout':20}{'images/s':>10}{'lowest':>10}{'highest':>10}{'growth MB':>11}{'speed-up':>10}")
+    summary, rows = {}, [("layout", "images/s", "lowest", "highest", "growth MB", "speed-up")]
     for name, rounds in results.items():
         speeds, memory = zip(*rounds, strict=True)
         summary[name] = {"images_per_s": statistics.median(speeds), "runs": speeds, "growth_mb": max(memory)}
     for name, row in summary.items():
         row["speed_up"] = row["images_per_s"] / summary[f"np.load, {options.workers} workers"]["images_per_s"]
-        print(
-            f"{name:20}{row['images_per_s']:10.0f}{min(row['runs']):10.0f}{max(row['runs']):10.0f}"
-            f"{row['growth_mb']:11.0f}{row['speed_up']:10.2f}"
-        )
+        numbers = (row["images_per_s"], min(row["runs"]), max(row["runs"]), row["growth_mb"])
+        rows.append((name, *(f"{number:.0f}" for number in numbers), row["speed_up"]))
+    table(rows)
     settings = {key: value for key, value in vars(options).items() if key not in ("folder", "cold")}
     save("dataloading", "cpu", {"cold" if options.cold else "warm": {"layouts": summary, **settings}})
 

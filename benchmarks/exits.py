@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
+    cells,
     in_turn,
     make_inputs,
     make_model,
@@ -80,15 +81,12 @@ def measure(model, order: torch.Tensor, batch: int, options) -> dict:
     known = policies(model.depth)
     jobs = {"plain": plain} | {name: job(name, policy) for name, policy in known.items()}
     with sampling(model, options.device, options.dtype):
-        seconds = in_turn(
-            jobs, device=options.device, rounds=options.rounds, least=options.least, budget=options.budget
-        )
+        seconds = in_turn(jobs, options)
     macs = model.macs()
     plain_macs = macs.at(model.depth)
     result = {"plain": {"seconds": middle(seconds["plain"]), "images_per_call": batch, "calls": len(calls)}}
     for name, policy in known.items():
-        asked = policy.asked(model.points) if "u" in policy.reads else ()
-        trace = Trace(model.depth, asked)
+        trace = Trace(model.depth, policy.questions(model.points))
         trace.add(0.5, used[name][None])
         spent = float(macs_per_image(trace, macs).mean()) / plain_macs
         ratio = middle(ratios(seconds, name, "plain"))
@@ -121,9 +119,7 @@ def main() -> None:
                         case,
                         name,
                         record["seconds"]["median"],
-                        ratio["median"],
-                        ratio["low"],
-                        ratio["high"],
+                        *cells(ratio),
                         record.get("macs_ratio", 1.0),
                         record.get("mean_depth", float(model.depth)),
                         record.get("time_saved_per_macs_saved", ""),

@@ -8,11 +8,13 @@ Counts 2 FLOPs per multiply-accumulate of the network (libs/metrics/cost.py) and
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from benchmarks.common import in_turn, make_inputs, make_model, middle, parser, sampling, save, table
 
-# Dense bf16 TFLOP/s from the vendors' data sheets, by a part of the name that CUDA reports; the first match counts.
+# Dense bf16 TFLOP/s from the vendors' data sheets, by words of the name that CUDA reports; the first match counts.
 PEAKS = {
     "H100 PCIe": 756,
     "H100 NVL": 835,
@@ -37,7 +39,7 @@ def peak_of(device: str, dtype: str, given: float | None) -> float:
             raise ValueError(f"--peak is {given}; it must be a positive number of TFLOP/s")
         return given
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    known = [peak for part, peak in PEAKS.items() if part in name]
+    known = [peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b", name)]
     if dtype == "fp32" or not known:
         raise ValueError(f"the peak of {name} in {dtype} is not known; give the dense TFLOP/s with --peak (PEAK=...)")
     return known[0]
@@ -65,14 +67,7 @@ def main() -> None:
                 model.backbone(x, time, cond)
 
             with sampling(model, options.device, options.dtype):
-                seconds = in_turn(
-                    {"full": job},
-                    device=options.device,
-                    rounds=options.rounds,
-                    least=options.least,
-                    budget=options.budget,
-                )["full"]
-            spent = middle(seconds)
+                spent = middle(in_turn({"full": job}, options)["full"])
             reached = 2 * batch * model.macs().at(model.depth) / spent["median"] / 1e12
             case = f"{size} batch {batch} {options.dtype}"
             cases[case] = {"seconds": spent, "tflops": reached, "peak_tflops": options.peak}

@@ -21,14 +21,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from benchmarks.common import DTYPES, autocast, save, table, wait
+from benchmarks.common import DTYPES, autocast, sampling, save, table, wait
 from libs import regimes
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.trainer import ema_update, make_optimizer
 
@@ -36,8 +37,10 @@ CONFIGS = {"L/2": "imagenet256_uvit_large", "H/2": "imagenet256_uvit_huge", "DiT
 JOBS = ("forward", "guided", "train")
 
 
-def make_job(name: str, size: str, options: argparse.Namespace) -> Callable[[], None]:
-    """One call of the job; what it needs lives as long as it does."""
+def make_job(
+    name: str, size: str, options: argparse.Namespace
+) -> tuple[Callable[[], None], AbstractContextManager[None]]:
+    """One call of the job, and the context of all calls; what it needs lives as long as it does."""
     torch.manual_seed(0)
     config = importlib.import_module(f"configs.{CONFIGS[size]}").get_config()
     process = regimes.process(config)
@@ -60,32 +63,31 @@ def make_job(name: str, size: str, options: argparse.Namespace) -> Callable[[], 
             optimizer.zero_grad()
             ema_update(ema, model, config.train.ema_rate)
 
-        return train
+        return train, nullcontext()
 
     model.eval().requires_grad_(False)
 
-    @torch.inference_mode()
     def sample():
-        with autocast(device, options.dtype):
-            if name == "forward":
-                model.backbone(x0, process.network_time(t).to(device, torch.float32), labels)
-            else:
-                policy = EXIT_POLICIES["threshold"](certainty=1 - 1e-9)
-                guidance = Guidance.of(config.sample, "tied")
-                Denoiser(model, process, config.pred, policy, cond=labels, null=null, guidance=guidance)(x0, t)
+        if name == "forward":
+            model.backbone(x0, process.network_time(t).to(device, torch.float32), labels)
+        else:
+            policy = EXIT_POLICIES["threshold"](certainty=1 - 1e-9)
+            guidance = Guidance.of(config.sample, "tied")
+            Denoiser(model, process, config.pred, policy, cond=labels, null=null, guidance=guidance)(x0, t)
 
-    return sample
+    return sample, sampling(model, device, options.dtype)
 
 
 def measure(name: str, size: str, options: argparse.Namespace) -> dict:
     """Runs in a process of its own."""
-    job, seconds = make_job(name, size, options), []
-    for _ in range(1 + options.rounds):
-        wait(options.device)
-        start = time.perf_counter()
-        job()
-        wait(options.device)
-        seconds.append(time.perf_counter() - start)
+    (job, context), seconds = make_job(name, size, options), []
+    with context:
+        for _ in range(1 + options.rounds):
+            wait(options.device)
+            start = time.perf_counter()
+            job()
+            wait(options.device)
+            seconds.append(time.perf_counter() - start)
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
+    cells,
     in_turn,
     make_inputs,
     make_model,
@@ -91,13 +92,7 @@ def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
         return run_it
 
     with sampling(model, options.device, options.dtype):
-        seconds = in_turn(
-            {way: job(way) for way in ways},
-            device=options.device,
-            rounds=options.rounds,
-            least=options.least,
-            budget=options.budget,
-        )
+        seconds = in_turn({way: job(way) for way in ways}, options)
     for hook in hooks:
         hook.remove()
     images, used = ({} for _ in range(2))
@@ -138,15 +133,12 @@ def main() -> None:
                 case = f"{size} batch {batch} {options.dtype}, {options.steps} steps"
                 cases[case] = measure(model, batch, run, options)
                 for way, record in cases[case].items():
-                    speed = record["speed_up"]
                     rows.append(
                         (
                             case,
                             way,
                             record["images_per_s"],
-                            speed["median"],
-                            speed["low"],
-                            speed["high"],
+                            *cells(record["speed_up"]),
                             record["mean_depth"],
                             record["rows_per_layer"],
                             record.get("largest_difference", ""),

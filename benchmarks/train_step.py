@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.common import autocast, in_turn, make_trainable, middle, parser, ratios, save, table
+from benchmarks.common import autocast, cells, in_turn, make_trainable, middle, parser, ratios, save, table
 from libs.losses import Objective
 from libs.trainer import ema_update
 from sde import VPLinear
@@ -89,13 +89,7 @@ def main() -> None:
     for size in options.sizes:
         for batch in options.batches:
             peaks = {kind: peak_memory(kind, size, batch, options) for kind in KINDS}
-            seconds = in_turn(
-                {kind: make_step(kind, size, batch, options) for kind in KINDS},
-                device=options.device,
-                rounds=options.rounds,
-                least=options.least,
-                budget=options.budget,
-            )
+            seconds = in_turn({kind: make_step(kind, size, batch, options) for kind in KINDS}, options)
             case = f"{size} batch {batch} {options.dtype}"
             cases[case] = {}
             for kind in KINDS:
@@ -111,9 +105,7 @@ def main() -> None:
                         case,
                         kind,
                         spent["median"],
-                        ratio["median"],
-                        ratio["low"],
-                        ratio["high"],
+                        *cells(ratio),
                         record["peak_bytes"] / 1e6,
                         record["memory_ratio"],
                         spent["rounds"],

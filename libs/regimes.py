@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Labels:
     n_classes: int
     has_null: bool
     chosen: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.chosen and not 0 <= min(self.chosen) <= max(self.chosen) < self.n_classes:
+            allowed = f"they must lie in 0..{self.n_classes - 1}" if self.n_classes else "this network has no classes"
+            raise ValueError(f"labels are {list(self.chosen)[:8]}; {allowed}")
 
     def for_ids(self, seed: int, ids: np.ndarray) -> Tensor | None:
         if not self.n_classes:
@@ -248,13 +254,26 @@ def labels(config) -> Labels:
             f"dataset.p_uncond is {config.dataset.p_uncond} but nnet.num_classes is {config.nnet.num_classes}; "
             "dropping labels needs a network with the dataset's classes and one null class on top"
         )
-    n_classes, chosen = max(config.nnet.num_classes, 0) - has_null, tuple(config.sample.labels)
-    if chosen and not (n_classes and 0 <= min(chosen) <= max(chosen) < n_classes):
-        raise ValueError(
-            f"sample.labels has classes from {min(chosen)} to {max(chosen)}; "
-            + (f"they must lie in 0..{n_classes - 1}" if n_classes else "this network has no classes")
-        )
-    return Labels(n_classes, has_null, chosen)
+    return Labels(max(config.nnet.num_classes, 0) - has_null, has_null, tuple(config.sample.labels))
+
+
+def number_range(text: str) -> range | None:
+    """The numbers of "7" or "0-9"; None for another text, and nothing where the last is less than the first."""
+    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
+    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else None
+
+
+def classes(labels: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
+    """Classes as programs give them: numbers, names, and texts of `class_numbers`."""
+    found: list[int] = []
+    for label in labels:
+        if isinstance(labels, str) or not (isinstance(label, str) or hasattr(label, "__index__")):
+            raise ValueError(f"labels are {labels!r}; a list of class numbers and of names of classes is needed")
+        if isinstance(label, str):
+            found += [names.index(label)] if label in names else class_numbers(label, names, "labels")
+        else:
+            found.append(operator.index(label))
+    return tuple(found)
 
 
 def class_numbers(labels: str, names: Sequence[str] | None, setting: str = "--labels") -> tuple[int, ...]:
@@ -269,11 +288,10 @@ def class_numbers(labels: str, names: Sequence[str] | None, setting: str = "--la
     """
     found: list[int] = []
     for part in (part.strip() for part in labels.split(",")):
-        if match := re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part):
-            first, last = int(match[1]), int(match[2] or match[1])
-            if not first <= last < 1_000_000:
+        if (numbers := number_range(part)) is not None:
+            if not 0 < len(numbers) <= numbers.stop <= 1_000_000:
                 raise ValueError(f"{setting}={labels}: {part} is no range of classes such as 0-999")
-            found += range(first, last + 1)
+            found += numbers
         elif part in (names or ()):
             found.append(names.index(part))
         else:

@@ -63,15 +63,10 @@ class SeededNoise:
         return draw_rows(self.generators, self.shape)
 
     def keep(self, index: Tensor) -> SeededNoise:
-        """The images at `index` (positions (b,) or mask (B,)), going on where they are; shares their generators."""
+        """The images at the positions `index` (b,), on the CPU, going on where they are; shares their generators."""
         noise = object.__new__(SeededNoise)
-        noise.generators, noise.shape = [self.generators[i] for i in positions(index).tolist()], self.shape
+        noise.generators, noise.shape = [self.generators[i] for i in index.tolist()], self.shape
         return noise
-
-
-def positions(index: Tensor) -> Tensor:
-    """A mask (B,) or positions (b,) -> positions (b,), on the CPU."""
-    return (index.nonzero().flatten() if index.dtype == torch.bool else index).cpu()
 
 
 def global_batch(

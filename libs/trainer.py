@@ -24,10 +24,10 @@ from libs.checkpoints.training_state import TrainState
 from libs.data import batches
 from libs.evaluation.monitor import Monitor, save_samples
 from libs.losses import Depths, Objective, depth_at
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.regimes import SCRIPTS, Regime
 from libs.run import Run, Stopped, describe_machine, precision_on, say_progress
-from libs.sampling.generate import make_plan
+from libs.sampling.stored import make_plan
 
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULES = ("customized", "cosine")

@@ -17,7 +17,7 @@ from configs import base
 from libs import checkpoints
 from libs.build import flat
 from libs.metrics.cost import CONVENTION
-from libs.models.build import build_model
+from libs.models import build_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

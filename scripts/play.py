@@ -23,7 +23,7 @@ DRAWN = "drawn"
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.parser("play", __doc__)
     parser.add_argument("--nnet_path", required=True, help="weights: a <step>.ckpt folder or a run's folder")
-    parser.add_argument("--n", type=int, default=8, help="images, with seeds 0 to n - 1 (default 8)")
+    parser.add_argument("--n", type=int, default=8, help="images, with ids 0 to n - 1 (default 8)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], help="default: the experiment's")
     parser.add_argument("--port", type=int, default=7860, help="of the page (default 7860)")

@@ -6,7 +6,7 @@
     python -m scripts.sample --config=configs/mscoco_uvit_small.py --nnet_path=... --output=samples \\
         --seeds=0-11 --prompts=prompts.txt
 
-Image i depends on its seed i and the settings only: these are the images of the evaluation's first noise seed
+Image i depends on its id i and the settings only: these are the images of the evaluation's first noise seed
 (eval.seeds). Labels and prompts are taken in turn. Without --exit_threshold the policy of config.exit decides, at its
 own certainty; 1 is full depth. A run that was killed is continued by the same command, with any number of processes
 (accelerate launch, or on a CPU torchrun): batches are always the same, and what is complete is kept. sample.json holds
@@ -35,10 +35,9 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
     """ "0-2,7" -> (0, 1, 2, 7)."""
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        if not (numbers := regimes.number_range(part.strip())):
             raise ValueError(f"{flag}={text}: {part.strip()!r} is no number and no range such as 0-49999")
-        found += range(int(first), int(last if dash else first) + 1)
+        found += numbers
     return tuple(found)
 
 
@@ -80,8 +79,8 @@ def work(config, regime: Regime, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("n", None, "How many images: seeds 0 to n - 1. Default: sample.n_samples.")
-    flags.DEFINE_string("seeds", None, "Which images: 0-49999, or 3,5,8-12; 16 is the one image of seed 16.")
+    flags.DEFINE_integer("n", None, "How many images: ids 0 to n - 1. Default: sample.n_samples.")
+    flags.DEFINE_string("seeds", None, "Which images, by their ids: 0-49999, or 3,5,8-12; 16 is one image.")
     flags.DEFINE_string("labels", None, "Their classes, in turn: 207,360, 0-999 or cat,dog. Default: drawn.")
     flags.DEFINE_string("prompts", None, "File with a prompt per line, taken in turn. Default: captions, drawn.")
     flags.DEFINE_bool("npz", False, "Also write samples.npz.")

@@ -15,8 +15,7 @@ from libs.analysis import explain
 from libs.analysis.analyze import analyze, gradient_flow
 from libs.analysis.calibrate import DepthBench
 from libs.losses import LAYER_WEIGHTS
-from libs.models import ESTIMATORS
-from libs.models.build import build_model
+from libs.models import ESTIMATORS, build_model
 from libs.sampling.sampler import Sampler
 
 RNG = np.random.default_rng(0)

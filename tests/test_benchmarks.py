@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import common, mfu
-from libs.models.build import build_model
+from libs.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {"tiny": "digits_uvit_tiny", "S/2": "cifar10_uvit_small", "L/2": "imagenet256_uvit_large"}
@@ -30,16 +30,30 @@ def test_networks_are_those_of_the_experiments(size):
     assert found.backbone.blocks[0].attn.num_heads == wanted.backbone.blocks[0].attn.num_heads
 
 
-def test_the_peak_is_checked_before_anything_is_measured():
-    """Catches an hour of benchmarks that ends in a missing PEAK, and a card taken for its slower sister."""
+@pytest.mark.parametrize("benchmark", ["attention", "compiled"])
+def test_a_format_that_is_not_used_is_refused(benchmark, monkeypatch, capsys):
+    """Catches results of all number formats under a flag that asks for one."""
+    monkeypatch.setattr(sys, "argv", [benchmark, "--dtype=bf16"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"benchmarks.{benchmark}").main()
+    assert "unrecognized arguments: --dtype=bf16" in capsys.readouterr().err
+
+
+def test_the_peak_is_checked_before_anything_is_measured(monkeypatch):
+    """Catches an hour of benchmarks that ends in a missing PEAK, and a card taken for another of a similar name."""
     assert mfu.peak_of("cpu", "bf16", 2.0) == 2.0
     for wrong in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="--peak"):
             mfu.peak_of("cpu", "bf16", wrong)
     with pytest.raises(ValueError, match="PEAK"):
         mfu.peak_of("cpu", "bf16", None)
-    first = {name: next(part for part in mfu.PEAKS if part in name) for name in ("NVIDIA H100 PCIe", "NVIDIA L40S")}
-    assert first == {"NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA L40S": "L40S"}
+    for name, peak in (("H100 PCIe", 756), ("H100 80GB HBM3", 989), ("A100-SXM4-80GB", 312), ("L4", 121)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: f"NVIDIA {name}")
+        assert mfu.peak_of("cuda", "bf16", None) == peak
+    for name in ("L40", "A10G", "H20"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: f"NVIDIA {name}")
+        with pytest.raises(ValueError, match=f"the peak of NVIDIA {name} in bf16 is not known"):
+            mfu.peak_of("cuda", "bf16", None)
 
 
 @pytest.mark.parametrize(

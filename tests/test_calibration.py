@@ -17,12 +17,12 @@ from libs.analysis import calibration
 from libs.analysis.calibrate import calibrate, calls_name, share_of_rows
 from libs.analysis.calibration import ALWAYS, Bins, Evidence
 from libs.exits import EXIT_POLICIES, oracle
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.sampling.denoiser import Guidance
 from libs.sampling.dense import sample_dense
-from libs.sampling.generate import make_plan
 from libs.sampling.plans import SAMPLERS, State, advance
 from libs.sampling.sampler import Sampler
+from libs.sampling.stored import make_plan
 from sde import VPLinear
 
 BUDGETS = (0.3, 0.45, 0.6, 0.75, 0.9)

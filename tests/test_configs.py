@@ -12,7 +12,7 @@ import torch
 from configs import base
 from libs import regimes, trainer
 from libs.evaluation import evaluate as evaluator
-from libs.models.build import build_model
+from libs.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))

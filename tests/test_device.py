@@ -11,21 +11,23 @@ from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from conftest import calibration_file, tiny, tiny_dit, tiny_unet
+from conftest import FILES, calibration_file, tiny, tiny_dit, tiny_unet, trace_file
 from device import DEVICE, Mixed, emulated
 from test_configs import load
 from test_inflight import PLANS, Raw
+from test_rivals import sublayer_file
 
 from libs import regimes, trainer
 from libs.evaluation.evaluate import evaluate
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.exits.threshold import Threshold
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.regimes import Labels, Regime
 from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -92,6 +94,12 @@ def policy(name, **options):
     return EXIT_POLICIES[name](**options)
 
 
+def rival_file(name: str) -> str:
+    """A table or a gate for `tiny` at the calls of the plan "multistep"."""
+    plan = PLANS["multistep"]()
+    return sublayer_file(Path(FILES.name), name, calls=plan.nfe, t=plan.t.tolist())
+
+
 THRESHOLD = policy("threshold", certainty=0.5)
 NEVER = {
     "full": dict(policy=policy("full")),
@@ -100,6 +108,9 @@ NEVER = {
     "power": dict(policy=policy("power")),
     "reuse": dict(policy=policy("reuse", every=2)),
     "cache": dict(policy=policy("cache", every=2)),
+    "learned_cache": dict(policy=policy("learned_cache", path=rival_file("learned_cache"))),
+    "matched_static": dict(policy=policy("matched_static", path=trace_file())),
+    "matched_random": dict(policy=policy("matched_random", path=trace_file())),
     "forecasts": dict(policy=policy("full"), plan="forecast"),
     "noise at every step": dict(policy=policy("schedule"), plan="stochastic"),
     "schedule with residual": dict(policy=looking_back(policy("schedule"), residual=True, refresh=2)),
@@ -123,6 +134,13 @@ ASKED = {
     "time_bank": dict(policy=THRESHOLD, uem="time_bank"),
     "U-Net": dict(policy=THRESHOLD, model=tiny_unet),
 }
+# Policies that ask no estimator: the most waits that a call of theirs may have.
+LOOKS = {
+    "similarity": (dict(policy=policy("similarity", cosine=0.852)), 5),  # at the exits 2 to 6
+    "first_block": (dict(policy=policy("first_block", threshold=0.2, per_image=True)), 1),
+    "teacache": (dict(policy=policy("teacache", threshold=0.4, per_image=True)), 1),
+    "lazy_gate": (dict(policy=policy("lazy_gate", path=rival_file("lazy_gate"))), 2 * 7),  # sublayers
+}
 FLIGHTS = {
     "threshold": dict(policy=THRESHOLD),
     "calibrated": dict(policy=policy("calibrated", path=calibration_file())),
@@ -145,6 +163,15 @@ def test_a_question_waits_once(name):
     """Catches a second wait at an exit: for rows, times, thresholds or the order of what left."""
     found = count(**ASKED[name])
     assert found["questions"] and len(found["waits"]) <= found["questions"], Counter(found["waits"])
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_comparison_waits_once(name):
+    """Catches gates that are copied to the device at every sublayer, and rows that are copied while the host waits."""
+    options, most = LOOKS[name]
+    found = count(**options)
+    assert 0 < len(found["waits"]) <= most * found["calls"], Counter(found["waits"])
+    assert {kind for kind, _ in found["waits"]} == {"to host"}
 
 
 def test_looking_ahead_waits_once_per_call():

@@ -16,9 +16,8 @@ from test_parity import arrays, close
 
 from configs import base
 from libs import checkpoints
-from libs.exits import EXIT_POLICIES, run_dense, run_with_exits
-from libs.models import DIT_SIZES, ESTIMATORS, DiT, EarlyExitModel
-from libs.models.build import build_model
+from libs.exits import EXIT_POLICIES, run_with_exits
+from libs.models import DIT_SIZES, ESTIMATORS, DiT, EarlyExitModel, build_model
 from libs.models.dit import FinalLayer, position_table
 from libs.rng import SeededNoise
 from libs.sampling.denoiser import Denoiser, Guidance
@@ -179,9 +178,9 @@ def test_own_heads_start_as_the_shared_one_and_learn():
     model.copy_heads()
     x, _, time, _ = inputs(3)
     shared = tiny_dit(heads="shared")
-    torch.testing.assert_close(run_dense(model, x, time, None).out, run_dense(shared, x, time, None).out)
+    torch.testing.assert_close(model(x, time, None).out, shared(x, time, None).out)
     model.freeze_backbone()
-    run_dense(model, x, time, None).out.square().sum().backward()
+    model(x, time, None).out.square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.heads.parameters())
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
@@ -190,7 +189,7 @@ def test_positions_and_variances_do_not_train():
     """Catches a fixed table that the optimiser moves, and variances that a loss on eps would reach."""
     model = tiny_dit(learn_sigma=True)
     x, _, time, _ = inputs(3)
-    run_dense(model, x, time, None).out.square().sum().backward()
+    model(x, time, None).out.square().sum().backward()
     assert model.backbone.pos_embed.grad is None
     of_output = model.backbone.final_layer.linear.bias.grad.view(4, 2).abs()  # (p p, 2 C), channels fastest
     assert (of_output[:, 0] > 0).all() and (of_output[:, 1] == 0).all()

@@ -120,6 +120,8 @@ def test_norm_keeps_the_estimate_off_saturation():
     assert saturated[0] < 0.01 < 0.9 < saturated[1]
 
 
-def test_bad_output_kind():
-    with pytest.raises(ValueError, match="uem output"):
-        tiny(uem_options={"output": "vector"})
+@pytest.mark.parametrize("name", ["linear", "time"])
+def test_bad_output_kind(name):
+    """Catches a message that names no setting."""
+    with pytest.raises(ValueError, match=f"uem.{name}.output is 'vector'"):
+        tiny(name, uem_options={"output": "vector"})

@@ -20,7 +20,7 @@ from libs.evaluation.evaluate import evaluate
 from libs.evaluation.monitor import Monitor
 from libs.files import read_json
 from libs.metrics import Moments, build_extractor
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.run import PATIENCE, Run
 
 

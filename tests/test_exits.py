@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from conftest import calibration_file, inputs, plan_file, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
-from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_dense, run_with_exits
+from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_with_exits
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.plans import ddim
@@ -46,6 +47,11 @@ MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on eith
 TOLERANCE = 2e-6  # of predictions of order one, fp32
 
 
+def made(name: str):
+    """The policy `name` as it decides in the second call of a sampling."""
+    return EXIT_POLICIES[name](**SETTINGS[name]).at_call(1)
+
+
 def test_every_policy_is_tested():
     """Catches a policy that was added to the registry without the contract tests below."""
     assert set(SETTINGS) == set(EXIT_POLICIES)
@@ -53,8 +59,8 @@ def test_every_policy_is_tested():
 
 def max_u(policy, t):
     """What `policy` compares the estimates with: a number, or (E - 1, n)."""
-    if policy.at or not hasattr(policy, "path"):
-        return 1 - policy.certainty
+    if not hasattr(policy, "table"):
+        return policy.max_u if hasattr(policy, "max_u") else 1 - policy.certainty
     return policy.table[torch.bucketize(t, torch.tensor(policy.stored["edges"]).double(), right=True)].T
 
 
@@ -62,7 +68,7 @@ def check_batch_equals_singles(model, policy, n=64, tolerance=TOLERANCE):
     """A batch of n and n batches of one give the same exits (outside MARGIN) and predictions (within `tolerance`)."""
     x, t, time, cond = inputs(n, model=model)
     out, used = run_with_exits(model, policy.bind(0, range(n)), x, t, time, cond)
-    exits = run_dense(model, x, time, cond)
+    exits = model(x, time, cond)
     rows = [slice(i, i + 1) for i in range(n)]
     singles = [run_with_exits(model, policy.bind(0, [r.start]), x[r], t[r], time[r], cond) for r in rows]
     close = np.zeros(n, bool)
@@ -81,8 +87,8 @@ def check_batch_equals_singles(model, policy, n=64, tolerance=TOLERANCE):
 def test_batch_equals_single_images(name, heads):
     """Catches decisions that depend on batch mates, rows returned in the wrong order, wrong heads, wrong skips."""
     model = tiny("time", heads)
-    used = check_batch_equals_singles(model, EXIT_POLICIES[name](**SETTINGS[name]))
-    if name not in ("full", "fixed", *LOOK_BACK):
+    used = check_batch_equals_singles(model, made(name))
+    if name not in ("full", "fixed", "planned", *LOOK_BACK):
         assert len(set(used)) >= 3, "the exits must be spread or the test shows nothing"
 
 
@@ -118,7 +124,7 @@ def check_no_memory(policy):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_state_between_calls(name):
     """Catches counters that live on the policy or the model."""
-    check_no_memory(EXIT_POLICIES[name](**SETTINGS[name]))
+    check_no_memory(made(name))
 
 
 def test_state_between_calls_is_caught():
@@ -130,7 +136,7 @@ def test_state_between_calls_is_caught():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_row_order_does_not_matter(name):
     """Catches outputs that are returned in the order in which rows left."""
-    model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name])
+    model, policy = tiny("time"), made(name)
     x, t, time, _ = inputs()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
     out, used = run_with_exits(model, policy.bind(0, range(64)), x, t, time, None)
@@ -162,10 +168,10 @@ def dense_decisions(model, policy, exits, t):
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "similarity"])
 def test_decisions_equal_the_dense_reference(name):
     """Catches an executor that decides on other uncertainties than a dense call shows (wrong rows, wrong exit)."""
-    model, policy = tiny("time"), EXIT_POLICIES[name](**SETTINGS[name]).bind(0, range(64))
+    model, policy = tiny("time"), made(name).bind(0, range(64))
     x, t, time, _ = inputs()
     out, used = run_with_exits(model, policy, x, t, time, None)
-    exits = run_dense(model, x, time, None)
+    exits = model(x, time, None)
     np.testing.assert_array_equal(dense_decisions(model, policy, exits, t), used)
     wanted = torch.stack([exits.out[exits.points.index(k), i] for i, k in enumerate(used)])
     assert (out - wanted).abs().max() < TOLERANCE * wanted.abs().max()
@@ -174,7 +180,7 @@ def test_decisions_equal_the_dense_reference(name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_work_is_the_sum_of_layers_used(name):
     """Catches exits that are only simulated: rows entering layers, heads and estimators are counted as they run."""
-    model, policy = tiny(), EXIT_POLICIES[name](**SETTINGS[name]).bind(0, range(64))
+    model, policy = tiny(), made(name).bind(0, range(64))
     layers, heads, asked = [], [], []
     for block in model.backbone.blocks:
         block.register_forward_hook(lambda module, args, out: layers.append(len(out)))
@@ -184,8 +190,7 @@ def test_work_is_the_sum_of_layers_used(name):
     _, used = run_with_exits(model, policy, x, t, time, None)
     assert sum(layers) == used.sum()
     assert sum(heads) == len(x), "one head per image"
-    questions = policy.asked(model.points) if "u" in policy.reads else ()
-    assert sum(asked) == sum(int((used >= k).sum()) for k in questions)
+    assert sum(asked) == sum(int((used >= k).sum()) for k in policy.questions(model.points))
 
 
 def test_asking_at_some_exits_only():
@@ -198,6 +203,9 @@ def test_asking_at_some_exits_only():
         EXIT_POLICIES["threshold"](at=(9,)).check(model)
     with pytest.raises(ValueError, match="exit.fixed.layer is 9"):
         EXIT_POLICIES["fixed"](layer=9).check(model)
+    for name in ("full", "fixed", "planned"):
+        with pytest.raises(ValueError, match=f"exit.{name}.at is .2,.; this method asks at no exit"):
+            EXIT_POLICIES[name](at=(2,))
 
 
 @pytest.mark.parametrize("points", [(2, 4), (0, 3)])
@@ -214,14 +222,14 @@ def test_a_subset_of_exit_points(points):
 def test_guidance_pairs(pair, name):
     """Catches mixed guidance halves, pairs that separate, and a null row that has a say where the cond row decides."""
     model = tiny("time", num_classes=4)
-    policy = EXIT_POLICIES[name](**SETTINGS[name])
+    policy = made(name)
     x, t, time, cond = inputs(32, model=model)
     t[:], null, scale, process = 0.5, torch.full((32,), 3), 1.5, VPLinear()
     denoiser = Denoiser(model, process, "noise", policy, cond=cond, null=null, guidance=Guidance(scale, pair))
     eps = denoiser(x, t)
     used = denoiser.trace.used[0]  # (branches, n)
     time = process.network_time(t).float()
-    dense = [run_dense(model, x, time, c).out for c in (cond, null)]
+    dense = [model(x, time, c).out for c in (cond, null)]
     picked = [torch.stack([out[k - 1, i] for i, k in enumerate(row)]) for out, row in zip(dense, used, strict=True)]
     wanted = picked[0] + scale * (picked[0] - picked[1])
     assert (eps - wanted).abs().max() < 1e-5 * wanted.abs().max()
@@ -234,6 +242,17 @@ def test_guidance_pairs(pair, name):
             assert (used[0] >= np.maximum(*alone)).all()
     elif name == "threshold":
         assert (used[0] != used[1]).any()
+
+
+def test_a_batch_mean_has_no_pairs():
+    """Catches sample.pair that does nothing where the rows of a branch decide together."""
+    model = tiny(num_classes=4)
+    cond, guidance = inputs(4, model=model)[3], Guidance(1.0, "tied")
+    policy = EXIT_POLICIES["released_batch_mean"]()
+    with pytest.raises(ValueError, match="sample.pair is 'tied'; exit.released_batch_mean"):
+        Denoiser(model, VPLinear(), "noise", policy, cond=cond, null=cond, guidance=guidance)
+    policy = replace(policy, per_image=True)
+    Denoiser(model, VPLinear(), "noise", policy, cond=cond, null=cond, guidance=guidance)
 
 
 def test_guidance_needs_a_null_condition():

@@ -34,7 +34,7 @@ from libs.data.images import ImageFolder
 from libs.data.shards import Sharded
 from libs.evaluation import samples
 from libs.evaluation.evaluate import evaluate
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.run import Run
 
 KILLS = int(os.environ.get("KILLS", 1))

@@ -23,7 +23,7 @@ from libs.evaluation import samples
 from libs.evaluation.prompts import compare_prompts
 from libs.metrics import extractors
 from libs.metrics.clip_score import ClipModel
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.run import Run
 from libs.sampling.images import save_png
 from libs.sampling.sampler import Sampler

@@ -18,6 +18,7 @@ from libs import Sampler, checkpoints, regimes, trainer
 from libs.checkpoints import training_state
 from libs.evaluation import samples
 from libs.evaluation.evaluate import evaluate
+from libs.evaluation.timing import time_together
 from libs.exits import EXIT_POLICIES, Trace
 from libs.report.read import read as read_report
 from libs.run import Run
@@ -109,6 +110,15 @@ def test_a_calibration_decides(config, name, run):
     assert images.depth.shape == (4, 16) and 1 <= images.depth.mean() < 3
     if name == "schedule":
         assert images.depth[:, 0].tolist() == content["schedule"]["layers"]
+
+
+def test_an_evaluation_is_timed_again(tmp_path):
+    """Catches a config of then that lacks a setting of today, and ends in an AttributeError."""
+    shutil.copytree(OLDER / "eval", tmp_path, dirs_exist_ok=True)
+    then = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(then | {"nnet_path": str(OLDER / "4.ckpt"), "cpu": True}))
+    (seconds,) = time_together([tmp_path], 1).values()
+    assert set(seconds) == {"full-depth", "threshold-0.5"}
 
 
 def test_a_checkpoint_still_knows_its_experiment():

@@ -13,7 +13,7 @@ from libs.evaluation import evaluate as evaluator
 from libs.evaluation import sweep as points_module
 from libs.evaluation.sweep import Method, parse, points, read
 from libs.exits import Refresh, Residual
-from libs.models.build import build_model
+from libs.models import build_model
 from libs.run import Alone
 from libs.sampling.sampler import Sampler
 

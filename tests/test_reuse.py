@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, tiny
+from conftest import inputs, plan_file, tiny
 from test_cost import count_macs
 from wrong import SharedResidualCalls
 
-from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, looking_back, run_dense
+from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, looking_back
 from libs.exits.execute import run_outer
 from libs.metrics.cost import macs_per_image
 from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.plans import ddim, sample
+from libs.sampling.plans import ddim, dpm_solver_pp_2m, sample
 from sde import VPLinear
 
 PROCESS = VPLinear()
@@ -43,9 +43,8 @@ def denoiser(model, policy, n_calls=None, **options) -> Denoiser:
 
 
 @torch.no_grad()
-def samples(model, policy, x, **options):
-    """(samples, the denoiser that made them) in STEPS calls."""
-    plan = ddim(PROCESS, steps=STEPS)
+def samples(model, policy, x, plan=ddim(PROCESS, steps=STEPS), **options):  # noqa: B008
+    """(samples, the denoiser that made them)."""
     made = denoiser(model, policy, plan.nfe, **options)
     return sample(plan, x, made), made
 
@@ -106,7 +105,7 @@ def test_residual_lives_in_eps_space():
         eps = made(x, second)
 
         def at(k, t):
-            exits = run_dense(model, x, PROCESS.network_time(t).float(), None)
+            exits = model(x, PROCESS.network_time(t).float(), None)
             return PROCESS.eps("v", exits.out[k - 1], x, t.float())
 
         wanted = at(2, second) + at(7, first) - at(2, first)
@@ -125,6 +124,19 @@ def test_an_image_without_a_deep_call_is_not_corrected():
     corrected, early = made(x, t), plain(x, t)
     torch.testing.assert_close(corrected[~deep], early[~deep], rtol=0, atol=0)
     torch.testing.assert_close(made.calls[0].known, deep.numpy())
+
+
+def test_refresh_keeps_the_plan_of_the_calls_between():
+    """Catches full-depth calls that make the others forget which call of the plan they are, and its split."""
+    planned = EXIT_POLICIES["planned"](path=plan_file())
+    made = looking_back(planned, residual=True, refresh=2)
+    assert [made.at_call(number) for number in range(3)] == [
+        EXIT_POLICIES["full"](),
+        planned.at_call(1),
+        made.at_call(0),
+    ]
+    _, made = samples(tiny(), looking_back(planned, refresh=2), inputs(40)[0], plan=dpm_solver_pp_2m(PROCESS, steps=3))
+    assert [set(row.tolist()) for row in made.trace.used[:, 0]] == [{7}, {4, 5}, {7}]
 
 
 STATIC = ["residual schedule", "residual fixed", "reuse", "cache"]  # a branch alone leaves where a tied one does

@@ -13,6 +13,7 @@ import torch
 from conftest import inputs, tiny, tiny_dit, tiny_unet
 from test_configs import load
 from test_cost import count_macs
+from test_inflight import case
 from test_points import quick
 from test_reuse import PROCESS, STEPS, denoiser, samples
 
@@ -23,7 +24,7 @@ from libs.evaluation.records import point_key
 from libs.evaluation.sweep import make_point, parse
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.metrics.cost import macs_per_image
-from libs.models.build import build_model
+from libs.models import EarlyExitModel, build_model
 from libs.run import Alone
 from libs.sampling.denoiser import Guidance
 from libs.sampling.sampler import Sampler
@@ -182,6 +183,20 @@ def test_two_networks_by_hand(tmp_path):
     alone = denoiser(model, policy, n_calls=4)
     for (x, t), whole in zip(calls, eps, strict=True):
         torch.testing.assert_close(alone(x[:1], t[:1]), whole[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_two_networks_are_cast_and_compiled_alike(tmp_path, monkeypatch):
+    """Catches a shallow network whose weights every call casts, and one that stays eager beside a compiled one."""
+    sampler, settings = case(
+        Alone("cpu", "bf16"), policy=EXIT_POLICIES["duo"](path=shallow_file(tmp_path, pred="noise"))
+    )
+    linear, seen = settings["policy"].shallow.backbone.mid_block.mlp.fc1, []
+    linear.register_forward_hook(lambda module, args, out: seen.append(module.weight.dtype))
+    monkeypatch.setattr(EarlyExitModel, "compile_blocks", lambda self, backend: setattr(self, "compiled", backend))
+    sampler.model.compile_blocks("eager")
+    list(sampler.images(**settings))
+    assert set(seen) == {torch.bfloat16} and linear.weight.dtype == torch.float32
+    assert settings["policy"].shallow.compiled == "eager"
 
 
 def test_two_networks_that_do_not_fit_are_refused(tmp_path):

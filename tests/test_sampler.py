@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from test_configs import load
 
 from libs import Sampler, regimes
 from libs import checkpoints as weights
-from libs.models.build import build_model
+from libs.exits import EXIT_POLICIES, looking_back
+from libs.models import build_model
 from libs.sampling.sampler import exit_settings
 
 
@@ -76,6 +79,8 @@ def test_an_image_depends_on_seed_and_number_only(path):
         (dict(n=0), "n is 0"),
         (dict(n=2, labels=[3]), "labels are .*0..2"),
         (dict(n=2, labels=["dogs"]), "labels=dogs: .*dog"),
+        (dict(n=2, labels="12"), "labels are '12'; a list"),
+        (dict(n=2, labels=[1.7]), r"labels are \[1.7\]; a list"),
         (dict(n=2, prompts=["a cat"]), "takes no texts"),
         (dict(n=2, exit_threshold=1.5), "exit_threshold is 1.5"),
         (dict(n=2, steps=0), "steps is 0"),
@@ -86,6 +91,34 @@ def test_mistakes(path, options, message):
     """Catches values that are ignored or end in an error of a library."""
     with pytest.raises(ValueError, match=message):
         Sampler.load(path, device="cpu")(**options)
+
+
+def test_labels_as_text(path):
+    """Catches a range of which only the first class is made, and a name whose comma is taken for two classes."""
+    sampler = replace(Sampler.load(path, device="cpu"), class_names=("cat, tabby", "dog", "2"))
+    told = sampler.told(["0-1", "dog,2", "cat, tabby", np.int64(1)])
+    assert told.regime.conditions.chosen == (0, 1, 1, 2, 0, 1)
+
+
+def test_a_plan_is_sampled_at_its_own_times(path, tmp_path):
+    """Catches a planned policy that runs at the times of other steps, or at those of the experiment."""
+    plan_beside(tmp_path)
+    policy = EXIT_POLICIES["planned"](path=str(tmp_path / "plan-budget-0.2.json"))
+    sampler = Sampler.load(path, device="cpu")
+    for chosen in (policy, looking_back(policy, refresh=5)):
+        assert sampler(2, policy=chosen).trace.t.tolist() == [1.0, 0.6, 0.3, 0.1]
+        for other in (dict(steps=3), dict(plan=sampler.plan(3))):
+            with pytest.raises(ValueError, match="leave steps and plan out"):
+                sampler(2, policy=chosen, **other)
+    sampler.config.exit.name, sampler.config.exit.planned.path = "planned", policy.path
+    assert sampler(2).depth.mean(1).tolist() == [2, 3, 0, 5]
+    with pytest.raises(ValueError, match="leave steps and plan out"):
+        sampler(2, steps=3)
+    content = json.loads(Path(policy.path).read_text())
+    content["plan"]["layers"] = [2, 4, 6]
+    (tmp_path / "foreign.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"plans layers \[6\]; this model can be left at"):
+        sampler(2, policy=EXIT_POLICIES["planned"](path=str(tmp_path / "foreign.json")))
 
 
 def test_a_checkpoint_without_its_experiment(path, tmp_path):
@@ -141,6 +174,9 @@ def test_diffusers_pipeline(path, tmp_path):
     np.testing.assert_array_equal((images[..., 0] * 255).round(), np.stack([np.asarray(i) for i in first.images]))
     other = pipe(**options, generator=torch.Generator().manual_seed(6)).images
     assert any(np.asarray(a).tolist() != np.asarray(b).tolist() for a, b in zip(other, first.images, strict=True))
+    np.testing.assert_array_equal(pipe(**options | {"class_labels": np.array([2, 0, 1])}).depth, pipe(**options).depth)
+    with pytest.raises(ValueError, match="n is 0"):
+        pipe(num_images=0)
     with pytest.raises(ValueError, match="output_type is 'latent'"):
         pipe(output_type="latent")
     tensors = pipe(**options, generator=torch.Generator().manual_seed(5), output_type="pt").images

@@ -18,10 +18,9 @@ from configs import base, digits_unet_tiny
 from libs import checkpoints as weights
 from libs import regimes
 from libs.evaluation.sweep import points
-from libs.exits import EXIT_POLICIES, looking_back, run_dense, run_with_exits
+from libs.exits import EXIT_POLICIES, looking_back, run_with_exits
 from libs.exits.calls import start_calls
-from libs.models import ESTIMATORS, EarlyExitModel, UNet
-from libs.models.build import build_model
+from libs.models import ESTIMATORS, EarlyExitModel, UNet, build_model
 from libs.models.unet import Bridge
 from libs.run import Alone
 from libs.sampling.denoiser import PAIRS, Denoiser, Guidance
@@ -58,7 +57,7 @@ def test_full_depth_is_the_plain_network():
     x, _, time, cond = inputs(4, model=model)
     wanted = model.backbone.net(x, time, cond).sample
     assert torch.equal(model.backbone(x, time, cond), wanted)
-    assert torch.equal(run_dense(model, x, time, cond).out[-1], wanted)
+    assert torch.equal(model(x, time, cond).out[-1], wanted)
 
 
 def test_published_size():
@@ -92,7 +91,7 @@ def test_outputs_are_those_of_the_exits():
     model = tiny_unet()
     x, t, time, cond = inputs()
     out, used = run_with_exits(model, EXIT_POLICIES["threshold"](certainty=0.5), x, t, time, cond)
-    dense = run_dense(model, x, time, cond).out
+    dense = model(x, time, cond).out
     torch.testing.assert_close(out, dense[used - 1, range(len(used))], rtol=1e-4, atol=1e-5)
 
 
@@ -112,7 +111,7 @@ def test_estimators_at_every_size(uem):
     """Catches an estimator that takes one grid and width for all exits."""
     model = tiny_unet(uem)
     x, _, time, _ = inputs(5)
-    u = run_dense(model, x, time, None).u
+    u = model(x, time, None).u
     assert u.shape == ((4, 5) if model.uem.scalar else (4, 5, 1, 8, 8)) and u.min() >= 0 and u.max() <= 1
 
 
@@ -160,10 +159,10 @@ def test_bridges_start_as_nothing_and_learn():
     network = UNet(**NET)
     shared, own = (EarlyExitModel(network, ESTIMATORS["linear"], heads=heads) for heads in ("shared", "own"))
     x, _, time, _ = inputs(3)
-    torch.testing.assert_close(run_dense(shared, x, time, None).out, run_dense(own, x, time, None).out)
+    torch.testing.assert_close(shared(x, time, None).out, own(x, time, None).out)
     assert [type(part) for part in own.heads.values()] == [Bridge, Bridge]
     own.freeze_backbone()
-    run_dense(own, x, time, None).out.square().sum().backward()
+    own(x, time, None).out.square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in own.heads.parameters())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -174,7 +173,7 @@ def test_residual_correction():
     policy = looking_back(EXIT_POLICIES["fixed"](layer=k), residual=True, refresh=2)
     calls = start_calls(model, policy, lambda out, x, t: out)
     (x, t, time, _), (x2, *_) = inputs(6), inputs(6, seed=2)
-    first, second = run_dense(model, x, time, None).out, run_dense(model, x2, time, None).out
+    first, second = model(x, time, None).out, model(x2, time, None).out
     torch.testing.assert_close(calls(x, t, time, None)[0], first[-1])
     corrected, used, costs = calls(x2, t, time, None)
     torch.testing.assert_close(corrected, second[k - 1] + first[-1] - first[k - 1], rtol=1e-4, atol=1e-5)

@@ -19,11 +19,10 @@ from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.build import build, flat
 from libs.exits import EXIT_POLICIES
-from libs.models import ESTIMATORS, EarlyExitModel, Missing, UViT
-from libs.models.build import build_model
+from libs.models import ESTIMATORS, EarlyExitModel, NoEstimator, UViT, build_model
 from libs.run import Run
-from libs.sampling.generate import make_plan
 from libs.sampling.sampler import Sampler, load_model
+from libs.sampling.stored import make_plan
 from scripts import export_checkpoint, inspect_checkpoint
 from tests.golden.recipe import golden_weights
 
@@ -99,7 +98,7 @@ def test_a_plain_uvit_runs_at_full_depth(tmp_path):
     path = file_of("uvit", tmp_path / "u.pth")
     network = model("uvit")
     assert "nothing leaves early" in weights.load(network, path, full_depth=True)
-    assert isinstance(network.uem, Missing) and set(network.macs().ask) == {0}
+    assert isinstance(network.uem, NoEstimator) and set(network.macs().ask) == {0}
     x, _, time, _ = inputs(2)
     assert torch.equal(network.backbone(x, time), model("uvit", 1).backbone(x, time))
     with pytest.raises(ValueError, match="no uncertainty estimator"):
@@ -636,7 +635,7 @@ def test_thresholds_need_estimators(tmp_path):
     with pytest.raises(ValueError, match="no uncertainty estimators"):
         load_model(config, Run.single(tmp_path / "run"))
     config.eval.thresholds = ()
-    assert isinstance(load_model(config, Run.single(tmp_path / "run")).uem, Missing)
+    assert isinstance(load_model(config, Run.single(tmp_path / "run")).uem, NoEstimator)
 
 
 def test_training_starts_from_a_released_file(tmp_path):

@@ -27,7 +27,7 @@ from libs.analysis.per_image import per_image
 from libs.data import batches
 from libs.evaluation.families import BASELINES
 from libs.evaluation.sweep import points
-from libs.exits import EXIT_POLICIES, oracle, run_dense
+from libs.exits import EXIT_POLICIES, oracle
 from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
 from libs.regimes import Regime
@@ -121,7 +121,7 @@ def noised_batch(bench: DepthBench, x0, cond, noise, time: float) -> list[np.nda
     t = torch.full((len(x0),), time, dtype=torch.float64)
     moved = t.to(x0)
     x = process.noised(x0, moved, noise)
-    exits = run_dense(bench.model, x, process.network_time(t).to(x0), cond)
+    exits = bench.model(x, process.network_time(t).to(x0), cond)
     eps = torch.stack([process.eps(pred, out, x, moved) for out in exits.out])  # (E, b, C, H, W)
     k = torch.tensor(exits.points, device=x.device, dtype=torch.float32)
     gap = (eps - (noise if objective.target == "error" else eps[-1])).abs().tanh().flatten(2).mean(2)  # (E, b)

@@ -17,7 +17,7 @@ from libs.analysis.trajectory import learn
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.files import read_json, write_json
 from libs.metrics.cost import CONVENTION, macs_per_image
-from libs.models import Missing
+from libs.models import NoEstimator
 from libs.regimes import Regime
 from libs.run import Run
 from libs.sampling.images import Images
@@ -236,7 +236,7 @@ class Planner:
         up = [
             c for c, e in enumerate(choice.exits) if e + 1 < len(points) and search.cost[e + 1] - search.cost[e] > left
         ]
-        if left < 0.25 * WITHIN * budget * self.reference or not up or isinstance(bench.sampler.model.uem, Missing):
+        if left < 0.25 * WITHIN * budget * self.reference or not up or isinstance(bench.sampler.model.uem, NoEstimator):
             return plain
         call = max(up, key=lambda c: loss[c, choice.exits[c]] - loss[c, choice.exits[c] + 1])
 
@@ -278,7 +278,7 @@ def facts_of_plan(sampler: Sampler, n_images: int, seed: int) -> dict:
         "reference": {
             "sampler": config.sample.algorithm,
             "steps": config.sample.sample_steps,
-            "grid": config.sample.get("grid") or "",
+            "grid": config.sample.grid,
             "depth": "full",
             "gmacs": macs / 1e9,
         },

@@ -27,7 +27,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     """
     check_ranges(config)
     if run.is_main:  # what a killed evaluation left
-        images = Path(config.sample.path).glob("*/seed-*") if config.sample.get("path") else ()
+        images = Path(config.sample.path).glob("*/seed-*") if config.sample.path else ()
         for folder in (*run.dir.glob("points/*"), *images):
             remove_parts(folder)
     run.barrier()

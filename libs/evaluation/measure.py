@@ -84,7 +84,7 @@ class Bench:
 
 def image_folder(config, point: Point, seed: int) -> Path | None:
     """Where `sample.path` keeps the images of a point and a noise seed; None where they are not kept."""
-    path = config.sample.get("path")
+    path = config.sample.path
     return Path(path) / point.slug / f"seed-{seed}" if path else None
 
 

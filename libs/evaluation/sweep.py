@@ -15,13 +15,12 @@ from libs.build import chosen, lookup, settings
 from libs.evaluation.families import BASELINES
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.files import read_json
-from libs.models import Missing
+from libs.models import NoEstimator
 from libs.sampling.denoiser import Guidance
-from libs.sampling.generate import make_plan
 from libs.sampling.images import Images
 from libs.sampling.plans import SAMPLERS, Plan
 from libs.sampling.sampler import Sampler
-from libs.sampling.stored import plan_of
+from libs.sampling.stored import make_plan, own_plan
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def points(sampler: Sampler) -> list[Point]:
     name, configured = config.exit.name, chosen(config.exit)
     back = {"residual": config.sample.residual, "refresh": config.sample.refresh}
     methods = [Method()]
-    if isinstance(model.uem, Missing) and "u" in lookup(EXIT_POLICIES, name, "exit.name").reads:
+    if isinstance(model.uem, NoEstimator) and "u" in lookup(EXIT_POLICIES, name, "exit.name").reads:
         pass  # weights of a plain U-ViT, and no threshold was asked for (load_model sees to that)
     elif "certainty" in configured:
         thresholds = config.eval.thresholds or (configured["certainty"],)
@@ -141,15 +140,14 @@ def make_point(method: Method, sampler: Sampler) -> Point:
     solver = {
         "name": method.sampler or config.sample.algorithm,
         "steps": config.sample.sample_steps if method.steps is None else method.steps,
-        "grid": config.sample.get("grid", "") if method.grid is None else method.grid,
+        "grid": config.sample.grid if method.grid is None else method.grid,
         **method.solver,
     }
-    if method.policy == "planned":
+    if plan := own_plan(sampler.regime.process, policy):
         if (method.steps, method.sampler, method.grid) != (None,) * 3 or method.solver:
             raise ValueError(
                 f"{options['path']} holds the solver and its calls: leave steps, sampler, grid and so on out"
             )
-        plan = plan_of(sampler.regime.process, policy.stored)
         solver = {"name": "dpm_solver_pp_2m", "steps": plan.nfe, "grid": ",".join(f"{t:.6g}" for t in plan.t.tolist())}
     else:  # full depth beside a configured plan keeps the configured grid
         plan = make_plan(
@@ -157,7 +155,7 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         )
         if "forecast" in method.family and plan.nfe == plan.rows:
             raise ValueError(f"{method.label!r} computes each of its {plan.rows} calls: nothing is forecast")
-    full_depth = method.policy == "planned" and min(policy.stored["layers"]) == model.depth
+    full_depth = method.policy == "planned" and not policy.asked(model.points)
     exits = {"name": method.policy, **options}
     if method.residual or method.refresh:
         exits |= {"residual": method.residual, "refresh": method.refresh}

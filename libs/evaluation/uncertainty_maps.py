@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from libs.files import atomic_write
-from libs.models import Missing
+from libs.models import NoEstimator
 from libs.sampling.dense import DenseCall, sample_dense
 from libs.sampling.sampler import Sampler
 
@@ -20,7 +20,7 @@ def save_uncertainty_maps(sampler: Sampler, path: Path, seed: int, n: int = 4, t
     Under guidance they are those of the conditional rows; the trajectory and the x0 that is shown are guided.
     """
     model, regime, guidance = sampler.model, sampler.regime, sampler.guidance
-    if isinstance(model.uem, Missing):
+    if isinstance(model.uem, NoEstimator):
         path.unlink(missing_ok=True)  # of other weights
         return
     plan = sampler.plan()

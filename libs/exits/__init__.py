@@ -11,7 +11,7 @@ from libs.exits.caching import Cache, Refresh, Residual, Reuse, looking_back
 from libs.exits.calls import Answer, start_calls
 from libs.exits.changes import FirstBlock, TeaCache
 from libs.exits.controls import MatchedRandom, MatchedStatic
-from libs.exits.execute import oracle, run_dense, run_with_exits
+from libs.exits.execute import oracle, run_with_exits
 from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, GuidancePairs, Look
 from libs.exits.similarity import Similarity
@@ -56,7 +56,6 @@ __all__ = [
     "Trace",
     "oracle",
     "looking_back",
-    "run_dense",
     "run_with_exits",
     "start_calls",
 ]

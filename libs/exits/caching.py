@@ -15,16 +15,14 @@ from torch import Tensor
 
 from libs.exits.calls import Calls
 from libs.exits.execute import run_outer, run_with_exits
-from libs.exits.policy import ExitPolicy, one_size
+from libs.exits.policy import ExitPolicy, Wrapped, one_size
 from libs.exits.static import Fixed, Full
 from libs.models.backbone import Carry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Around(ExitPolicy):
-    """Base of the policies that decide as `inner` does."""
-
-    inner: ExitPolicy
+class Around(Wrapped):
+    """Base of the policies that decide as `inner` does, in other calls or with another answer."""
 
     def __post_init__(self):
         if self.at or isinstance(self.inner, Full | Around):
@@ -33,25 +31,8 @@ class Around(ExitPolicy):
                 f"{type(self).__name__} was put around {type(self.inner).__name__}"
             )
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.inner.reads
-
-    @property
-    def per_image(self) -> bool:
-        return self.inner.per_image
-
-    def check(self, model):
-        self.inner.check(model)
-
-    def asked(self, points):
-        return self.inner.asked(points)
-
     def bind(self, seed, ids):
         return replace(self, inner=self.inner.bind(seed, ids))
-
-    def start(self, n_rows, depth, t):
-        return self.inner.start(n_rows, depth, t)
 
     def at_call(self, number):
         return self.inner.at_call(number)
@@ -74,7 +55,7 @@ class Refresh(Around):
         at_least_one("sample.refresh", self.every)
 
     def at_call(self, number):
-        return self.inner if number % self.every else Full()
+        return super().at_call(number) if number % self.every else Full()
 
 
 class ResidualCalls(Calls):
@@ -179,11 +160,12 @@ class Reuse(Full):
     """Full depth at every `every`-th network call; the calls between answer with the last eps and run nothing."""
 
     every: int = 2
+    name: ClassVar = "reuse"
     kind: ClassVar = ReuseCalls
 
     def __post_init__(self):
+        super().__post_init__()
         at_least_one("exit.reuse.every", self.every)
-        nothing_asked("reuse", self.at)
 
 
 class CacheCalls(Calls):
@@ -193,8 +175,8 @@ class CacheCalls(Calls):
         depth, outer = self.model.depth, policy.layers
         if self.number % policy.every:
             out = run_outer(self.model, outer, self.deep, x, time, cond)
-            macs = self.model.macs()
-            cost = macs.embed + sum(macs.layers[:outer] + macs.layers[-outer:]) + macs.head[depth]
+            layers = self.macs.layers[:outer] + self.macs.layers[-outer:]
+            cost = self.macs.embed + sum(layers) + self.macs.head[depth]
             return self.to_eps(out, x, t), np.full(len(x), 2 * outer), np.full(len(x), float(cost))
 
         def watch(k, carry):
@@ -215,14 +197,15 @@ class Cache(Full):
 
     every: int = 2
     layers: int = 1
+    name: ClassVar = "cache"
     kind: ClassVar = CacheCalls
 
     def __post_init__(self):
+        super().__post_init__()
         at_least_one("exit.cache.every", self.every)
-        nothing_asked("cache", self.at)
 
     def check(self, model):
-        one_size("cache", model)
+        one_size(self.name, model)
         if not model.backbone.skip:
             raise ValueError("exit.name is 'cache', which joins old features to new ones by long skips: here are none")
         if not 1 <= self.layers <= model.depth // 2:
@@ -234,11 +217,6 @@ class Cache(Full):
 def at_least_one(setting: str, value: int) -> None:
     if not (isinstance(value, int) and value >= 1):
         raise ValueError(f"{setting} is {value!r}; it must be a whole number of network calls, at least 1")
-
-
-def nothing_asked(name: str, at: tuple[int, ...]) -> None:
-    if at:
-        raise ValueError(f"exit.{name}.at is {at}; this method asks at no exit")
 
 
 def looking_back(policy: ExitPolicy, *, residual: bool = False, refresh: int = 0) -> ExitPolicy:

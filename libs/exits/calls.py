@@ -7,6 +7,7 @@ a guidance branch of an image: each has its own memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from libs.exits.execute import run_with_exits
 from libs.exits.policy import ExitPolicy
 from libs.models import EarlyExitModel
+from libs.models.backbone import Macs
 
 ToEps = Callable[[Tensor, Tensor, Tensor], Tensor]
 # eps (B, C, H, W), layers run (B,), and the MACs of every row (B,), or None where the exit alone tells
@@ -26,6 +28,10 @@ class Calls:
     def __init__(self, model: EarlyExitModel, policy: ExitPolicy, to_eps: ToEps, n_calls: int | None = None):
         self.model, self.policy, self.to_eps, self.n_calls = model, policy, to_eps, n_calls
         self.number, self.n_rows = -1, None
+
+    @cached_property
+    def macs(self) -> Macs:
+        return self.model.macs()
 
     def __call__(self, x: Tensor, t: Tensor, time: Tensor, cond: Tensor | None) -> Answer:
         """The next call: x (B, C, H, W), t (B,) on the CPU, time (B,) in the network's unit."""
@@ -42,10 +48,9 @@ class Calls:
         """What the rows (B,) cost by their exits: `policy`'s questions, and one head per exit `measured` at K."""
         if policy is self.policy and not measured:
             return None
-        macs = self.model.macs()
-        asked = self.model.questions(policy.asked(self.model.points)) if "u" in policy.reads else ()
-        costs = np.array([macs.at(k, asked) for k in range(self.model.depth + 1)], dtype=np.float64)
-        costs[-1] += sum(macs.head[k] for k in measured)
+        asked = self.model.questions(policy.questions(self.model.points))
+        costs = np.array([self.macs.at(k, asked) for k in range(self.model.depth + 1)], dtype=np.float64)
+        costs[-1] += sum(self.macs.head[k] for k in measured)
         return costs[used]
 
 

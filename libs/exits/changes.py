@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.exits.caching import nothing_asked
 from libs.exits.calls import Calls
 from libs.exits.execute import run_or_reuse
-from libs.exits.policy import one_size
+from libs.exits.policy import ExitPolicy, one_size
 from libs.exits.static import Full
 
 
@@ -28,7 +27,7 @@ class ChangeCalls(Calls):
     rest: Tensor | None = None  # (B, L, D) what the layers behind the first ones added last
 
     def call(self, policy, x, t, time, cond):
-        first, depth, macs = policy.first, self.model.depth, self.model.macs()
+        first, depth, macs = policy.first, self.model.depth, self.macs
         out, used, self.rest = run_or_reuse(self.model, first, self.unchanged, self.rest, x, time, cond)
         few = macs.embed + sum(macs.layers[:first]) + macs.head[depth]
         return self.to_eps(out, x, t), used, np.where(used == depth, float(macs.at(depth)), few)
@@ -63,9 +62,9 @@ class TeaCacheCalls(ChangeCalls):
         if self.last is None or self.number + 1 == self.n_calls:
             skips = torch.zeros(len(before), dtype=torch.bool, device=before.device)
         else:
-            rescaled = torch.zeros(len(before), device=before.device)
+            change, rescaled = self.change(before), torch.zeros(len(before), device=before.device)
             for coefficient in self.policy.polynomial:
-                rescaled = rescaled * self.change(before) + coefficient
+                rescaled = rescaled * change + coefficient
             self.total = self.total + rescaled
             skips = self.total < self.policy.threshold
         self.total, self.last = self.total * skips, before
@@ -82,19 +81,16 @@ class ByChange(Full):
 
     threshold: float
     per_image: bool = False
-    name: ClassVar[str]
     first: ClassVar[int]  # layers that run at every call
+    paired = ExitPolicy.paired
 
     def __post_init__(self):
-        nothing_asked(self.name, self.at)
+        super().__post_init__()
         if not 0 <= self.threshold < math.inf:
             raise ValueError(f"exit.{self.name}.threshold is {self.threshold}; it is a relative change, at least 0")
 
     def check(self, model):
         one_size(self.name, model)
-
-    def paired(self, pair):
-        raise ValueError(f"sample.pair is {pair!r}; exit.{self.name} decides for each guidance branch alone: use free")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from libs.exits.policy import ExitPolicy, Look
-from libs.models import AllExits, EarlyExitModel
+from libs.models import EarlyExitModel
 from libs.models.backbone import Carry
 
 
@@ -43,14 +43,14 @@ def run_with_exits(
     array([7, 7, 7, 7, 7])
     """
     depth = model.depth
-    asked = frozenset(policy.asked(model.points))
+    asked, questions = frozenset(policy.asked(model.points)), policy.questions(model.points)
     decide = policy.start(len(x), depth, t)
     used = np.full(len(x), depth)
     left: list[tuple[np.ndarray, int, Carry]] = []  # rows that are done, their exit and their tokens
     alive = np.arange(len(x))  # carry.rows, on the host
 
     carry = model.embed(x, time, cond)
-    ahead = model.predict_ahead(carry) if asked and "u" in policy.reads else None  # (B, E)
+    ahead = model.predict_ahead(carry) if questions else None  # (B, E)
     if ahead is not None:
         ahead = ahead.cpu()  # the call's one wait: all decisions are then made on the host
     for k in range(depth + 1):
@@ -60,7 +60,14 @@ def run_with_exits(
             watch(k, carry)
         if k not in asked:
             continue
-        stop = decide(look_at(model, policy.reads, k, carry, alive, ahead))
+        if ahead is not None or not policy.reads:  # nothing to see lies on the device
+            rows = torch.from_numpy(alive)
+            look = Look(k=k, rows=rows, u=None if ahead is None else ahead[rows, model.points.index(k)])
+        else:
+            u = model.uncertainty(k, carry) if k in questions else None
+            patches = model.backbone.patches(carry) if "patches" in policy.reads else None
+            look = Look(k=k, rows=carry.rows, u=u, patches=patches)
+        stop = decide(look)
         if isinstance(stop, bool):
             stop = np.full(len(alive), stop)
         else:
@@ -86,21 +93,6 @@ def run_with_exits(
     else:
         out = torch.cat([model.head(k, carry) for _, k, carry in left])
     return out[torch.from_numpy(order).to(x.device, non_blocking=True)], used
-
-
-def look_at(
-    model: EarlyExitModel, reads: frozenset[str], k: int, carry: Carry, alive: np.ndarray, ahead: Tensor | None
-) -> Look:
-    """What the policy sees at exit k; all of it on the host where the estimator looked ahead (`ahead` (B, E))."""
-    if ahead is not None:
-        rows = torch.from_numpy(alive)
-        return Look(k=k, rows=rows, u=ahead[rows, model.points.index(k)])
-    return Look(
-        k=k,
-        rows=carry.rows,
-        u=model.uncertainty(k, carry) if "u" in reads else None,
-        patches=model.backbone.patches(carry) if "patches" in reads else None,
-    )
 
 
 def run_outer(model: EarlyExitModel, n: int, deep: Tensor, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
@@ -138,19 +130,21 @@ def run_or_reuse(
         carry = model.layer(i, carry)
     h, skips = carry.h, unchanged(before, carry.h).cpu().numpy()  # the call's one wait for the device
     used = np.where(skips, first, model.depth)
-    if not skips.all():
-        rows = torch.from_numpy(np.flatnonzero(~skips)).to(x.device)
-        deep = carry.keep(rows) if skips.any() else carry
-        for i in range(first, model.depth):
-            deep = model.layer(i, deep)
-        added = deep.h - h[rows]
     if skips.all():
         h = h + rest
-    elif skips.any():
-        h = (h + rest).index_copy(0, rows, deep.h.to(h.dtype))
-        rest = rest.index_copy(0, rows, added)
     else:
-        h, rest = deep.h, added
+        deep = carry
+        if skips.any():
+            rows = torch.from_numpy(np.flatnonzero(~skips)).to(x.device, non_blocking=True)
+            deep = carry.keep(rows)
+        start = deep.h
+        for i in range(first, model.depth):
+            deep = model.layer(i, deep)
+        if skips.any():
+            h = (h + rest).index_copy(0, rows, deep.h.to(h.dtype))
+            rest = rest.index_copy(0, rows, deep.h - start)
+        else:
+            h, rest = deep.h, deep.h - start
     return model.head(model.depth, replace(carry, h=h, skips=())), used, rest
 
 
@@ -176,11 +170,11 @@ def run_with_sublayers(
             skip = False if skips is None else skips(i, j, h)
             if not isinstance(skip, bool):
                 ran[:, i, j] = ~skip.cpu().numpy()  # the one wait for the device at this sublayer
-                rows = torch.from_numpy(np.flatnonzero(ran[:, i, j])).to(h.device)
-                if 0 < len(rows) < len(h):
+                skip = not ran[:, i, j].any()
+                if not skip and not ran[:, i, j].all():
+                    rows = torch.from_numpy(np.flatnonzero(ran[:, i, j])).to(h.device, non_blocking=True)
                     last[i, j] = last[i, j].index_copy(0, rows, f(h[rows]))
                     return last[i, j]
-                skip = not len(rows)
             ran[:, i, j] = not skip
             if not skip:
                 last[i, j] = f(h)
@@ -188,11 +182,6 @@ def run_with_sublayers(
 
         carry = model.backbone.layer(i, carry, residual)
     return model.head(model.depth, carry), ran
-
-
-def run_dense(model: EarlyExitModel, x: Tensor, time: Tensor, cond: Tensor | None) -> AllExits:
-    """Every exit of one call: the reference for tests, calibration and analysis."""
-    return model(x, time, cond)
 
 
 def oracle(eps: Tensor, points: tuple[int, ...], tau: float) -> Tensor:

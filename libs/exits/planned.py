@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import torch
-
 from libs.exits.policy import ExitPolicy
-from libs.exits.static import Fixed, Full, between, leave_at, read_calibration, same_exits
+from libs.exits.static import Fixed, Full, read_calibration, same_exits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +21,9 @@ class Split(ExitPolicy):
     def asked(self, points):
         return tuple(k for k in points[:-1] if k >= self.layer)[:2]
 
+    def questions(self, points):
+        return self.asked(points)[:1]
+
     def start(self, n_rows, depth, t):
         return lambda look: True if look.k > self.layer else look.u < self.max_u
 
@@ -32,11 +33,12 @@ class Planned(ExitPolicy):
     """Call i of a plan leaves after layers[i] layers; where max_u[i] > 0, images with a mean u above it go on one exit.
 
     `path` is a file of scripts.calibrate --budget. It also holds the solver and the times of the calls, which sampling
-    takes from there (libs/sampling/stored.py). Asked without the number of the call, the layers of the nearest time are
-    due.
+    takes from there (libs/sampling/stored.py).
     """
 
     path: str = ""
+    name: ClassVar = "planned"
+    asks: ClassVar = False
 
     @cached_property
     def stored(self) -> dict:
@@ -45,6 +47,8 @@ class Planned(ExitPolicy):
     def check(self, model):
         super().check(model)
         same_exits(self.path, self.stored, model.points)
+        if foreign := sorted(set(self.stored["layers"]) - set(model.points)):
+            raise ValueError(f"{self.path} plans layers {foreign}; this model can be left at {model.points}")
 
     def call(self, number: int) -> ExitPolicy:
         layer, max_u = self.stored["layers"][number], self.stored["max_u"][number]
@@ -60,8 +64,3 @@ class Planned(ExitPolicy):
         if number >= len(self.stored["layers"]):
             raise ValueError(f"{self.path} plans {len(self.stored['layers'])} calls; this sampling makes more")
         return self.call(number)
-
-    def start(self, n_rows, depth, t):
-        called = [t for t, made in zip(self.stored["nodes"][:-1], self.stored["computed"], strict=True) if made]
-        bins = torch.bucketize(t, t.new_tensor(between(called[::-1])), right=True)  # (B,), from the data on
-        return leave_at(torch.tensor(self.stored["layers"][::-1])[bins])

@@ -51,9 +51,15 @@ class ExitPolicy:
     """
 
     at: tuple[int, ...] = ()
+    name: ClassVar[str] = ""  # its exit.name, for errors
+    asks: ClassVar[bool] = True  # False: `at` has no meaning
     reads: ClassVar[frozenset[str]] = frozenset()
     per_image: ClassVar[bool] = True  # False: the rows of a call decide together, so what is batched matters
     kind: ClassVar[type[Calls] | None] = None  # how a sampling's calls are made, where they remember earlier ones
+
+    def __post_init__(self):
+        if self.at and not self.asks:
+            raise ValueError(f"exit.{self.name}.at is {self.at}; this method asks at no exit")
 
     def check(self, model: EarlyExitModel) -> None:
         """Raise ValueError, naming the setting, for what this policy cannot do on `model`. Called before any work."""
@@ -63,6 +69,10 @@ class ExitPolicy:
     def asked(self, points: tuple[int, ...]) -> tuple[int, ...]:
         """The exits, among the model's `points`, at which this policy wants to be asked. The last is no question."""
         return tuple(k for k in (self.at or points) if k != points[-1])
+
+    def questions(self, points: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of `asked` at which the estimator must answer."""
+        return self.asked(points) if "u" in self.reads else ()
 
     def bind(self, seed: int, ids: Sequence[int]) -> ExitPolicy:
         """This policy for a batch of the images `ids` of noise seed `seed`: few need to know whose rows they see."""
@@ -77,8 +87,13 @@ class ExitPolicy:
         return self
 
     def paired(self, pair: str) -> ExitPolicy:
-        """This policy for guidance pairs that leave together, "tied" or by the "cond" row."""
-        return GuidancePairs(inner=self, pair=pair)
+        """This policy for guidance pairs that leave together, "tied" or by the "cond" row.
+
+        ValueError where the rows of a call decide together, or remember what their own branch did.
+        """
+        if self.kind is None and self.per_image:
+            return GuidancePairs(inner=self, pair=pair)
+        raise ValueError(f"sample.pair is {pair!r}; exit.{self.name} decides for each guidance branch alone: use free")
 
 
 def max_u_of(value: float) -> float:
@@ -99,24 +114,37 @@ def max_u_of(value: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidancePairs(ExitPolicy):
-    """Guidance pairs that leave together: where both rows would ("tied"), or where the conditional row would ("cond").
-
-    Rows are [cond; null].
-    """
+class Wrapped(ExitPolicy):
+    """Base of the policies that ask as `inner` does."""
 
     inner: ExitPolicy
-    pair: str
 
     @property
     def reads(self) -> frozenset[str]:
         return self.inner.reads
+
+    @property
+    def per_image(self) -> bool:
+        return self.inner.per_image
 
     def check(self, model):
         self.inner.check(model)
 
     def asked(self, points):
         return self.inner.asked(points)
+
+    def questions(self, points):
+        return self.inner.questions(points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidancePairs(Wrapped):
+    """Guidance pairs that leave together: where both rows would ("tied"), or where the conditional row would ("cond").
+
+    Rows are [cond; null].
+    """
+
+    pair: str
 
     def at_call(self, number):
         inner = self.inner.at_call(number)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ NEEDED = {
 @dataclass(frozen=True, kw_only=True)
 class Full(ExitPolicy):
     """Never leave early."""
+
+    name: ClassVar = "full"
+    asks: ClassVar = False
 
     def asked(self, points):
         return ()
@@ -51,6 +55,8 @@ class Fixed(ExitPolicy):
     """
 
     layer: int = 1
+    name: ClassVar = "fixed"
+    asks: ClassVar = False
 
     def check(self, model):
         if self.layer not in model.points:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from libs.exits.caching import nothing_asked
 from libs.exits.calls import Calls
 from libs.exits.execute import run_with_sublayers
+from libs.exits.policy import ExitPolicy
 from libs.exits.static import Full
 from libs.files import read_json
 
@@ -29,10 +29,11 @@ class SublayerCalls(Calls):
         self.last: dict[tuple[int, int], Tensor] = {}  # (layer, sublayer) -> (B, L, D)
 
     def call(self, policy, x, t, time, cond):
-        skips = None if self.number == 0 else policy.skips(self.number, t, self.n_calls)
+        if self.number == 0:
+            self.gates = policy.gates(x.device)
+        skips = policy.skips(self.gates, self.number, t, self.n_calls) if self.number else None
         out, ran = run_with_sublayers(self.model, skips, self.last, x, time, cond)  # ran (B, K, 2)
-        macs = self.model.macs()
-        costs = macs.at(self.model.depth) - (~ran).sum(1) @ np.array(macs.sublayers, dtype=np.float64)
+        costs = self.macs.at(self.model.depth) - (~ran).sum(1) @ np.array(self.macs.sublayers, dtype=np.float64)
         if skips is not None:
             costs += policy.gate_macs(self.model)
         used = ran.any(2).sum(1)  # a layer counts where any part of it ran
@@ -44,12 +45,9 @@ class Sublayers(Full):
     """Base of the two. `path`: a file of scripts.fit_rivals for this network."""
 
     path: str = ""
-    name: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
     kind: ClassVar = SublayerCalls
-
-    def __post_init__(self):
-        nothing_asked(self.name, self.at)
+    paired = ExitPolicy.paired
 
     @cached_property
     def stored(self) -> dict[str, np.ndarray]:
@@ -75,8 +73,9 @@ class Sublayers(Full):
             if self.stored[part].shape != wanted:
                 raise ValueError(f"{self.path} is for another network: its {part} have shape {self.stored[part].shape}")
 
-    def paired(self, pair):
-        raise ValueError(f"sample.pair is {pair!r}; exit.{self.name} decides for each guidance branch alone: use free")
+    def gates(self, device: torch.device) -> tuple:
+        """What decides, made once per sampling; what looks at the images lies on their device."""
+        return tuple(self.stored[part] for part in self.parts)
 
     def gate_macs(self, model) -> int:
         return 0
@@ -96,15 +95,14 @@ class LearnedCache(Sublayers):
     def shapes(self, model):
         return {"run": (self.stored["t"].size, model.depth, 2)}
 
-    def skips(self, number, t, n_calls):
-        times = self.stored["t"]
+    def skips(self, gates, number, t, n_calls):
+        times, run = gates
         if n_calls not in (None, len(times)) or abs(float(t[0]) - times[number]) > 1e-6:
             raise ValueError(
                 f"{self.path} was fitted for {len(times)} calls at {', '.join(f'{time:.4g}' for time in times)}; "
                 f"call {number + 1} of {n_calls} is at {float(t[0]):.4g}: fit it for these calls"
             )
-        run = self.stored["run"][number]
-        return lambda i, j, h: not run[i, j]
+        return lambda i, j, h: not run[number, i, j]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +118,13 @@ class LazyGate(Sublayers):
     def shapes(self, model):
         return {"weight": (model.depth, 2, model.backbone.embed_dim), "bias": (model.depth, 2)}
 
-    @cached_property
-    def gates(self) -> tuple[Tensor, Tensor]:
-        return tuple(torch.from_numpy(self.stored[part]).float() for part in self.parts)
+    def gates(self, device):
+        parts = (torch.from_numpy(part).float() for part in super().gates(device))
+        return tuple(part.to(device, non_blocking=True) for part in parts)
 
-    def skips(self, number, t, n_calls):
-        weight, bias = self.gates
-        return lambda i, j, h: gate(h, weight[i, j].to(h.device), bias[i, j].to(h.device)) > 0
+    def skips(self, gates, number, t, n_calls):
+        weight, bias = gates
+        return lambda i, j, h: gate(h, weight[i, j], bias[i, j]) > 0
 
     def gate_macs(self, model):
         return 2 * model.depth * model.backbone.embed_dim

@@ -137,6 +137,7 @@ class ReleasedBatchMean(ExitPolicy):
     certainty: float = 0.95
     second_in_first_half: bool = True
     per_image: bool = False
+    name: ClassVar = "released_batch_mean"
     reads: ClassVar = frozenset({"u"})
 
     def __post_init__(self):

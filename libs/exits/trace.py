@@ -40,15 +40,11 @@ class Trace:
 
     def with_forecasts(self, t: Sequence[float], computed: Sequence[bool]) -> Trace:
         """This trace, of the steps that were `computed`, among all steps t: a forecast runs no layers and costs 0."""
-        calls, costs, made = [], {}, iter(enumerate(self.calls))
-        for step, (time, called) in enumerate(zip(t, computed, strict=True)):
-            number, call = next(made) if called else (None, (time, np.zeros_like(self.calls[0][1])))
-            calls.append(call)
-            if not called:
-                costs[step] = np.zeros(self.calls[0][1].shape)
-            elif number in self.costs:
-                costs[step] = self.costs[number]
-        return Trace(self.depth, self.asked, calls, costs)
+        steps, used = np.flatnonzero(computed), np.zeros((len(t), *self.used.shape[1:]), np.uint8)
+        used[steps] = self.used
+        costs = {step: np.zeros(used.shape[1:]) for step in range(len(t)) if not computed[step]}
+        costs |= {int(steps[number]): special for number, special in self.costs.items()}
+        return Trace(self.depth, self.asked, list(zip(t, used, strict=True)), costs)
 
     @property
     def t(self) -> np.ndarray:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from libs import checkpoints
-from libs.exits.caching import at_least_one, nothing_asked
+from libs.exits.caching import at_least_one
 from libs.exits.calls import Calls
 from libs.exits.execute import run_with_exits
 from libs.exits.static import Full
-from libs.models import EarlyExitModel
-from libs.models.build import build_model
+from libs.models import EarlyExitModel, build_model
 from sde import PROCESSES, Process
 
 if TYPE_CHECKING:
@@ -25,12 +22,20 @@ if TYPE_CHECKING:
 
 
 class DuoCalls(Calls):
+    """The shallow network lies where the deep one does, and is compiled where that is."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        shallow = self.policy.shallow.to(next(self.model.parameters()).device)
+        if self.model.compiled and not shallow.compiled:
+            shallow.compile_blocks(self.model.compiled)
+        self.shallow, self.cost = shallow, float(shallow.macs().at(shallow.depth))
+
     def call(self, policy, x, t, time, cond):
         if self.number >= policy.first:
             return super().call(policy, x, t, time, cond)
-        network = policy.shallow.to(x.device)
-        out, used = run_with_exits(network, policy, x, t, time, cond)
-        return self.to_eps(out, x, t), used, np.full(len(x), float(network.macs().at(network.depth)))
+        out, used = run_with_exits(self.shallow, policy, x, t, time, cond)
+        return self.to_eps(out, x, t), used, np.full(len(x), self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +48,12 @@ class Duo(Full):
 
     path: str = ""
     first: int = 4
+    name: ClassVar = "duo"
     kind: ClassVar = DuoCalls
 
     def __post_init__(self):
+        super().__post_init__()
         at_least_one("exit.duo.first", self.first)
-        nothing_asked("duo", self.at)
 
     @cached_property
     def config(self) -> ConfigDict:
@@ -79,13 +85,10 @@ class Duo(Full):
     def check_same(self, process: Process, pred: str) -> None:
         """Refuse a shallow network of another process or prediction than those that are sampled with."""
         theirs, t = PROCESSES[self.config.process](), torch.linspace(0.1, 1, 10, dtype=torch.float64)
-        same = all(torch.equal(f(t), g(t)) for f, g in zip(of_time(theirs), of_time(process), strict=True))
+        names = ("alpha", "sigma", "network_time")
+        same = all(torch.equal(getattr(theirs, name)(t), getattr(process, name)(t)) for name in names)
         if self.config.pred != pred or not same:
             raise ValueError(
                 f"exit.duo.path is {self.path}, trained with process {self.config.process} to predict "
                 f"{self.config.pred}; the deep network predicts {pred}, and both need the same process"
             )
-
-
-def of_time(process: Process) -> tuple[Callable[[Tensor], Tensor], ...]:
-    return process.alpha, process.sigma, process.network_time

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
+from libs.build import chosen, lookup
 from libs.models.dit import DIT_SIZES, DiT
 from libs.models.early_exit import AllExits, EarlyExitModel
-from libs.models.uem import ESTIMATORS, Missing
+from libs.models.uem import ESTIMATORS, NoEstimator
 from libs.models.unet import DDPM, UNet
 from libs.models.uvit import SIZES, UViT
 
@@ -19,7 +22,22 @@ __all__ = [
     "AllExits",
     "DiT",
     "EarlyExitModel",
-    "Missing",
+    "NoEstimator",
     "UNet",
     "UViT",
+    "build_model",
 ]
+
+
+def build_model(config) -> EarlyExitModel:
+    """The network of config.nnet with the estimator of config.uem, at initialisation."""
+    nnet = {key: value for key, value in config.nnet.items() if value is not None}
+    backbone = lookup(BACKBONES, nnet.pop("name"), "nnet.name")
+    heads, points = nnet.pop("heads"), nnet.pop("points")
+    if foreign := sorted(nnet.keys() - inspect.signature(backbone).parameters.keys()):
+        raise ValueError(
+            f"nnet.name is {config.nnet.name!r}, which has no nnet.{', nnet.'.join(foreign)}: the network is the "
+            "experiment's; take another file of configs/"
+        )
+    estimator = lookup(ESTIMATORS, config.uem.name, "uem.name")
+    return EarlyExitModel(backbone(**nnet), estimator, points=points, heads=heads, **chosen(config.uem))

@@ -77,7 +77,7 @@ class Macs:
 
 
 class Backbone(nn.Module):
-    """Base of the networks: subclasses write the methods below and set `depth`, `channels` and `blocks`."""
+    """Base of the networks: subclasses write the methods that raise here and set `depth`, `channels` and `blocks`."""
 
     depth: int  # K
     channels: int  # C
@@ -108,8 +108,8 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def all_tokens(self, carry: Carry) -> Tensor:
-        """The patch tokens with the others beside them (b, L, D)."""
-        return carry.h
+        """The patch tokens, with the others where there are any beside them (b, L, D)."""
+        return self.patches(carry)
 
     def tokens(self, k: int) -> Tokens:
         """What the tokens after k layers look like."""

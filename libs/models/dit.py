@@ -178,9 +178,6 @@ class DiT(Backbone):
     def patches(self, carry: Carry) -> Tensor:
         return carry.h[:, 1:]
 
-    def all_tokens(self, carry: Carry) -> Tensor:
-        return self.patches(carry)
-
     def head(self, k: int, carry: Carry, own: nn.Module | None = None) -> Tensor:
         out = (self.final_layer if own is None else own)(self.patches(carry), carry.h[:, 0])[:, : self.channels]
         return -out if self.sit else out

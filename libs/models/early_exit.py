@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from libs.models.backbone import Backbone, Carry, Macs
-from libs.models.uem import Missing
-from libs.models.uvit import unpatchify
+from libs.models.uem import NoEstimator
+from libs.models.uvit import check_one_of, unpatchify
 
 HEADS = ("shared", "own")
 
@@ -53,12 +53,12 @@ class EarlyExitModel(nn.Module):
         super().__init__()
         depth = backbone.depth
         points = tuple(points) or tuple(range(1, depth + 1))
-        if heads not in HEADS:
-            raise ValueError(f"nnet.heads is {heads!r}; it must be one of {', '.join(HEADS)}")
+        check_one_of(heads=(heads, HEADS))
         if list(points) != sorted(set(points)) or points[0] < 0 or points[-1] > depth:
             raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 0..{depth}")
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone
+        self.compiled: str | Callable = ""  # the backend of `compile_blocks`
         if heads == "shared" and backbone.needs_own:
             raise ValueError("nnet.heads is 'shared'; this network needs own, as its exits have parts of their own")
         own = self.points[:-1] if heads == "own" else ()
@@ -132,7 +132,7 @@ class EarlyExitModel(nn.Module):
 
         `heads`: own heads are dropped too, and all exits share the backbone's.
         """
-        self.uem = Missing()
+        self.uem = NoEstimator()
         if heads:
             self.heads = nn.ModuleDict()
 
@@ -154,6 +154,7 @@ class EarlyExitModel(nn.Module):
         """
         if self.backbone.decodes:
             raise ValueError("compile is True, which is for networks of equal blocks (U-ViT, DiT, SiT), not for U-Nets")
+        self.compiled = backend
         for block in self.backbone.blocks:
             block.compile(backend=backend, fullgraph=True)
 

@@ -58,7 +58,8 @@ class Linear(Estimator):
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, norm: bool = True, output: str = "map"):
         super().__init__()
         if output not in OUTPUTS:
-            raise ValueError(f"uem output is {output!r}; it must be one of {', '.join(OUTPUTS)}")
+            name = f"uem.{type(self).__name__.lower()}.output"
+            raise ValueError(f"{name} is {output!r}; it must be one of {', '.join(OUTPUTS)}")
         self.scalar = output == "scalar"
         self.grids = [1 if self.scalar else of.n for of in tokens]  # estimates per row are this many times `out`
         self.norms = nn.ModuleDict({str(k): nn.LayerNorm(tokens[k].width) for k in points} if norm else {})
@@ -119,52 +120,50 @@ class Probe(Estimator):
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
         super().__init__()
         self.lengths = [of.n + of.extras for of in tokens]
-        self.maps = nn.ModuleDict({str(k): nn.Linear(tokens[k].width, 1) for k in points[:-1]})
+        self.maps = nn.ModuleDict({str(k): self.probe(tokens[k].width) for k in points[:-1]})
+
+    def probe(self, width: int) -> nn.Module:
+        return nn.Linear(width, 1)
+
+    def score(self, k: int, tokens: Tensor) -> Tensor:
+        """tokens (b, L, D) -> (b,): the probe's own value."""
+        return self.maps[str(k)](tokens).sigmoid().mean((1, 2))
 
     def forward(self, k: int, tokens: Tensor, time: Tensor) -> Tensor:
         """tokens (b, L, D) -> (b,)."""
         if str(k) not in self.maps:
             return tokens.new_zeros(len(tokens), dtype=torch.float32)
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.maps[str(k)](tokens.detach().float()).sigmoid().mean((1, 2))
+            return self.score(k, tokens.detach().float())
 
     def macs(self, k: int) -> int:
         return self.lengths[k] * self.maps[str(k)].weight.numel() if str(k) in self.maps else 0
 
 
-class AttentionProbe(Estimator):
+class AttentionProbe(Probe):
     """The attention probe of the replication (Matisan et al. 2024), its weights one to one.
 
     A learned query q attends with one head to all tokens but the first: a = softmax(q W_key h_n / sqrt(D)), and
     u_k = w silu(W (sum_n a_n W_value h_n + b_value) + b) + c. No sigmoid bounds it, though it is fitted to [0, 1): what
     leaves that range is cut to it here and the gradient passes, so that comparisons with a threshold stay theirs.
-    Nobody asks at the last exit, so it has no probe there: u = 0.
     """
 
-    all_tokens = True
+    def probe(self, width):
+        return OneQuery(width)
 
-    def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
-        super().__init__()
-        self.lengths = [of.n + of.extras - 1 for of in tokens]
-        self.maps = nn.ModuleDict({str(k): OneQuery(tokens[k].width) for k in points[:-1]})
+    def score(self, k, tokens):
+        return self.maps[str(k)](tokens[:, 1:])
 
-    def score(self, k: int, tokens: Tensor) -> Tensor:
-        """tokens (b, L, D) -> (b,): the probe's own, unbounded value."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.maps[str(k)](tokens[:, 1:].detach().float())
-
-    def forward(self, k: int, tokens: Tensor, time: Tensor) -> Tensor:
-        """tokens (b, L, D) -> (b,)."""
-        if str(k) not in self.maps:
-            return tokens.new_zeros(len(tokens), dtype=torch.float32)
-        u = self.score(k, tokens)
+    def forward(self, k, tokens, time):
+        u = super().forward(k, tokens, time)
         return u + (u.clamp(0, 1) - u).detach()
 
-    def macs(self, k: int) -> int:
+    def macs(self, k):
         if str(k) not in self.maps:
             return 0
         width = self.maps[str(k)].q.shape[-1]
-        return 2 * self.lengths[k] * width + 2 * width**2 + width  # scores and sum, value and hidden map, last map
+        # scores and sum, value and hidden map, last map
+        return 2 * (self.lengths[k] - 1) * width + 2 * width**2 + width
 
 
 class OneQuery(nn.Module):
@@ -311,7 +310,7 @@ class Ahead(Estimator):
         return self.grid * self.hidden.weight.numel() + self.time_map.weight.numel() + self.exits.weight.numel()
 
 
-class Missing(Estimator):
+class NoEstimator(Estimator):
     """Stands where weights brought no estimator: asking it is an error."""
 
     def forward(self, *args) -> Tensor:

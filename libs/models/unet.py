@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
+from libs.models.uvit import check_one_of
 
 # What makes diffusers' UNet2DModel DDPM's and does not show in its tensors, as in google/ddpm-cifar10-32's config.json.
 DDPM = dict(
@@ -120,8 +121,7 @@ class UNet(Backbone):
             raise ValueError(f"nnet.n_blocks is {n_blocks}; it must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"nnet.dropout is {dropout}; it is a probability and must lie in [0, 1)")
-        if missing not in MISSING:
-            raise ValueError(f"nnet.missing is {missing!r}; it must be one of {', '.join(MISSING)}")
+        check_one_of(missing=(missing, MISSING))
         from diffusers import UNet2DModel  # seconds: paid by those who use it
 
         def kinds(direction: str, levels) -> tuple[str, ...]:
@@ -202,9 +202,6 @@ class UNet(Backbone):
 
     def patches(self, carry: Carry) -> Tensor:
         return carry.h.flatten(2).transpose(1, 2)
-
-    def all_tokens(self, carry: Carry) -> Tensor:
-        return self.patches(carry)
 
     def tokens(self, k: int) -> Tokens:
         side = self.img_size // 2 ** min(k, self.depth - 1)

@@ -279,6 +279,9 @@ class UViT(Backbone):
     def patches(self, carry: Carry) -> Tensor:
         return carry.h[:, self.extras :]
 
+    def all_tokens(self, carry: Carry) -> Tensor:
+        return carry.h
+
     def head(self, k: int, carry: Carry, own: nn.Module | None = None) -> Tensor:
         patches = self.patches(carry)
         return Head.forward(self, patches) if own is None else own(patches)

@@ -52,10 +52,8 @@ class Guidance:
     def apply(self, eps: Tensor) -> Tensor:
         """[conditional; null] predictions (2 B, C, H, W) -> the guided one (B, C, H, W)."""
         cond, null = eps.chunk(2)
-        if not self.channels:
-            return cond + self.scale * (cond - null)
-        n = self.channels
-        return torch.cat([cond[:, :n] + self.scale * (cond[:, :n] - null[:, :n]), cond[:, n:]], dim=1)
+        guided = cond + self.scale * (cond - null)
+        return torch.cat([guided[:, : self.channels], cond[:, self.channels :]], dim=1) if self.channels else guided
 
 
 class Denoiser:
@@ -97,8 +95,7 @@ class Denoiser:
         self.guided = guidance.scale > 0
         self.policy = policy.paired(guidance.pair) if self.guided and guidance.pair != "free" else policy
         self.cond = torch.cat([cond, null]) if self.guided else cond
-        asked = model.questions(self.policy.asked(model.points)) if "u" in self.policy.reads else ()
-        self.trace = Trace(model.depth, asked)
+        self.trace = Trace(model.depth, model.questions(self.policy.questions(model.points)))
         self.shared: tuple[float | None, Marginal | None] = (None, None)  # the last time that a whole call had
         # a policy that decides for a whole call gets one call per guidance half
         halves = 2 if self.guided and not self.policy.per_image else 1

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.exits import EXIT_POLICIES, run_dense
+from libs.exits import EXIT_POLICIES
 from libs.sampling.denoiser import Denoiser
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan
@@ -46,7 +46,7 @@ class DenseDenoiser(Denoiser):
         self.look, self.number = look, 0
 
     def run(self, x: Tensor, t: Tensor, time: Tensor):
-        exits = run_dense(self.model, x, time, self.cond)
+        exits = self.model(x, time, self.cond)
         eps = torch.stack([self.to_eps(out, x, t) for out in exits.out])  # (E, B, C, H, W)
         used = self.look(DenseCall(self.number, float(t[0]), x, eps, exits.mean_u, exits.u))
         self.number += 1

@@ -14,7 +14,6 @@ and "" is the grid that the sampler was published with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -128,5 +127,4 @@ def explicit(grid: str, n: int, least: float) -> Tensor:
 
 
 def numbers(text: str) -> Sequence[float]:
-    values = json.loads(text) if text.lstrip().startswith("[") else text.replace(",", " ").split()
-    return [float(value) for value in values]
+    return [float(value) for value in text.replace(",", " ").strip().strip("[]").split()]

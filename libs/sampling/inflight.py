@@ -57,6 +57,11 @@ class Pooled(Carry):
         there = index if isinstance(index, slice) else index.to(self.h.device, non_blocking=True)
         return replace(super().keep(there), host=self.host[index])
 
+    __getitem__ = keep
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def push(self) -> Pooled:
         level = len(self.skips)
         if level == len(self.pool):
@@ -96,7 +101,7 @@ class InFlight:
         self.pool: list[Tensor] = []
         self.ahead_u = torch.zeros(slots, len(model.points))  # on the CPU: decisions are made there
         self.left = torch.zeros(slots, dtype=torch.long)  # the layers of each row's last call
-        self.eps = torch.zeros(slots, *regime.shape, device=run.device)
+        self.eps = torch.zeros(slots if self.branches == 2 else 0, *regime.shape, device=run.device)  # of pairs
         self.missing = np.full(places, self.branches)  # rows that this step still waits for
 
         self.used = np.zeros((plan.rows, self.branches, len(ids)), np.uint8)
@@ -116,10 +121,9 @@ class InFlight:
             x = torch.stack([self.finished.pop(i) for i in wanted])
             pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
         labels = labels_of(self.regime.conditions.for_ids(self.seed, ids))
-        calls = list(zip(self.plan.t.tolist(), self.used[:, :, start:stop], strict=True))
-        forecast = (~self.plan.computed).nonzero().flatten().tolist()
-        free = {row: np.zeros((self.branches, stop - start)) for row in forecast}
-        trace = Trace(self.model.depth, self.denoiser.trace.asked, calls, free)
+        t, computed = self.plan.t.tolist(), self.plan.computed.tolist()
+        calls = [(t[row], self.used[row, :, start:stop]) for row in np.flatnonzero(computed)]
+        trace = Trace(self.model.depth, self.denoiser.trace.asked, calls).with_forecasts(t, computed)
         return Images(pixels, ids, labels, trace)
 
     def go_on(self) -> None:
@@ -147,18 +151,18 @@ class InFlight:
 
     def put(self, queue: int, part: Pooled | Tensor) -> None:
         self.queues[queue].append(part)
-        self.waiting[queue] += length(part)
+        self.waiting[queue] += len(part)
 
     def take(self, queue: int) -> list[Pooled] | list[Tensor]:
         """The first rows of a queue, as many as a network call takes."""
         parts, room, waiting = [], self.batch_rows, self.queues[queue]
         while waiting and room:
             part = waiting.popleft()
-            if length(part) > room:
-                waiting.appendleft(rows_of(part, slice(room, None)))
-                part = rows_of(part, slice(room))
+            if len(part) > room:
+                waiting.appendleft(part[room:])
+                part = part[:room]
             parts.append(part)
-            room -= length(part)
+            room -= len(part)
         self.waiting[queue] -= self.batch_rows - room
         return parts
 
@@ -268,11 +272,3 @@ class InFlight:
         for pooled, tensor in zip(mine, new, strict=True):
             pooled[index] = tensor
         self.state.row[places] = state.row
-
-
-def length(part: Pooled | Tensor) -> int:
-    return len(part.rows if isinstance(part, Pooled) else part)
-
-
-def rows_of(part: Pooled | Tensor, index: slice) -> Pooled | Tensor:
-    return part.keep(index) if isinstance(part, Pooled) else part[index]

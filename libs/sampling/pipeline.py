@@ -86,12 +86,13 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
-        labels = [class_labels] if isinstance(class_labels, int | str) else class_labels or ()
-        prompts = [prompt] if isinstance(prompt, str) else prompt or ()
+        labels, prompts = (
+            () if told is None else [told] if np.ndim(told) == 0 else told for told in (class_labels, prompt)
+        )
         seed = 0
         if generator is not None:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        n = num_images or max(len(labels), len(prompts), 1)
+        n = max(len(labels), len(prompts), 1) if num_images is None else num_images
         options = dict(exit_threshold=exit_threshold, steps=num_inference_steps, budget=budget)
         made = self.sampler(n, seed=seed, labels=labels, prompts=prompts, **options)
         if output_type == "pt":

@@ -29,7 +29,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from libs.rng import SeededNoise, positions
+from libs.rng import SeededNoise
 from libs.sampling.grids import named, times, times_to_zero
 from sde import Process
 
@@ -121,11 +121,10 @@ class State:
         return self.row >= plan.rows
 
     def keep(self, index: Tensor) -> State:
-        """The samples at `index`: positions (b,) or a mask (B,)."""
-        rows = positions(index)
-        index = rows.to(self.x.device, non_blocking=True)
-        history, outputs = (tuple(h[index] for h in memory) for memory in (self.history, self.outputs))
-        return State(self.x[index], self.anchor[index], history, self.row[rows], outputs)
+        """The samples at the positions `index` (b,), which are on the CPU."""
+        there = index.to(self.x.device, non_blocking=True)
+        history, outputs = (tuple(h[there] for h in memory) for memory in (self.history, self.outputs))
+        return State(self.x[there], self.anchor[there], history, self.row[index], outputs)
 
 
 def advance(plan: Plan, state: State, eps: Tensor, z: Tensor | None = None) -> State:

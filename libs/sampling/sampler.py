@@ -15,24 +15,23 @@ from torch import Tensor
 
 from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
-from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
+from libs.exits import EXIT_POLICIES, Duo, ExitPolicy, looking_back
 from libs.exits.policy import max_u_of
-from libs.models import EarlyExitModel, Missing
-from libs.models.build import build_model
+from libs.models import EarlyExitModel, NoEstimator, build_model
 from libs.regimes import Labels, Regime
 from libs.run import Alone, Run
 from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.generate import make_plan
 from libs.sampling.images import Images, labels_of
 from libs.sampling.inflight import InFlight, suits
 from libs.sampling.plans import Plan, sample
-from libs.sampling.stored import all_beside, beside, plan_of
+from libs.sampling.stored import all_beside, beside, make_plan, own_plan
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# Settings that checkpoints of earlier versions do not have, as those versions sampled.
-ADDED = {"grid": "", "guided_channels": 0, "path": "", "forecast": {"every": 1, "order": 1, "tail": 4}}
+# Settings that configs of earlier versions do not have, as those versions sampled.
+ADDED = {"": {"compile": False}}
+ADDED["sample"] = {"grid": "", "guided_channels": 0, "path": "", "forecast": {"every": 1, "order": 1, "tail": 4}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +67,20 @@ class Sampler:
 
     @classmethod
     def of(cls, config, model: EarlyExitModel, regime: Regime, run: Run) -> Sampler:
-        """The sampler that `config` describes, with its guidance."""
+        """The sampler that `config`, which may be of an earlier version, describes, with its guidance."""
+        for group, values in ADDED.items():
+            part = config[group] if group else config
+            part.update({name: value for name, value in values.items() if name not in part})
         guidance = Guidance.of(config.sample)
         return cls(model, regime, run, pred=config.pred, guidance=guidance, config=config)
 
     @classmethod
     def open(cls, config, regime: Regime, run: Run) -> Sampler:
         """With the weights of config.nnet_path."""
-        model = load_model(config, run)
-        if config.get("compile"):  # configs of older evaluations do not have it
-            model.compile_blocks()
-        return cls.of(config, model, regime, run)
+        sampler = cls.of(config, load_model(config, run), regime, run)
+        if config.compile:
+            sampler.model.compile_blocks()
+        return sampler
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None, precision: str | None = None) -> Sampler:
@@ -101,7 +103,7 @@ class Sampler:
             )
         from ml_collections import ConfigDict
 
-        config = ConfigDict(known | {"sample": ADDED | known["sample"]})
+        config = ConfigDict(known)
         run = Alone(device, precision or config.mixed_precision or "no")
         model = build_model(config)
         checkpoints.load(model, path, full_depth=True)
@@ -119,7 +121,7 @@ class Sampler:
     def plan(self, steps: int | None = None, algorithm: str | None = None, grid: str | None = None) -> Plan:
         """The experiment's solver as a table, with other `steps` (calls), `algorithm` or `grid` if given."""
         if (steps, algorithm, grid) == (None,) * 3 and self.config.exit.name == "planned":
-            return plan_of(self.regime.process, self.policy().stored)
+            return own_plan(self.regime.process, self.policy())
         return make_plan(self.regime.process, self.config.sample, steps, algorithm, grid)
 
     def policy(self, exit_threshold: float | None = None) -> ExitPolicy:
@@ -128,7 +130,7 @@ class Sampler:
         Weights without uncertainty estimators run at full depth.
         """
         name, options = exit_settings(self.config.exit, exit_threshold)
-        if isinstance(self.model.uem, Missing) and "u" in EXIT_POLICIES[name].reads:
+        if isinstance(self.model.uem, NoEstimator) and "u" in EXIT_POLICIES[name].reads:
             if exit_threshold not in (None, 1):
                 raise ValueError(
                     f"exit_threshold is {exit_threshold}, but these weights have no estimators: leave it out"
@@ -141,14 +143,9 @@ class Sampler:
         """This sampler with the classes or the prompts of images 0, 1, ..., taken in turn."""
         conditions = self.regime.conditions
         if len(labels):
-            names = [label for label in labels if isinstance(label, str)]
-            known = {name: regimes.class_numbers(name, self.class_names, "labels")[0] for name in names}
-            labels = [known.get(label, label) for label in labels]
-            conditions = replace(conditions, chosen=tuple(map(int, labels))) if isinstance(conditions, Labels) else None
-            if conditions is None or not set(conditions.chosen) <= set(range(conditions.n_classes)):
-                n = conditions.n_classes if conditions else 0
-                allowed = f"they must lie in 0..{n - 1}" if n else "this network has no classes"
-                raise ValueError(f"labels are {list(labels)[:8]}; {allowed}")
+            if not isinstance(conditions, Labels):
+                raise ValueError(f"labels are {list(labels)[:8]}; this network has no classes")
+            conditions = replace(conditions, chosen=regimes.classes(labels, self.class_names))
         if len(prompts):
             if isinstance(conditions, Labels):
                 raise ValueError(f"prompts are {list(prompts)[:2]}; this network takes no texts")
@@ -177,12 +174,14 @@ class Sampler:
         Args:
             n: how many.
             seed: of the noise, of classes and captions where they are drawn.
-            labels, prompts: classes (or their names) or texts, taken in turn; the default draws classes.
+            labels, prompts: lists of classes (numbers, names, or text such as "0-9") or of texts, taken in turn; the
+                default draws classes.
             budget: share of the reference's MACs, one of those that scripts.calibrate has made a plan for: it decides
                 the number of calls, their times and depths, instead of what follows.
             exit_threshold: certainty in (0, 1] above which an image leaves; the default is the experiment's.
             steps: network evaluations per image; the default is the experiment's.
-            plan, policy: a solver and an exit policy of your own, instead of `steps` and `exit_threshold`.
+            plan, policy: a solver and an exit policy of your own, instead of `steps` and `exit_threshold`. A policy
+                that is a plan of scripts.calibrate brings its solver along.
             batch_size: images per network call; the default is the experiment's.
 
         Raises:
@@ -209,12 +208,15 @@ class Sampler:
             if any(given is not None for given in (exit_threshold, steps, plan, policy)):
                 raise ValueError("budget decides steps and depths: leave exit_threshold, steps, plan and policy out")
             policy = beside(self.config.nnet_path, budget)
-            plan = plan_of(self.regime.process, policy.stored)
+        policy = policy or self.policy(exit_threshold)
+        own = own_plan(self.regime.process, policy)
+        if own and (steps is not None or plan is not None):
+            raise ValueError("a planned policy holds the solver and its calls: leave steps and plan out")
         batches = self.told(labels, prompts).images(
             np.arange(n),
             seed=seed,
-            plan=plan or self.plan(steps),
-            policy=policy or self.policy(exit_threshold),
+            plan=own or plan or self.plan(steps),
+            policy=policy,
             batch_size=min(n, batch_size or self.config.sample.mini_batch_size),
         )
         return Images.concatenate(list(batches))
@@ -240,9 +242,10 @@ class Sampler:
             yield self.batch(batch, seed=seed, plan=plan, policy=policy)
 
     @contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self, policy: ExitPolicy | None = None) -> Iterator[None]:
         """The context of network calls in the run's precision: weights are cast on entry, not at every call."""
-        with self.model.weights_in(self.run.half), self.run.autocast():
+        second = policy.shallow if isinstance(policy, Duo) else self.model  # a network that is cast stays as it is
+        with self.model.weights_in(self.run.half), second.weights_in(self.run.half), self.run.autocast():
             yield
 
     def denoiser(
@@ -272,12 +275,10 @@ class Sampler:
         noise = rng.SeededNoise(seed, ids, self.regime.shape)
         cond = self.regime.conditions.for_ids(seed, ids)
         denoiser = self.denoiser(cond, policy.bind(seed, ids), n_calls=plan.nfe, make=make_denoiser)
-        with self.precision():
+        with self.precision(policy):
             x = sample(plan, self.run.put(noise.draw()), denoiser, noise if plan.stochastic else None)
             pixels = self.regime.codec.to(self.run.device).decode(x).cpu()
-        trace = denoiser.trace
-        if plan.nfe < plan.rows:
-            trace = trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
+        trace = denoiser.trace.with_forecasts(plan.t.tolist(), plan.computed.tolist())
         return Images(pixels, ids, labels_of(cond), trace)
 
 

@@ -1,14 +1,47 @@
-"""Plans of sampling in files of scripts.calibrate --budget, which lie beside the weights they were made for."""
+"""Plans of sampling: the configured solver, and files of scripts.calibrate --budget, which lie beside the weights."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from libs.build import lookup, settings
 from libs.checkpoints import file_of
 from libs.exits.planned import Planned
-from libs.sampling.plans import Plan, dpm_solver_pp_2m, forecasting
+from libs.exits.policy import ExitPolicy, Wrapped
+from libs.sampling.plans import SAMPLERS, Plan, dpm_solver_pp_2m, forecasting, regular
 from sde import Process
+
+
+def make_plan(
+    process: Process,
+    config_sample,
+    steps: int | None = None,
+    algorithm: str | None = None,
+    grid: str | None = None,
+    solver: Mapping = MappingProxyType({}),
+) -> Plan:
+    """The solver of config.sample; `steps` (network evaluations), `algorithm` and `grid` (grids.py) override it.
+
+    `solver` overrides settings of the algorithm, config.sample.<algorithm>, or "forecast.<setting>" of
+    config.sample.forecast; one that there is not is a ValueError.
+    """
+    algorithm = algorithm or config_sample.algorithm
+    builder = lookup(SAMPLERS, algorithm, "sample.algorithm")
+    forecast = dict(config_sample.forecast)
+    forecast |= {key: solver[f"forecast.{key}"] for key in forecast if f"forecast.{key}" in solver}
+    solver = {key: value for key, value in solver.items() if not key.startswith("forecast.")}
+    known = settings(builder, omit=("steps", "grid"))
+    if foreign := sorted(solver.keys() - set(known)):
+        raise ValueError(f"{foreign[0]} is no setting of {algorithm}; it has {', '.join(known) or 'none'}")
+    options = {**(config_sample.get(algorithm) or {}), **solver}
+    steps = config_sample.sample_steps if steps is None else steps
+    plan = builder(process, steps=steps, grid=config_sample.grid if grid is None else grid, **options)
+    if forecast["every"] == 1:
+        return plan
+    return forecasting(plan, process, regular(plan.rows, forecast["every"], forecast["tail"]), forecast["order"])
 
 
 def plan_of(process: Process, stored: dict) -> Plan:
@@ -17,6 +50,13 @@ def plan_of(process: Process, stored: dict) -> Plan:
     rows = len(stored["nodes"]) - 1
     plan = dpm_solver_pp_2m(process, steps=rows, grid=nodes, lower_order_final=stored["lower_order_final"])
     return plan if all(stored["computed"]) else forecasting(plan, process, stored["computed"], stored["order"])
+
+
+def own_plan(process: Process, policy: ExitPolicy) -> Plan | None:
+    """The table of a `policy` that is planned, whatever is wrapped around it; None for any other."""
+    while isinstance(policy, Wrapped):
+        policy = policy.inner
+    return plan_of(process, policy.stored) if isinstance(policy, Planned) else None
 
 
 def plan_name(weights: str | Path, what: str) -> str:
