@@ -24,7 +24,7 @@ from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS
-from libs.run import BUCKETS, PATIENCE, Run, precision_on
+from libs.run import PATIENCE, Run, precision_on
 from libs.sampling.plans import SAMPLERS
 from libs.sampling.stored import beside
 from sde import PROCESSES
@@ -356,7 +356,7 @@ def make_accelerator(config, directory: Path) -> Accelerator:
         mixed_precision=precision,
         log_with=trackers[config.tracker],
         project_dir=directory,
-        kwargs_handlers=[PATIENCE, BUCKETS],
+        kwargs_handlers=[PATIENCE],
     )
     precision_on(accelerator.device, accelerator.mixed_precision)  # refuses fp16 on a CPU
     return accelerator

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
@@ -30,8 +30,6 @@ from libs import files
 # How long processes wait for one another before the job counts as stuck. NCCL's own 10 minutes would end a run while
 # one process computes a reference or its larger share; a process that died is noticed by the launcher at once.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-# Gradients are views of the buckets that processes exchange: one copy of all gradients less.
-BUCKETS = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

@@ -74,8 +74,10 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- optimiser, schedule, distribution
     optimizer = make_optimizer(config.optimizer, model)
     lr_scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, train.n_steps)
-    # layers that a batch does not run have no gradients
-    run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=train.depths != "all")
+    run.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,  # of the buckets that processes exchange: one copy of all gradients less
+        find_unused_parameters=train.depths != "all",  # layers that a batch does not run have no gradients
+    )
     ddp, optimizer = run.accelerator.prepare(model, optimizer)
     if train.sample_interval or train.eval_interval:  # what images need is missing now, not after hours
         make_plan(regime.process, config.sample, train.monitor_steps)
