@@ -18,6 +18,7 @@ from torch import Tensor
 
 from libs import rng
 from libs.build import check_ranges
+from libs.checkpoints import check_config
 from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import TrainState
@@ -64,6 +65,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- the weights it starts from
     if config.pretrained_weight and not newest:
         run.say(load_weights(model, config.pretrained_weight, start=True))
+        check_config(config.pretrained_weight, config, start=True)
     if train.freeze_backbone:
         model.freeze_backbone()
     model.to(run.device)
