@@ -96,10 +96,14 @@ def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
     return tree
 
 
+VARIANTS: set[str] = set()  # what stands on a menu; `menu` fills it
+
+
 def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()) -> ConfigDict:
     """A config group: the chosen `name` plus one sub-tree per variant that has settings (those in `omit` left out)."""
     from ml_collections import ConfigDict
 
+    VARIANTS.update(registry)
     tree = ConfigDict({"name": name})
     for key, variant in registry.items():
         options = settings(variant, omit)
@@ -150,7 +154,7 @@ def in_use(tree: Mapping) -> dict:
     return {
         key: in_use(value) if isinstance(value, Mapping) else value
         for key, value in tree.items()
-        if not (isinstance(value, Mapping) and chosen_name is not None and key != chosen_name)
+        if not isinstance(value, Mapping) or chosen_name in (None, key) or key not in VARIANTS
     }
 
 

@@ -212,11 +212,13 @@ def test_statistics_of_other_data_are_left_out(monkeypatch, capsys):
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
-    """Prints what was chosen and its cost, not what was not, and leaves nothing behind."""
+    """Prints what was chosen and its cost, not what was not, and leaves nothing behind. It left out forecasts."""
     command = ["train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"]
+    command += ["--config.sample.forecast.every=2"]
     code, out, _ = in_process(command, monkeypatch, capsys)
     assert code == 0 and "parameters" in out and re.search(r"after +7 of 7 layers", out)
     assert "optimizer.name = 'muon'" in out and "time_bank" not in out and len(out.splitlines()) < 80
+    assert "sample.forecast.every = 2" in out
     assert not (tmp_path / "run").exists()
 
 

@@ -305,6 +305,21 @@ def test_a_kill_within_the_last_save_is_mended(tmp_path, monkeypatch):
     assert [path.name for path in checkpoints.found(tmp_path)] == ["3.ckpt"]
 
 
+def test_a_monitored_run_keeps_what_it_compares(tmp_path):
+    """Catches a best.pth chosen among images of two grids, solvers or classes; without a monitor they may change."""
+    config = small_config(eval_interval=1)
+    meta = {"config": config.to_dict(), "data": "", "depths": None}
+    changed = {"sample.grid": "power:2", "sample.labels": (1,), "sample.forecast.every": 2}
+    for name, value in (changed | {"sample.dpm_solver_pp_2m.lower_order_final": False}).items():
+        now = small_config(eval_interval=1)
+        now.update_from_flattened_dict({name: value})
+        with pytest.raises(ValueError, match=f"another experiment: {name} was"):
+            checkpoints.changes_since(meta, meta | {"config": now.to_dict()}, tmp_path, 1)
+        now.train.eval_interval = config.train.eval_interval = 0
+        plain = [{"config": one.to_dict(), "data": "", "depths": None} for one in (config, now)]
+        assert checkpoints.changes_since(*plain, tmp_path, 1) == []
+
+
 @pytest.mark.parametrize("setting", ["extractor", "reference"])
 def test_a_monitor_that_cannot_judge_is_found_before_training(tmp_path, setting):
     """Catches hours of training that end at the first look."""

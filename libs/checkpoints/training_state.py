@@ -158,13 +158,17 @@ def changes_since(meta: Mapping, now: Mapping, directory: Path, step: int) -> li
     return [*meta.get("changes", []), *([{"step": step, "set": recorded}] if recorded else [])]
 
 
-# what the monitor's numbers depend on besides the weights: only equal ones can be compared
-MONITORED = ("eval.extractor", "eval.reference", "eval.real", "eval.selection_seed", "sample.algorithm")
+# what the monitor's numbers depend on besides the weights and the solver's settings: only equal ones can be compared
+MONITORED = (
+    *("eval.extractor", "eval.reference", "eval.real", "eval.selection_seed"),
+    *("sample.algorithm", "sample.grid", "sample.forecast.", "sample.labels", "sample.prompts"),
+)
 
 
 def allowed(key: str, config: Mapping) -> bool:
     """Whether a resumed run may change the setting `key`."""
-    if config["train"]["eval_interval"] and key.startswith(MONITORED):
+    monitored = (*MONITORED, f"sample.{config['sample']['algorithm']}.")
+    if config["train"]["eval_interval"] and key.startswith(monitored):
         return False
     return any(key == name or name.endswith(".") and key.startswith(name) for name in MAY_CHANGE)
 
