@@ -61,7 +61,7 @@ def define_flags(kind: str) -> None:
             "budget", None, "Share of the reference's MACs: the plan for it that lies beside the weights."
         )
     flags.DEFINE_bool("compile", False, "Compile the network's blocks: a minute once (U-ViT, DiT, SiT; no U-Net).")
-    flags.DEFINE_bool("tf32", False, "GPUs: multiply float32 matrices in TF32, ten bits of precision and faster.")
+    flags.DEFINE_bool("tf32", False, "GPUs: float32 products and convolutions in TF32, ten bits of precision, faster.")
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
@@ -186,6 +186,7 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             if FLAGS.dry_run:
                 return dry_run(config)
             torch.set_float32_matmul_precision("high" if FLAGS.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = FLAGS.tf32  # of convolutions, where torch allows it unasked
             directory = workdir(config, kind)
             run = Run(directory, make_accelerator(config, directory))
             with run.stopping:

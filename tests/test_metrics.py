@@ -499,6 +499,21 @@ def test_features_ignore_autocast():
         assert torch.equal(extractor(pixels.clone()), plain)
 
 
+def test_features_ignore_tf32(monkeypatch):
+    """Catches linear layers that --tf32 rounds to ten bits, and a caller whose setting does not come back."""
+    extractor, pixels, seen = build_extractor("digits_cnn", (1, 8, 8)), images(8, 0, (1, 8, 8)).pixels, []
+    features, before = extractor.features, torch.get_float32_matmul_precision()
+    monkeypatch.setattr(
+        extractor, "features", lambda x: seen.append(torch.get_float32_matmul_precision()) or features(x)
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        extractor(pixels)
+        assert [*seen, torch.get_float32_matmul_precision()] == ["highest", "high"]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture
 def no_inception(monkeypatch, tmp_path):
     """Empty places for the weights, and no way to download: (assets folder, torch cache)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.metrics.extractors import clip_input, load_clip
+from libs.metrics.extractors import clip_input, exact, load_clip
 from libs.run import Run
 from libs.sampling.images import Images
 
@@ -30,12 +30,11 @@ class ClipModel:
 
         self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
 
-    @torch.no_grad()
     def scores(self, pixels: torch.Tensor, texts: list[str]) -> torch.Tensor:
         """(n, C, H, W) uint8 and n texts -> (n,) 100 max(cosine, 0), float64."""
         vision, device = self.net.config.vision_config, self.net.device
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt").to(device)
-        with torch.autocast(device.type, enabled=False):
+        with exact(device):
             out = self.net(pixel_values=clip_input(pixels.to(device), vision.image_size), **tokens)
         return 100 * (out.image_embeds * out.text_embeds).sum(1).clamp(min=0).double().cpu()  # both have length 1
 

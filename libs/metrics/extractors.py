@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,19 @@ from libs.run import Run
 from libs.sampling.images import Images
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # as in torch.hub, the name ends in the start of its sha256
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Networks compute in float32, and the same every time, whatever autocast or TF32 settings are active."""
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), convolutions:
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(products)
 
 
 class Extractor:
@@ -75,8 +89,7 @@ class Extractor:
         version = 0 if pixels.is_inference() else pixels._version  # inference tensors do not count their changes
         if self._last is not None and self._last[0] is pixels and self._last[1] == version:
             return self._last[2]
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), exact:
+        with exact(self.device):
             out = self.features(pixels.to(self.device)).float()  # (n, F)
         self._last = (pixels, version, out)
         return out
