@@ -82,7 +82,7 @@ def test_shards_are_refused_by_name(kind, tmp_path, monkeypatch):
 
 
 def test_what_processes_share(tmp_path):
-    """Catches an option that training replaces by another, and processes that give up while one measures for an hour."""
+    """Catches an option that training replaces, and processes that give up while one measures for an hour."""
     config = load("digits_uvit_tiny", "quick")
     config.train.depths = "random"
     run = Run(tmp_path, utils.make_accelerator(config, tmp_path))
