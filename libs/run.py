@@ -245,8 +245,14 @@ def precision_on(device: torch.device, precision: str) -> str:
     if precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"precision is {precision!r}; it must be auto, no, bf16 or fp16")
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision is fp16, which runs on GPUs only; use auto, bf16 or no on a CPU")
+        raise ValueError("precision is fp16, which runs on GPUs only; on a CPU set --config.mixed_precision=auto")
     return precision
+
+
+def portable(precision: str, device: str | None = None) -> str:
+    """What weights of a training in `precision` run in here: "auto" where this machine, or `device`, may lack it."""
+    gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    return "auto" if precision == "bf16" or (precision == "fp16" and not gpu) else precision
 
 
 class Alone(Run):
