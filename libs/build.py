@@ -122,14 +122,15 @@ def lookup(registry: Mapping[str, Callable], name: str, setting: str) -> Callabl
 def build(registry: Mapping[str, Callable], group: Mapping, *args, setting: str, **kwargs):
     """Call the variant that `group.name` picks with its sub-tree; `setting` is the group's name in error messages."""
     variant = lookup(registry, group["name"], f"{setting}.name")
-    options = chosen(group) | kwargs
-    required = [
-        name
-        for name, parameter in inspect.signature(variant).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-    ]
-    for name in required:
-        if options.get(name) is None:
+    options, parameters = chosen(group) | kwargs, inspect.signature(variant).parameters
+    for name in kwargs.keys() - parameters.keys():
+        others = ", ".join(key for key in registry if name in inspect.signature(registry[key]).parameters)
+        raise ValueError(
+            f"{setting}.{name} is {kwargs[name]!r}, which {setting}.name={group['name']} does not take; {others} do"
+        )
+    for name, parameter in parameters.items():
+        required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if required and options.get(name) is None:
             raise ValueError(f"{setting}.{group['name']}.{name} must be set")
     return variant(*args, **options)
 
