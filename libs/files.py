@@ -157,8 +157,10 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays `names` of an npz file that somebody else may have made; nothing pickled is read.
+def read_npz(
+    path: str | Path, setting: str, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The arrays `names` of an npz file that somebody else may have made, and the `optional`; nothing pickled is read.
 
     Raises:
         ValueError: the file is absent, damaged, or lacks an array; the message names the file.
@@ -167,7 +169,7 @@ def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, 
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
-            arrays = {name: archive[name] for name in names if name not in missing}
+            arrays = {name: archive[name] for name in (*names, *optional) if name in archive.files}
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {first_line(error)}") from None
     if missing:

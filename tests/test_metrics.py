@@ -226,11 +226,14 @@ def test_references_of_another_kind_are_refused(tmp_path):
     with pytest.raises(ValueError, match="preprocessing 'other weights'.*uint8 / 255"):
         Statistics.load(path, build_extractor("digits_cnn", (1, 8, 8)))
     np.savez(path, mean=np.zeros(16))
-    with pytest.raises(ValueError, match="mu and sigma are needed"):
+    with pytest.raises(ValueError, match="lacks the arrays mu, sigma"):
         Statistics.load(path, extractor)
     path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="no readable npz.*scripts.reference_stats"):
         Statistics.load(path, extractor)
+    np.save(tmp_path / "array.npy", np.eye(16))  # it ended in a TypeError
+    with pytest.raises(ValueError, match="array.npy'.* no readable npz"):
+        Statistics.load(tmp_path / "array.npy", extractor)
 
 
 class ReleasedInception(extractors.Extractor):
