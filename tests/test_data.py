@@ -11,6 +11,7 @@ import time
 import warnings
 import zipfile
 from itertools import islice
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -203,6 +204,8 @@ def test_fashion_mnist_layout(make, tmp_path):
     assert len(DATASETS["fashion_mnist"](path=path, split="test")) == 2
     refused("fashion_mnist", "split is 'val'; it must be train or test", split="val")
     refused("fashion_mnist", "dataset.path='x' must hold train-images-idx3-ubyte", "dataset-fashion-mnist", path="x")
+    with mock.patch.object(published.FashionMNIST, "download", side_effect=RuntimeError("no host")):  # was a traceback
+        refused("fashion_mnist", "no host; put the files there", path=str(tmp_path / "none"), download=True)
     (tmp_path / "fashion" / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 1, 1]))
     refused("fashion_mnist", "t10k-labels-idx1-ubyte", "(2, 28, 28) and (3,)", path=path, split="test")
     (tmp_path / "fashion" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(clothes(3))[:-50])

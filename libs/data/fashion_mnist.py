@@ -19,6 +19,10 @@ CLASS_NAMES = (
 )
 DEFAULT = "assets/datasets/fashion_mnist"
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts the files
+BY_HAND = (
+    "put the files there, or install Debian's package dataset-fashion-mnist, whose files in "
+    f"{DEBIAN} are found where no path is set."
+)
 SPLITS = {"train": "train", "test": "t10k"}
 PAD = 2  # pixels of background on each side: 28 is no multiple of 8
 
@@ -46,13 +50,15 @@ class FashionMNIST(InMemory):
         if download and not files:
             from torchvision import datasets
 
-            datasets.FashionMNIST(path, download=True)
+            try:
+                datasets.FashionMNIST(path, download=True)
+            except RuntimeError as error:  # torchvision's for no network
+                raise ValueError(f"nothing was downloaded to {path}: {said(error)}; {BY_HAND}") from error
             files = find(path, names)
         if not files:
             raise ValueError(
-                f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz). Put them there, set "
-                "dataset.fashion_mnist.download=True, or install Debian's package dataset-fashion-mnist, whose files "
-                f"in {DEBIAN} are found where no path is set."
+                f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz): set "
+                f"dataset.fashion_mnist.download=True, {BY_HAND}"
             )
         levels, labels = (read_idx(file, axes) for file, axes in zip(files, (3, 1), strict=True))
         if levels.shape[1:] != (28, 28) or len(labels) != len(levels) or not len(labels) or labels.max() > 9:
