@@ -99,12 +99,9 @@ def with_config(kind: str, argv: list[str]) -> list[str]:
             raise ValueError(f"--config is missing: name an experiment, --config=configs/FILE.py{missing}")
         spec = f"{base.__file__}:{path}"
         argv = [argv[0], f"--config={spec}", *argv[1:]]
-    elif not at:  # what is said about the experiment comes after its name
-        argv = [
-            argv[0],
-            f"--config={spec}",
-            *(arg for arg in argv[1:] if arg.partition("=")[0].lstrip("-") != "config"),
-        ]
+    elif not at:  # what is said about the experiment comes after its name, also where ml_collections looks
+        settings = (arg for arg in argv[1:] if arg.partition("=")[0].lstrip("-") != "config")
+        argv = sys.argv = [argv[0], f"--config={spec}", *settings]
     experiment = load_experiment(spec).to_dict()
     backbone = experiment.get("nnet", {}).get("name")
     known, has = names(base.config(backbone if backbone in BACKBONES else "uvit").to_dict()), names(experiment)

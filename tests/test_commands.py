@@ -212,9 +212,12 @@ def test_statistics_of_other_data_are_left_out(monkeypatch, capsys):
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
-    """Prints what was chosen and its cost, not what was not, and leaves nothing behind. It left out forecasts."""
-    command = ["train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"]
-    command += ["--config.sample.forecast.every=2"]
+    """Prints what was chosen and its cost, not what was not, and leaves nothing behind.
+
+    It left out forecasts, and refused a setting in front of the experiment.
+    """
+    command = ["train.py", "--config.sample.forecast.every=2", f"--config={CONFIG}", f"--workdir={tmp_path}/run"]
+    command += ["--dry_run"]
     code, out, _ = in_process(command, monkeypatch, capsys)
     assert code == 0 and "parameters" in out and re.search(r"after +7 of 7 layers", out)
     assert "optimizer.name = 'muon'" in out and "time_bank" not in out and len(out.splitlines()) < 80
