@@ -234,12 +234,18 @@ def test_a_false_hash_at_one_address_leaves_the_next(host, get):
 
 
 def test_the_hash_of_the_first_download_is_kept_and_compared(host, get, tmp_path):
-    """Would catch: a host that exchanges an unpublished-hash file later, and a file damaged on disk, unnoticed."""
+    """Would catch: a host that exchanges an unpublished-hash file later, and a file damaged on disk, unnoticed.
+
+    A hash that sha256sum wrote, without our line above it, was compared with nothing.
+    """
     path = get(host("/net", Answer()))
     kept = (tmp_path / "uvit/net.pth.sha256").read_text()
     assert f"{hashlib.sha256(FILE).hexdigest()}  net.pth\n" in kept
     requests = len(host.seen)
     assert get("http://unused") == path and len(host.seen) == requests  # verified, not downloaded again
+    for text in (kept.splitlines()[1] + "\n", hashlib.sha256(FILE).hexdigest()):
+        (tmp_path / "uvit/net.pth.sha256").write_text(text)
+        assert get("http://unused") == path
     path.write_bytes(FILE[:5000] + b"?" + FILE[5001:])
     with pytest.raises(DownloadError, match="already there but is not the expected file"):
         get("http://unused")
@@ -506,13 +512,15 @@ def test_two_processes_download_once(host, tmp_path):
 
 
 def test_exit_statuses_and_one_failure_not_stopping_the_rest(host, monkeypatch, tmp_path, capsys):
-    """Would catch: status 0 after a failure, and the assets behind a failed one never tried."""
+    """Would catch: status 0 after a failure, the assets behind a failed one never tried, CLIP listed as absent."""
     good = Asset("uvit", "uvit/good.pth", "", (host("/good", Answer()),))
     bad = Asset("uvit", "uvit/bad.pth", "", (host("/bad", Answer(status=403)),))
     for name in list(ASSETS):
         monkeypatch.delitem(ASSETS, name)
     monkeypatch.setitem(ASSETS, "bad", bad)
     monkeypatch.setitem(ASSETS, "good", good)
+    monkeypatch.setitem(ASSETS, "clip", Asset("clip", "(a cache)", "", ("hub:a/b",)))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
     root = ["--root", str(tmp_path)]
     assert main(["--all-of", "uvit", *root]) == 1
     assert (tmp_path / "uvit/good.pth").exists()
@@ -520,7 +528,7 @@ def test_exit_statuses_and_one_failure_not_stopping_the_rest(host, monkeypatch, 
     assert main(["good", *root]) == 0
     assert main(["--list", *root]) == 0
     table = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "present" in table["good"] and "present" not in table["bad"]
+    assert "present" in table["good"] and "present" not in table["bad"] and "present" in table["clip"]
 
 
 @pytest.mark.parametrize(

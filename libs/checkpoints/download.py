@@ -182,7 +182,8 @@ def check(path: Path, dest: Path, asset: Asset, origin: str) -> None:
     size, note = path.stat().st_size, dest.with_name(f"{dest.name}.sha256")
     if asset.size is not None and size != asset.size:
         raise Refused(f"it has {size} bytes instead of {asset.size}")
-    known = asset.digest or (note.exists() and "sha256:" + note.read_text(errors="replace").split("\n")[1][:64]) or ""
+    kept = re.search("^[0-9a-f]{64}", note.read_text(errors="replace"), re.M) if note.exists() else None
+    known = asset.digest or (f"sha256:{kept[0]}" if kept else "")
     algorithm = known.partition(":")[0] or "sha256"
     with open(path, "rb+" if path != dest else "rb") as file:
         head = file.read(64)
