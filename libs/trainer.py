@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import resource
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -283,7 +284,8 @@ class Meter:
         if self.run.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.run.device)
         else:
-            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            unit = 1 if sys.platform == "darwin" else 1024  # bytes, and kilobytes elsewhere
+            memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"images_per_s": rate, "memory_gb": memory / 1e9}
 
 

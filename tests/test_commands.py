@@ -263,13 +263,17 @@ def test_public_and_other_files(tmp_path, monkeypatch, capsys):
 
 
 def test_a_wrong_script_says_the_right_one():
-    """Catches a launcher that ends with the shell's own error, and names of U-ViT's scripts without an answer."""
+    """Catches a launcher that ends with the shell's own error, names of U-ViT's scripts without an answer, and a
+    download that there is not."""
+    env = os.environ | {"PROCESSES": "1", "PRECISION": "no", "NNET": "assets/cifar10.pth"}
     for arguments, message in (
         (["train_ldm_discrete.py"], "are train_ldm.py and eval_ldm.py here"),
         (["train", "cifar"], "it is one of celeba64, cifar10"),
         (["eval"], "it is one of celeba64, cifar10"),
+        (["eval", "cifar10"], "no weights at assets/cifar10.pth; train first"),
     ):
-        process = subprocess.run(["bash", "scripts/launch.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
+        command = ["bash", "scripts/launch.sh", *arguments]
+        process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert process.returncode == 2 and message in process.stderr, process.stderr
     with pytest.raises(ValueError, match="train_ldm.py.*train_ldm_discrete.py"):
         regimes.pixels(utils.load_experiment("configs/imagenet256_uvit_large.py"))

@@ -657,6 +657,7 @@ def test_reference_stats_of_a_folder(tmp_path, capsys):
         (["--dataset=digits", "--resolution=8"], "belong to --images"),
         (["--dataset=synthetic", "--set=size=8"], "no setting 'size'"),
         (["--dataset=synthetic", "--set=resolution=big"], "must be of type int"),
+        (["--dataset=images", "--set=path=123"], "dataset.path='123' must be a folder"),
         (["--dataset=synthetic", "--set=resolution"], "KEY=VALUE"),
         (["--dataset=synthetic", "--batch_size=0"], "at least 1"),
         (["--dataset=synthetic", "--extractor=digits_cnn"], "not (3, 32, 32)"),

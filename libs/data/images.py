@@ -77,7 +77,7 @@ class ImageFiles(Dataset):
         return None
 
     def _common_size(self) -> tuple[int, int]:
-        """(width, height) of every image, from the headers alone."""
+        """(width, height) of every image; all files are read, and no pixels decoded."""
         first = common = None
         for name in map(os.fsdecode, self.names):
             where = self.files.where(name)
