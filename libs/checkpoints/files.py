@@ -87,9 +87,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path):
-    """What torch.save wrote, as far as it is tensors and plain containers; argparse's Namespace is one."""
+    """What torch.save wrote, as far as it is tensors and plain containers; argparse's Namespace is one.
+
+    Training files of Lightning name its callbacks, as keys of what these keep; an empty class stands for each.
+    """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        callbacks = [(type("Callback", (), {}), n) for n in names if n.startswith("pytorch_lightning.callbacks.")]
+        with torch.serialization.safe_globals([argparse.Namespace, *callbacks]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
