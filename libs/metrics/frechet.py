@@ -144,7 +144,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return float(((a.mu - b.mu) ** 2).sum() + np.trace(a.sigma) + np.trace(b.sigma) - 2 * cross)
 
 
-def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10, seed: int = 0) -> float:
+def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10) -> float:
     """The floor: mean distance between two random halves of real images, over several splits.
 
     Data of the very same distribution still measure this much with len(features) / 2 images on each side; it falls as
@@ -153,9 +153,8 @@ def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10,
     Args:
         features: (n, F) of real images, from `features_of`.
         splits: number of random splits averaged.
-        seed: of the splits.
     """
-    order, half, distances = np.random.default_rng(seed), len(features) // 2, []
+    order, half, distances = np.random.default_rng(0), len(features) // 2, []
     for _ in range(splits):
         shuffled = torch.from_numpy(features[order.permutation(len(features))])
         a, b = Moments(features.shape[1]), Moments(features.shape[1])
