@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.metrics.extractors import clip_input, exact, load_clip
+from libs.codecs.clip_text import load_clip
+from libs.metrics.extractors import clip_input, exact
 from libs.run import Run
 from libs.sampling.images import Images
 
@@ -25,10 +26,8 @@ class ClipModel:
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu"):
-        self.net, self.name = load_clip(path, "clip").to(device), Path(path).name
-        from transformers import CLIPTokenizer
-
-        self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        self.net, self.name = load_clip("CLIPModel", path).to(device), Path(path).name
+        self.tokenizer = load_clip("CLIPTokenizer", path)
 
     def scores(self, pixels: torch.Tensor, texts: list[str]) -> torch.Tensor:
         """(n, C, H, W) uint8 and n texts -> (n,) 100 max(cosine, 0), float64."""
