@@ -536,23 +536,6 @@ def test_synthetic_settings_refused(setting):
     refused("synthetic", f"dataset.synthetic.{next(iter(setting))} is {next(iter(setting.values()))}", **setting)
 
 
-@pytest.mark.parametrize(
-    "settings, parts",
-    [
-        ({"batch_size": 6, "world": 4}, ["batch_size is 6", "4, must divide it"]),
-        ({"batch_size": 0}, ["batch_size is 0", "at least 1"]),
-        ({"batch_size": 4, "world": 2, "rank": 2}, ["rank is 2", "from 0 to 1"]),
-        ({"batch_size": 4, "start_step": -1}, ["start_step is -1"]),
-        ({"batch_size": 4, "workers": -1}, ["workers is -1"]),
-    ],
-)
-def test_batches_refused_at_the_call(settings, parts):
-    """A generator that complains at the first batch, when the model has been built and distributed."""
-    with pytest.raises(ValueError) as caught:
-        batches(numbered(4), **settings)
-    assert all(part in str(caught.value) for part in parts)
-
-
 # ---- order
 
 
