@@ -27,11 +27,14 @@ from libs.models import BACKBONES, ESTIMATORS
 from libs.run import PATIENCE, Run, precision_on
 from libs.sampling.plans import SAMPLERS
 from libs.sampling.stored import beside
+from libs.trainer import LR_SCHEDULES, OPTIMIZERS
 from sde import PROCESSES
 
 FLAGS = flags.FLAGS
+TRACKERS = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
 MENUS = {"process": PROCESSES, "dataset.name": DATASETS, "exit.name": EXIT_POLICIES, "uem.name": ESTIMATORS}
-MENUS["sample.algorithm"] = SAMPLERS
+MENUS |= {"sample.algorithm": SAMPLERS, "optimizer.name": OPTIMIZERS, "lr_scheduler.name": LR_SCHEDULES}
+MENUS["tracker"] = TRACKERS
 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------
@@ -211,14 +214,13 @@ def resolve(kind: str):
             config.eval.thresholds = tuple(certainty(text) for text in FLAGS.exit_threshold)
             name = config.exit.name
             lookup(EXIT_POLICIES, name, "exit.name")
+            given = f"--exit_threshold={','.join(FLAGS.exit_threshold)}"
             if kind == "sample" and len(config.eval.thresholds) > 1:
-                raise ValueError(
-                    f"--exit_threshold={','.join(FLAGS.exit_threshold)}: one set of images needs one value"
-                )
+                raise ValueError(f"{given}: one set of images needs one value")
             if "certainty" not in (config.exit.get(name) or {}):
                 raise ValueError(
-                    f"--exit_threshold={','.join(FLAGS.exit_threshold)} needs a policy with a certainty, and exit.name "
-                    f"is {name!r}: add --config.exit.name=threshold, or leave --exit_threshold out"
+                    f"{given} needs a policy with a certainty, and exit.name is {name!r}: add "
+                    "--config.exit.name=threshold, or leave --exit_threshold out"
                 )
         plan = FLAGS.plan if "plan" in FLAGS else None
         if kind in ("eval", "sample") and FLAGS.budget is not None:
@@ -229,8 +231,6 @@ def resolve(kind: str):
             if FLAGS.exit_threshold:
                 raise ValueError("--plan or --budget, and --exit_threshold are given; a plan holds its own depths")
             config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", plan, ()
-    if kind == "sample" and not FLAGS.exit_threshold and len(config.eval.thresholds) > 1:
-        config.eval.thresholds = ()  # a sweep is for evaluations; one set of images has the policy in `exit`
     leave_out_reference_of_other_data(config)
     check_settings(config)
     return config
@@ -266,16 +266,12 @@ def check_settings(config) -> None:
 
 def certainty(text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    try:
-        max_u_of(value)
+        max_u_of(float(text))
     except ValueError:
         raise ValueError(
             f"--exit_threshold={text}: it is a certainty and must be a number in (0, 1], 1 = never exit early"
         ) from None
-    return value
+    return float(text)
 
 
 def workdir(config, kind: str) -> Path:
@@ -337,22 +333,17 @@ def refuse_shards() -> None:
 
 
 def make_accelerator(config, directory: Path) -> Accelerator:
-    trackers = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
-    if config.tracker not in trackers:
-        raise ValueError(f"tracker is {config.tracker!r}; it must be one of {', '.join(trackers)}")
-    if config.mixed_precision not in ("", "auto", "no", "fp16", "bf16"):
-        raise ValueError(f"mixed_precision is {config.mixed_precision!r}; it must be auto, no, fp16, bf16, or empty")
     refuse_shards()
     if config.tracker == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
-    precision = config.mixed_precision or None  # None is the launcher's choice
-    if precision == "auto":
+    precision = None  # the launcher's choice
+    if config.mixed_precision:
         gpu = torch.cuda.is_available() and not config.cpu
-        precision = precision_on(torch.device("cuda" if gpu else "cpu"), precision)
+        precision = precision_on(torch.device("cuda" if gpu else "cpu"), config.mixed_precision)
     accelerator = Accelerator(
         cpu=config.cpu,
         mixed_precision=precision,
-        log_with=trackers[config.tracker],
+        log_with=TRACKERS[config.tracker],
         project_dir=directory,
         kwargs_handlers=[PATIENCE],
     )

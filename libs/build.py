@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,11 +112,12 @@ def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()
     return tree
 
 
-def lookup(registry: Mapping[str, Callable], name: str, setting: str) -> Callable:
-    if name not in registry:
-        near = nearest(name, registry)
-        raise ValueError(f"{setting} is {name!r}; it must be one of {', '.join(sorted(registry))}{near}")
-    return registry[name]
+def lookup(choices: Collection[str], name: str, setting: str):
+    """What `name` stands for among the choices, itself where they are mere names; a ValueError if it is none."""
+    if name not in choices:
+        near = nearest(name, choices)
+        raise ValueError(f"{setting} is {name!r}; it must be one of {', '.join(sorted(choices))}{near}")
+    return choices[name] if isinstance(choices, Mapping) else name
 
 
 def build(registry: Mapping[str, Callable], group: Mapping, *args, setting: str, **kwargs):

@@ -18,7 +18,7 @@ from accelerate import DistributedDataParallelKwargs
 from torch import Tensor
 
 from libs import rng
-from libs.build import check_ranges
+from libs.build import check_ranges, lookup
 from libs.checkpoints import check_config
 from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
@@ -347,8 +347,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
     "muon": Muon (Jordan et al. 2024) on the matrices of the backbone's blocks, AdamW on everything else. A convolution
     is no matrix here: of a U-Net, Muon trains the attention and the maps of the time.
     """
-    if config.name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name is {config.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
+    lookup(OPTIMIZERS, config.name, "optimizer.name")
     options = dict(lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
@@ -368,8 +367,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
 
 def make_lr_scheduler(config, optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up from 0, then constant ("customized", as released) or a cosine to 0 ("cosine")."""
-    if config.name not in LR_SCHEDULES:
-        raise ValueError(f"lr_scheduler.name is {config.name!r}; it must be one of {', '.join(LR_SCHEDULES)}")
+    lookup(LR_SCHEDULES, config.name, "lr_scheduler.name")
     warmup = config.warmup_steps
 
     def factor(step: int) -> float:

@@ -290,7 +290,7 @@ def test_random_weights_leave_the_callers_randomness_alone():
     ("options", "words"),
     [
         ({"scale": 0.0}, "scale is 0.0"),
-        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of fp32, fp16, bf16"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of bf16, fp16, fp32"),
         ({"chunk": 0}, "chunk is 0"),
         ({"channels": (8, 10)}, "multiples of 4 groups"),
     ],

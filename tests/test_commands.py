@@ -108,6 +108,7 @@ def mistakes(tmp_path, trained):
         ([*train, "--config.eval.seeds=(99,)"], "eval.selection_seed, 99"),
         ([*train, f"--config.eval.seeds=({10**23},)"], "eval.seeds is (1000"),
         ([*train, "--config.exit.name=treshold", "--dry_run"], "did you mean threshold?"),
+        ([*train, "--config.optimizer.name=muonn", "--dry_run"], "did you mean muon?"),
         ([*train, "--config.sample.algorithm=ddimm"], "sample.algorithm is 'ddimm'"),
         ([*evaluate, f"--nnet_path={good}", "--config.exit.name=full", "--exit_threshold=0.9"], "exit.name is 'full'"),
         (

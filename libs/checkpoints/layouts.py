@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from libs.build import lookup
 from libs.checkpoints.files import shorten
 
 LAYOUTS = ("uvit", "adadiff", "uva", "dit")
@@ -186,9 +187,7 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 
     "uvit" and "dit" drop estimators and own heads; in the others all must fit.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
-    if layout == "dit":
+    if lookup(LAYOUTS, layout, "layout") == "dit":
         if DIT_MARK not in state:
             raise ValueError("layout dit holds a DiT or SiT; these weights are another network's")
         network = {key: value for key, value in state.items() if key.startswith("backbone.")}

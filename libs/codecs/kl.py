@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from libs.build import lookup
 from libs.checkpoints.files import read
 from libs.checkpoints.layouts import modern_attention
 from libs.codecs.identity import to_uint8
@@ -81,15 +82,13 @@ class KL:
     ):
         if not scale > 0:
             raise ValueError(f"autoencoder.scale is {scale}; it must be positive (0.18215, or 0.2301 for MS-COCO).")
-        if precision not in PRECISIONS:
-            raise ValueError(f"autoencoder.precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
         if chunk < 1:
             raise ValueError(f"autoencoder.chunk is {chunk}; it must be at least 1.")
         if not channels or any(width % groups for width in channels):
             raise ValueError(f"autoencoder.channels is {channels}; its widths must be multiples of {groups} groups.")
         if latent_channels < 1 or layers < 1:
             raise ValueError(f"autoencoder.latent_channels is {latent_channels} and layers {layers}; at least 1 each.")
-        self.scale, self.dtype, self.chunk = scale, PRECISIONS[precision], chunk
+        self.scale, self.dtype, self.chunk = scale, lookup(PRECISIONS, precision, "autoencoder.precision"), chunk
         self.latent_channels, self.factor = latent_channels, 2 ** (len(channels) - 1)
         self.path, self.device = path, device
         self.architecture = {
