@@ -96,8 +96,7 @@ def read_bytes(path: str | Path, setting: str) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{setting} is {str(path)!r}: there is no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{setting} is {str(path)!r}, which cannot be read: {reason}") from None
+        raise ValueError(f"{setting} is {str(path)!r}, which cannot be read: {first_line(error)}") from None
 
 
 def read_text(path: str | Path, setting: str) -> str:
@@ -153,8 +152,9 @@ def sha256(path: str | Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """What an error says, in one line and without a file's name; its kind where it says nothing."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def read_npz(

@@ -18,7 +18,7 @@ from libs.files import atomic_write, first_line, read_json
 
 # Under these names public training states keep their weights; the averaged ones come first.
 WRAPPERS = ("ema", "model_ema", "state_dict", "model_state_dict", "model", "nnet")
-ABOUT = ("config", "class_names", "plans")
+ABOUT = ("config", "class_names")
 INSIDE = "archive/extra/about.json"  # the member of a .pth file that holds them
 
 
@@ -130,7 +130,7 @@ def file_of(path: str | Path) -> Path:
 
 
 def about(path: str | Path) -> dict:
-    """What was written with the weights: `config` (nested), `class_names`, `plans` (by budget); {} for foreign files.
+    """What was written with the weights: `config` (nested) and `class_names`; {} for foreign files.
 
     It stands in the header of a .safetensors file, in the zip archive that a .pth file is, or in the meta.json of a
     <step>.ckpt folder; for a best.pth of older runs, in that of the run's last checkpoint.

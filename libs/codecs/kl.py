@@ -144,7 +144,7 @@ class KL:
 
     def _guarded(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """network(x) in the chosen precision; rows that come out not finite are computed again in fp32."""
-        kind = x.device.type
+        kind, y = x.device.type, None
         if self.dtype != torch.float32:
             with torch.autocast(kind, dtype=self.dtype):
                 y = network(x).float()
@@ -152,11 +152,8 @@ class KL:
             if not overflowed.any():
                 return y
             warnings.warn(f"The autoencoder overflows in {self.dtype}; such images are redone in fp32.", stacklevel=4)
-        else:
-            y, overflowed = None, torch.ones(len(x), dtype=torch.bool, device=x.device)
         with torch.autocast(kind, enabled=False):  # the caller may have switched it on
-            redone = network(x[overflowed])
-        return redone if y is None else y.index_put((overflowed,), redone)
+            return network(x) if y is None else y.index_put((overflowed,), network(x[overflowed]))
 
 
 def autoencoder(architecture: dict, path: str, scale: float):

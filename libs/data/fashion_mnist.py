@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from libs.data.dataset import InMemory
-from libs.data.storage import LARGEST, read_file, said
+from libs.data.storage import LARGEST, read_file
+from libs.files import first_line
 
 CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -53,7 +54,7 @@ class FashionMNIST(InMemory):
             try:
                 datasets.FashionMNIST(path, download=True)
             except RuntimeError as error:  # torchvision's for no network
-                raise ValueError(f"nothing was downloaded to {path}: {said(error)}; {BY_HAND}") from error
+                raise ValueError(f"nothing was downloaded to {path}: {first_line(error)}; {BY_HAND}") from error
             files = find(path, names)
         if not files:
             raise ValueError(
@@ -96,5 +97,5 @@ def read_idx(path: str, axes: int) -> np.ndarray:
         if data[:4] != bytes([0, 0, 8, axes]) or len(data) != 4 + 4 * axes + math.prod(sizes):
             raise ValueError(f"it is no idx file of bytes with {axes} axes, or it was cut")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {said(error)}.") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}.") from error
     return np.frombuffer(bytearray(data), np.uint8, offset=4 + 4 * axes).reshape(sizes)
