@@ -1,4 +1,12 @@
-"""From config to object: the chosen variant's own keyword-only parameters ARE its settings."""
+"""From config to object: the chosen variant's own keyword-only parameters ARE its settings.
+
+group("train.", keep=Number(2, 1))      settings with their ranges                      {keep: 2}
+settings(Threshold)                     a variant's parameters and their defaults       {certainty: 0.95}
+menu(EXIT_POLICIES, "threshold")        a choice, and the settings of every variant     {name, threshold: {...}, ...}
+chosen(config.exit)                     the chosen variant's settings, as a dict        {certainty: 0.95}
+in_use(config)                          the whole tree, less the variants not chosen
+build(EXIT_POLICIES, config.exit, ...)  the object
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer-wise training objective: simple loss, uncertainty fit, and weighted losses of the earlier exits.
+"""The layer-wise training objective: simple loss, uncertainty fit, and weighted losses of all exits.
 
     L = L_simple + lambda_u L_u + lambda_layers sum_k w_k err_k + lambda_extra mean_k err_k        (paper Eq. 13)
 
@@ -55,7 +55,7 @@ def measured(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
 
 
 # (u (E, B) mean uncertainty, k (E,) layers, gap (E, B) what u is fitted to) -> w (E, B)
-LAYER_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LAYER_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "ual": ual,
     "adadiff": adadiff,
     "berxit": berxit,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import scripts
 from libs.checkpoints.assets import ASSETS
-from libs.checkpoints.download import DownloadError, begun, fetch, say
+from libs.checkpoints.download import DownloadError, bytes_so_far, fetch, say
 
 
 def listing(root: Path) -> str:
@@ -28,7 +28,7 @@ def listing(root: Path) -> str:
     rows = [("NAME", "KIND", "STATE", "DESTINATION", "WHAT")]
     for name, asset in ASSETS.items():
         dest = root / asset.dest
-        part = begun(dest.with_name(f"{dest.name}.part"))
+        part = bytes_so_far(dest.with_name(f"{dest.name}.part"))
         if hub := next((a.removeprefix("hub:") for a in asset.addresses if a.startswith("hub:")), None):
             there = isinstance(try_to_load_from_cache(hub, "config.json"), str)
         else:

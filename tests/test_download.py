@@ -411,14 +411,14 @@ def test_a_killed_download_is_continued(host, get, tmp_path):
     stuck = threading.Event()
     url = host("/net", Answer(hold=stuck, hold_at=3 * CHUNK), Answer())
     process = run(command(tmp_path, url))
-    part = download.staged(tmp_path / "uvit/net.pth", url)
+    part = download.part_path(tmp_path / "uvit/net.pth", url)
     deadline = time.monotonic() + 60
-    while download.begun(part) < 2 * CHUNK and time.monotonic() < deadline:
+    while download.bytes_so_far(part) < 2 * CHUNK and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     stuck.set()
-    begun = download.begun(part)
+    begun = download.bytes_so_far(part)
     assert begun >= 2 * CHUNK and not (tmp_path / "uvit/net.pth").exists()
     assert get(url).read_bytes() == FILE
     assert [span for _, span in host.seen] == [None, None, f"bytes={begun}-"]
@@ -467,7 +467,7 @@ def test_killed_between_the_last_byte_and_the_name(host, get, tmp_path):
     """Would catch: a whole file fetched again, or taken for the asset without a look at it."""
     url = host("/net", Answer())
     (tmp_path / "uvit").mkdir()
-    download.staged(tmp_path / "uvit/net.pth", url).write_bytes(FILE)
+    download.part_path(tmp_path / "uvit/net.pth", url).write_bytes(FILE)
     assert get(url).read_bytes() == FILE and host.seen == []
 
 
@@ -476,7 +476,7 @@ def test_a_part_of_another_version_is_not_joined_by_a_later_run(host, get, tmp_p
     """Would catch: the beginning that an earlier run left, of an older file, with the end of today's."""
     url = host("/net", Answer(etag=etag))
     (tmp_path / "uvit").mkdir()
-    part = download.staged(tmp_path / "uvit/net.pth", url)
+    part = download.part_path(tmp_path / "uvit/net.pth", url)
     part.with_name(part.name + "abcd1234.part").write_bytes(OTHER[: 2 * CHUNK])
     assert get(url).read_bytes() == FILE
 
@@ -484,7 +484,7 @@ def test_a_part_of_another_version_is_not_joined_by_a_later_run(host, get, tmp_p
 def test_a_part_of_another_address_is_not_continued_here(host, get, tmp_path):
     """Would catch: the bytes of two mirrors in one file, or the left part staying for ever."""
     (tmp_path / "uvit").mkdir()
-    part = download.staged(tmp_path / "uvit/net.pth", "http://elsewhere")
+    part = download.part_path(tmp_path / "uvit/net.pth", "http://elsewhere")
     part.with_name(part.name + "abcd1234.part").write_bytes(OTHER[: 2 * CHUNK])
     assert get(host("/net", Answer())).read_bytes() == FILE
     assert left(tmp_path) == {"net.pth", "net.pth.sha256"}
