@@ -132,7 +132,7 @@ def build(registry: Mapping[str, Callable], group: Mapping, *args, setting: str,
     """Call the variant that `group.name` picks with its sub-tree; `setting` is the group's name in error messages."""
     variant = lookup(registry, group["name"], f"{setting}.name")
     options, parameters = chosen(group) | kwargs, inspect.signature(variant).parameters
-    for name in kwargs.keys() - parameters.keys():
+    for name in (key for key in kwargs if key not in parameters):
         others = ", ".join(key for key in registry if name in inspect.signature(registry[key]).parameters)
         raise ValueError(
             f"{setting}.{name} is {kwargs[name]!r}, which {setting}.name={group['name']} does not take; {others} do"

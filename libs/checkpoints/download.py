@@ -61,10 +61,8 @@ def fetch(name: str, root: Path | str = "assets", *, timeout: float = 30, retrie
         # What came so far is worth more than the order. If it is no part of the file, its address has its turn again.
         for address in [a for a in addresses if bytes_so_far(part_path(dest, a))] + addresses:
             whole = part_path(dest, address)
-            say(
-                f"{name}: from {address}"
-                + (f", continuing at byte {bytes_so_far(whole)}" if bytes_so_far(whole) else "")
-            )
+            begun = bytes_so_far(whole)
+            say(f"{name}: from {address}" + (f", continuing at byte {begun}" if begun else ""))
             try:
                 receive(address, whole, name, timeout, retries)
                 check(whole, dest, asset, address)  # records the hash before the file appears
