@@ -24,14 +24,17 @@ from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS, build_model
-from libs.run import BUCKETS, PATIENCE, Run, precision_on
+from libs.run import PATIENCE, Run, precision_on
 from libs.sampling.plans import SAMPLERS
 from libs.sampling.stored import beside
+from libs.trainer import LR_SCHEDULES, OPTIMIZERS
 from sde import PROCESSES
 
 FLAGS = flags.FLAGS
+TRACKERS = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
 MENUS = {"process": PROCESSES, "dataset.name": DATASETS, "exit.name": EXIT_POLICIES, "uem.name": ESTIMATORS}
-MENUS["sample.algorithm"] = SAMPLERS
+MENUS |= {"sample.algorithm": SAMPLERS, "optimizer.name": OPTIMIZERS, "lr_scheduler.name": LR_SCHEDULES}
+MENUS["tracker"] = TRACKERS
 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------
@@ -61,7 +64,7 @@ def define_flags(kind: str) -> None:
             "budget", None, "Share of the reference's MACs: the plan for it that lies beside the weights."
         )
     flags.DEFINE_bool("compile", False, "Compile the network's blocks: a minute once (U-ViT, DiT, SiT; no U-Net).")
-    flags.DEFINE_bool("tf32", False, "GPUs: multiply float32 matrices in TF32, ten bits of precision and faster.")
+    flags.DEFINE_bool("tf32", False, "GPUs: float32 products and convolutions in TF32, ten bits of precision, faster.")
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
@@ -99,12 +102,9 @@ def with_config(kind: str, argv: list[str]) -> list[str]:
             raise ValueError(f"--config is missing: name an experiment, --config=configs/FILE.py{missing}")
         spec = f"{base.__file__}:{path}"
         argv = [argv[0], f"--config={spec}", *argv[1:]]
-    elif not at:  # what is said about the experiment comes after its name
-        argv = [
-            argv[0],
-            f"--config={spec}",
-            *(arg for arg in argv[1:] if arg.partition("=")[0].lstrip("-") != "config"),
-        ]
+    elif not at:  # what is said about the experiment comes after its name, also where ml_collections looks
+        settings = (arg for arg in argv[1:] if arg.partition("=")[0].lstrip("-") != "config")
+        argv = sys.argv = [argv[0], f"--config={spec}", *settings]
     experiment = load_experiment(spec).to_dict()
     backbone = experiment.get("nnet", {}).get("name")
     known, has = names(base.config(backbone if backbone in BACKBONES else "uvit").to_dict()), names(experiment)
@@ -186,6 +186,7 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             if FLAGS.dry_run:
                 return dry_run(config)
             torch.set_float32_matmul_precision("high" if FLAGS.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = FLAGS.tf32  # of convolutions, where torch allows it unasked
             directory = workdir(config, kind)
             run = Run(directory, make_accelerator(config, directory))
             with run.stopping:
@@ -213,14 +214,13 @@ def resolve(kind: str):
             config.eval.thresholds = tuple(certainty(text) for text in FLAGS.exit_threshold)
             name = config.exit.name
             lookup(EXIT_POLICIES, name, "exit.name")
+            given = f"--exit_threshold={','.join(FLAGS.exit_threshold)}"
             if kind == "sample" and len(config.eval.thresholds) > 1:
-                raise ValueError(
-                    f"--exit_threshold={','.join(FLAGS.exit_threshold)}: one set of images needs one value"
-                )
+                raise ValueError(f"{given}: one set of images needs one value")
             if "certainty" not in (config.exit.get(name) or {}):
                 raise ValueError(
-                    f"--exit_threshold={','.join(FLAGS.exit_threshold)} needs a policy with a certainty, and exit.name "
-                    f"is {name!r}: add --config.exit.name=threshold, or leave --exit_threshold out"
+                    f"{given} needs a policy with a certainty, and exit.name is {name!r}: add "
+                    "--config.exit.name=threshold, or leave --exit_threshold out"
                 )
         plan = FLAGS.plan if "plan" in FLAGS else None
         if kind in ("eval", "sample") and FLAGS.budget is not None:
@@ -231,8 +231,6 @@ def resolve(kind: str):
             if FLAGS.exit_threshold:
                 raise ValueError("--plan or --budget, and --exit_threshold are given; a plan holds its own depths")
             config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", plan, ()
-    if kind == "sample" and not FLAGS.exit_threshold and len(config.eval.thresholds) > 1:
-        config.eval.thresholds = ()  # a sweep is for evaluations; one set of images has the policy in `exit`
     leave_out_reference_of_other_data(config)
     check_settings(config)
     return config
@@ -268,16 +266,12 @@ def check_settings(config) -> None:
 
 def certainty(text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    try:
-        max_u_of(value)
+        max_u_of(float(text))
     except ValueError:
         raise ValueError(
             f"--exit_threshold={text}: it is a certainty and must be a number in (0, 1], 1 = never exit early"
         ) from None
-    return value
+    return float(text)
 
 
 def workdir(config, kind: str) -> Path:
@@ -339,24 +333,19 @@ def refuse_shards() -> None:
 
 
 def make_accelerator(config, directory: Path) -> Accelerator:
-    trackers = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
-    if config.tracker not in trackers:
-        raise ValueError(f"tracker is {config.tracker!r}; it must be one of {', '.join(trackers)}")
-    if config.mixed_precision not in ("", "auto", "no", "fp16", "bf16"):
-        raise ValueError(f"mixed_precision is {config.mixed_precision!r}; it must be auto, no, fp16, bf16, or empty")
     refuse_shards()
     if config.tracker == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
-    precision = config.mixed_precision or None  # None is the launcher's choice
-    if precision == "auto":
+    precision = None  # the launcher's choice
+    if config.mixed_precision:
         gpu = torch.cuda.is_available() and not config.cpu
-        precision = precision_on(torch.device("cuda" if gpu else "cpu"), precision)
+        precision = precision_on(torch.device("cuda" if gpu else "cpu"), config.mixed_precision)
     accelerator = Accelerator(
         cpu=config.cpu,
         mixed_precision=precision,
-        log_with=trackers[config.tracker],
+        log_with=TRACKERS[config.tracker],
         project_dir=directory,
-        kwargs_handlers=[PATIENCE, BUCKETS],
+        kwargs_handlers=[PATIENCE],
     )
     precision_on(accelerator.device, accelerator.mixed_precision)  # refuses fp16 on a CPU
     return accelerator

@@ -14,6 +14,7 @@ from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
 from libs.models import BACKBONES, DIT_SIZES, ESTIMATORS, SIZES
+from libs.run import portable
 from libs.sampling.plans import SAMPLERS
 
 # What a resumed run may change: it takes effect and is recorded with the step it began at. A change of anything else
@@ -175,8 +176,7 @@ def get_config(path: str) -> ConfigDict:
         *(["mixed_precision"] if "ACCELERATE_MIXED_PRECISION" in os.environ else []),
     }
     fill(c, {key: value for key, value in known.items() if key not in machine})
-    if c.mixed_precision == "bf16":  # the machine that trained it had bf16; this one may not
-        c.mixed_precision = "auto"
+    c.mixed_precision = portable(c.mixed_precision)
     return c
 
 

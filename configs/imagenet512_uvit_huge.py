@@ -4,14 +4,8 @@ python train_ldm.py --config=configs/imagenet512_uvit_huge.py
 python eval_ldm.py --config=configs/imagenet512_uvit_huge.py --nnet_path=assets/uvit/imagenet512_uvit_huge.pth
 """
 
-from configs import base, imagenet256_uvit_huge
+from configs import base, imagenet256_uvit_huge, imagenet512_uvit_large
 
 
 def get_config(arg=""):
-    c = imagenet256_uvit_huge.experiment()
-    c.nnet.update(img_size=64, patch_size=4)
-    c.dataset.path = "assets/datasets/imagenet512_features"
-    c.train.n_steps = 500_000
-    c.sample.scale = 0.7
-    c.eval.reference = "assets/fid_stats/fid_stats_imagenet512_guided_diffusion.npz"
-    return base.finish(c, arg)
+    return base.finish(imagenet512_uvit_large.at_512(imagenet256_uvit_huge.experiment()), arg)

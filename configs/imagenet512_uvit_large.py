@@ -8,10 +8,14 @@ from configs import base, imagenet256_uvit_large
 
 
 def get_config(arg=""):
-    c = imagenet256_uvit_large.experiment()
+    return base.finish(at_512(imagenet256_uvit_large.experiment()), arg)
+
+
+def at_512(c):
+    """An experiment on 256x256 with latents of 512x512."""
     c.nnet.update(img_size=64, patch_size=4)
     c.dataset.path = "assets/datasets/imagenet512_features"
     c.train.n_steps = 500_000
     c.sample.scale = 0.7
     c.eval.reference = "assets/fid_stats/fid_stats_imagenet512_guided_diffusion.npz"
-    return base.finish(c, arg)
+    return c

@@ -1,11 +1,19 @@
-"""From config to object: the chosen variant's own keyword-only parameters ARE its settings."""
+"""From config to object: the chosen variant's own keyword-only parameters ARE its settings.
+
+group("train.", keep=Number(2, 1))      settings with their ranges                      {keep: 2}
+settings(Threshold)                     a variant's parameters and their defaults       {certainty: 0.95}
+menu(EXIT_POLICIES, "threshold")        a choice, and the settings of every variant     {name, threshold: {...}, ...}
+chosen(config.exit)                     the chosen variant's settings, as a dict        {certainty: 0.95}
+in_use(config)                          the whole tree, less the variants not chosen
+build(EXIT_POLICIES, config.exit, ...)  the object
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,10 +104,14 @@ def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
     return tree
 
 
+VARIANTS: set[str] = set()  # what stands on a menu; `menu` fills it
+
+
 def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()) -> ConfigDict:
     """A config group: the chosen `name` plus one sub-tree per variant that has settings (those in `omit` left out)."""
     from ml_collections import ConfigDict
 
+    VARIANTS.update(registry)
     tree = ConfigDict({"name": name})
     for key, variant in registry.items():
         options = settings(variant, omit)
@@ -108,24 +120,26 @@ def menu(registry: Mapping[str, Callable], name: str, omit: tuple[str, ...] = ()
     return tree
 
 
-def lookup(registry: Mapping[str, Callable], name: str, setting: str) -> Callable:
-    if name not in registry:
-        near = nearest(name, registry)
-        raise ValueError(f"{setting} is {name!r}; it must be one of {', '.join(sorted(registry))}{near}")
-    return registry[name]
+def lookup(choices: Collection[str], name: str, setting: str):
+    """What `name` stands for among the choices, itself where they are mere names; a ValueError if it is none."""
+    if name not in choices:
+        near = nearest(name, choices)
+        raise ValueError(f"{setting} is {name!r}; it must be one of {', '.join(sorted(choices))}{near}")
+    return choices[name] if isinstance(choices, Mapping) else name
 
 
 def build(registry: Mapping[str, Callable], group: Mapping, *args, setting: str, **kwargs):
     """Call the variant that `group.name` picks with its sub-tree; `setting` is the group's name in error messages."""
     variant = lookup(registry, group["name"], f"{setting}.name")
-    options = chosen(group) | kwargs
-    required = [
-        name
-        for name, parameter in inspect.signature(variant).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-    ]
-    for name in required:
-        if options.get(name) is None:
+    options, parameters = chosen(group) | kwargs, inspect.signature(variant).parameters
+    for name in (key for key in kwargs if key not in parameters):
+        others = ", ".join(key for key in registry if name in inspect.signature(registry[key]).parameters)
+        raise ValueError(
+            f"{setting}.{name} is {kwargs[name]!r}, which {setting}.name={group['name']} does not take; {others} do"
+        )
+    for name, parameter in parameters.items():
+        required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if required and options.get(name) is None:
             raise ValueError(f"{setting}.{group['name']}.{name} must be set")
     return variant(*args, **options)
 
@@ -150,7 +164,7 @@ def in_use(tree: Mapping) -> dict:
     return {
         key: in_use(value) if isinstance(value, Mapping) else value
         for key, value in tree.items()
-        if not (isinstance(value, Mapping) and chosen_name is not None and key != chosen_name)
+        if not isinstance(value, Mapping) or chosen_name in (None, key) or key not in VARIANTS
     }
 
 

@@ -96,8 +96,7 @@ def read_bytes(path: str | Path, setting: str) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{setting} is {str(path)!r}: there is no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{setting} is {str(path)!r}, which cannot be read: {reason}") from None
+        raise ValueError(f"{setting} is {str(path)!r}, which cannot be read: {first_line(error)}") from None
 
 
 def read_text(path: str | Path, setting: str) -> str:
@@ -153,12 +152,15 @@ def sha256(path: str | Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """What an error says, in one line and without a file's name; its kind where it says nothing."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays `names` of an npz file that somebody else may have made; nothing pickled is read.
+def read_npz(
+    path: str | Path, setting: str, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The arrays `names` of an npz file that somebody else may have made, and the `optional`; nothing pickled is read.
 
     Raises:
         ValueError: the file is absent, damaged, or lacks an array; the message names the file.
@@ -167,7 +169,7 @@ def read_npz(path: str | Path, setting: str, names: Sequence[str]) -> dict[str, 
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
-            arrays = {name: archive[name] for name in names if name not in missing}
+            arrays = {name: archive[name] for name in (*names, *optional) if name in archive.files}
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         raise ValueError(f"{setting} is {str(path)!r}, which is no readable npz file: {first_line(error)}") from None
     if missing:

@@ -1,4 +1,4 @@
-"""The layer-wise training objective: simple loss, uncertainty fit, and weighted losses of the earlier exits.
+"""The layer-wise training objective: simple loss, uncertainty fit, and weighted losses of all exits.
 
     L = L_simple + lambda_u L_u + lambda_layers sum_k w_k err_k + lambda_extra mean_k err_k        (paper Eq. 13)
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from libs import rng
-from libs.build import build
+from libs.build import build, lookup
 from libs.exits import EXIT_POLICIES
 from libs.exits.static import STATIC, layers_at
 from libs.models import AllExits, EarlyExitModel
@@ -55,7 +55,7 @@ def measured(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
 
 
 # (u (E, B) mean uncertainty, k (E,) layers, gap (E, B) what u is fitted to) -> w (E, B)
-LAYER_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LAYER_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "ual": ual,
     "adadiff": adadiff,
     "berxit": berxit,
@@ -85,13 +85,11 @@ class Objective:
         lambda_layers: float = 1.0,
         lambda_extra: float = 0.0,
     ):
-        for name, value, allowed in (("weights", weights, LAYER_WEIGHTS), ("target", target, TARGETS)):
-            if value not in allowed:
-                raise ValueError(f"loss.{name} is {value!r}; it must be one of {', '.join(allowed)}")
         for name, value in (("lambda_u", lambda_u), ("lambda_layers", lambda_layers), ("lambda_extra", lambda_extra)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"loss.{name} is {value}; it must be a finite number >= 0")
-        self.weights, self.target, self.stop_target = LAYER_WEIGHTS[weights], target, stop_target
+        self.weights, self.stop_target = lookup(LAYER_WEIGHTS, weights, "loss.weights"), stop_target
+        self.target = lookup(TARGETS, target, "loss.target")
         self.lambda_u, self.lambda_layers, self.lambda_extra = lambda_u, lambda_layers, lambda_extra
 
     @property
@@ -156,9 +154,8 @@ class Depths:
     """
 
     def __init__(self, config, model: EarlyExitModel, process: Process, objective: Objective):
-        self.kind, self.points, self.seed, self.alone = config.train.depths, model.points, config.seed, objective.plain
-        if self.kind not in DEPTHS:
-            raise ValueError(f"train.depths is {self.kind!r}; it must be one of {', '.join(DEPTHS)}")
+        self.kind = lookup(DEPTHS, config.train.depths, "train.depths")
+        self.points, self.seed, self.alone = model.points, config.seed, objective.plain
         if self.kind != "all" and config.train.freeze_backbone:
             raise ValueError(
                 f"train.depths is {self.kind!r} and train.freeze_backbone is on: the layers that would not run are not "

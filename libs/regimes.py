@@ -173,29 +173,26 @@ def pixels(config) -> Regime:
 def latents(config) -> Regime:
     """Latents of the KL autoencoder, with class labels where the network has classes."""
     check(config, "latents")
-    codec, shape = autoencoder(config), network_shape(config)
-    return Regime(
-        shape=shape,
-        image_shape=(3, codec.factor * shape[1], codec.factor * shape[2]),
-        process=process(config),
-        codec=codec,
-        conditions=labels(config),
-        dataset=cache(lambda: open_dataset(config, moments_shape(config))),
-    )
+    return of_latents(config, labels(config), cache(lambda: open_dataset(config, moments_shape(config))))
 
 
 def text_to_image(config) -> Regime:
     """Latents of the KL autoencoder, with contexts of CLIP's text encoder."""
     check(config, "text")
-    codec, shape = autoencoder(config), network_shape(config)
     training = cache(lambda: open_captions(config))
+    conditions = Texts(config.dataset.p_uncond > 0, training, cache(lambda: open_texts(config)))
+    return of_latents(config, conditions, training)
+
+
+def of_latents(config, conditions: Conditions, dataset: Callable[[], Any]) -> Regime:
+    codec, shape = autoencoder(config), network_shape(config)
     return Regime(
         shape=shape,
         image_shape=(3, codec.factor * shape[1], codec.factor * shape[2]),
         process=process(config),
         codec=codec,
-        conditions=Texts(check_p_uncond(config) > 0, training, cache(lambda: open_texts(config))),
-        dataset=training,
+        conditions=conditions,
+        dataset=dataset,
     )
 
 
@@ -241,14 +238,8 @@ def process(config) -> Process:
     return lookup(PROCESSES, config.process, "process")()
 
 
-def check_p_uncond(config) -> float:
-    if not 0 <= config.dataset.p_uncond < 1:
-        raise ValueError(f"dataset.p_uncond is {config.dataset.p_uncond}; it must lie in [0, 1)")
-    return config.dataset.p_uncond
-
-
 def labels(config) -> Labels:
-    has_null = check_p_uncond(config) > 0
+    has_null = config.dataset.p_uncond > 0
     if has_null and config.nnet.num_classes < 2:
         raise ValueError(
             f"dataset.p_uncond is {config.dataset.p_uncond} but nnet.num_classes is {config.nnet.num_classes}; "
@@ -311,14 +302,15 @@ def open_dataset(config, shape: tuple[int, int, int], **changes):
             f"dataset {config.dataset.name!r} has items of shape {tuple(dataset.shape)}, but nnet.in_chans and "
             f"nnet.img_size ask for {shape}"
         )
-    n_classes = 0 if config.regime == "text" else labels(config).n_classes
-    if n_classes and dataset.n_classes != n_classes:
-        remedy = f"--config.nnet.num_classes={dataset.n_classes + labels(config).has_null}"
+    told = Labels(0, False) if config.regime == "text" else labels(config)
+    if told.n_classes and dataset.n_classes != told.n_classes:
+        remedy = f"--config.nnet.num_classes={dataset.n_classes + told.has_null}"
         if not dataset.n_classes:
             remedy = "--config.nnet.num_classes=-1 --config.dataset.p_uncond=0"
         raise ValueError(
             f"dataset {config.dataset.name!r} has {dataset.n_classes} classes; with dataset.p_uncond="
-            f"{config.dataset.p_uncond} nnet.num_classes={config.nnet.num_classes} stands for {n_classes}: set {remedy}"
+            f"{config.dataset.p_uncond} nnet.num_classes={config.nnet.num_classes} stands for {told.n_classes}: "
+            f"set {remedy}"
         )
     return dataset
 

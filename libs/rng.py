@@ -70,31 +70,27 @@ class SeededNoise:
 
 
 def global_batch(
-    seed: int, step: int, global_batch: int, shape: Sequence[int], local: slice, *, stratified: bool = False
+    seed: int, step: int, size: int, shape: Sequence[int], local: slice, *, stratified: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The random numbers of training step `step` for rows `local` of the global batch.
+    """The random numbers of training step `step` for rows `local` of the global batch of `size`.
 
     They depend on (seed, step, row of the global batch) only: not on the number of processes, nor on what ran before.
 
     Returns u (b,) float64, uniform in [0, 1), for the times; noise (b, *shape) float32, standard normal; drop (b,)
     float64, uniform in [0, 1), for label dropping. `stratified` spreads the u evenly, one in each [j / B, (j + 1) / B).
     """
-    if not 0 <= step:
-        raise ValueError(f"step is {step}; it must not be negative")
-    rows = range(global_batch)[local]
-    if not len(rows):
-        raise ValueError(f"rows {local.start} to {local.stop} of a global batch of {global_batch} are none at all")
     # float64: the integer time n comes back exactly from n / 1000, and 0 has no weight
-    u, drop = torch.rand(2, global_batch, dtype=torch.float64, generator=stream("times", seed, step))  # (B,), (B,)
+    u, drop = torch.rand(2, size, dtype=torch.float64, generator=stream("times", seed, step))  # (B,), (B,)
     if stratified:
-        u = (torch.arange(global_batch) + u) / global_batch
-    noise = draw_rows(numbered_streams("training noise", seed, step, ids=rows), shape)  # only the local rows are drawn
+        u = (torch.arange(size) + u) / size
+    # only the local rows are drawn
+    noise = draw_rows(numbered_streams("training noise", seed, step, ids=range(size)[local]), shape)
     return u[local], noise, drop[local]
 
 
-def latent_noise(seed: int, step: int, global_batch: int, shape: Sequence[int], local: slice) -> Tensor:
+def latent_noise(seed: int, step: int, size: int, shape: Sequence[int], local: slice) -> Tensor:
     """(b, *shape) standard normal: what draws the latents of a training step from their stored moments.
 
     Keyed as `global_batch` is, independent of the noise there.
     """
-    return draw_rows(numbered_streams("latent noise", seed, step, ids=range(global_batch)[local]), shape)
+    return draw_rows(numbered_streams("latent noise", seed, step, ids=range(size)[local]), shape)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
@@ -30,8 +30,6 @@ from libs import files
 # How long processes wait for one another before the job counts as stuck. NCCL's own 10 minutes would end a run while
 # one process computes a reference or its larger share; a process that died is noticed by the launcher at once.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-# Gradients are views of the buckets that processes exchange: one copy of all gradients less.
-BUCKETS = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -247,8 +245,14 @@ def precision_on(device: torch.device, precision: str) -> str:
     if precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"precision is {precision!r}; it must be auto, no, bf16 or fp16")
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision is fp16, which runs on GPUs only; use auto, bf16 or no on a CPU")
+        raise ValueError("precision is fp16, which runs on GPUs only; on a CPU set --config.mixed_precision=auto")
     return precision
+
+
+def portable(precision: str, device: str | None = None) -> str:
+    """What weights of a training in `precision` run in here: "auto" where this machine, or `device`, may lack it."""
+    gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    return "auto" if precision == "bf16" or (precision == "fp16" and not gpu) else precision
 
 
 class Alone(Run):

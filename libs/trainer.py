@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import resource
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from accelerate import DistributedDataParallelKwargs
 from torch import Tensor
 
 from libs import rng
-from libs.build import check_ranges
+from libs.build import check_ranges, lookup
+from libs.checkpoints import check_config
 from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import TrainState
@@ -64,6 +66,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- the weights it starts from
     if config.pretrained_weight and not newest:
         run.say(load_weights(model, config.pretrained_weight, start=True))
+        check_config(config.pretrained_weight, config, start=True)
     if train.freeze_backbone:
         model.freeze_backbone()
     model.to(run.device)
@@ -74,8 +77,10 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- optimiser, schedule, distribution
     optimizer = make_optimizer(config.optimizer, model)
     lr_scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, train.n_steps)
-    # layers that a batch does not run have no gradients
-    run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=train.depths != "all")
+    run.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,  # of the buckets that processes exchange: one copy of all gradients less
+        find_unused_parameters=train.depths != "all",  # layers that a batch does not run have no gradients
+    )
     ddp, optimizer = run.accelerator.prepare(model, optimizer)
     if train.sample_interval or train.eval_interval:  # what images need is missing now, not after hours
         make_plan(regime.process, config.sample, train.monitor_steps)
@@ -279,7 +284,8 @@ class Meter:
         if self.run.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.run.device)
         else:
-            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            unit = 1 if sys.platform == "darwin" else 1024  # bytes, and kilobytes elsewhere
+            memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"images_per_s": rate, "memory_gb": memory / 1e9}
 
 
@@ -341,8 +347,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
     "muon": Muon (Jordan et al. 2024) on the matrices of the backbone's blocks, AdamW on everything else. A convolution
     is no matrix here: of a U-Net, Muon trains the attention and the maps of the time.
     """
-    if config.name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name is {config.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
+    lookup(OPTIMIZERS, config.name, "optimizer.name")
     options = dict(lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = {p for block in model.backbone.blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
@@ -362,8 +367,7 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
 
 def make_lr_scheduler(config, optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up from 0, then constant ("customized", as released) or a cosine to 0 ("cosine")."""
-    if config.name not in LR_SCHEDULES:
-        raise ValueError(f"lr_scheduler.name is {config.name!r}; it must be one of {', '.join(LR_SCHEDULES)}")
+    lookup(LR_SCHEDULES, config.name, "lr_scheduler.name")
     warmup = config.warmup_steps
 
     def factor(step: int) -> float:

@@ -18,16 +18,22 @@ from pathlib import Path
 
 import scripts
 from libs.checkpoints.assets import ASSETS
-from libs.checkpoints.download import DownloadError, begun, fetch, say
+from libs.checkpoints.download import DownloadError, bytes_so_far, fetch, say
 
 
 def listing(root: Path) -> str:
     """The table for people: name, kind, state, destination, what it is."""
+    from huggingface_hub import try_to_load_from_cache
+
     rows = [("NAME", "KIND", "STATE", "DESTINATION", "WHAT")]
     for name, asset in ASSETS.items():
         dest = root / asset.dest
-        part = begun(dest.with_name(f"{dest.name}.part"))
-        state = "present" if dest.exists() else f"{part / 1e6:.0f} MB so far" if part else "-"
+        part = bytes_so_far(dest.with_name(f"{dest.name}.part"))
+        if hub := next((a.removeprefix("hub:") for a in asset.addresses if a.startswith("hub:")), None):
+            there = isinstance(try_to_load_from_cache(hub, "config.json"), str)
+        else:
+            there = dest.exists()
+        state = "present" if there else f"{part / 1e6:.0f} MB so far" if part else "-"
         rows.append((name, asset.kind, state, asset.dest, asset.about))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

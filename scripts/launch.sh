@@ -32,7 +32,9 @@ PROCESSES=${PROCESSES:-${row[2]}} PRECISION=${PRECISION:-fp16} MACHINES=${MACHIN
 
 weights() { # FILE REMEDY: looked at once, before any process starts
     [ -n "$1" ] && [ ! -e "$1" ] || return 0
-    case $1 in assets/*) fail "there are no weights at $1; python -m scripts.download $(basename "$1" .pth) fetches them" ;; esac
+    local asset=$(basename "$1" .pth)
+    [[ $1 != assets/* ]] || ! grep -q "^  \"$asset\": {" libs/checkpoints/assets.json ||
+        fail "there are no weights at $1; python -m scripts.download $asset fetches them"
     fail "there are no weights at $1; $2"
 }
 

@@ -15,6 +15,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -91,24 +92,20 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
             raise ValueError("--resolution and --channels belong to --images; with --dataset use --set=resolution=64.")
         name = args.dataset
         allowed = inspect.signature(lookup(DATASETS, name, "--dataset")).parameters
-        settings = dict(parse(text) for text in args.set)
-        for key in settings.keys() - allowed.keys():
-            raise ValueError(f"The data set {name} has no setting {key!r}; it has: {', '.join(allowed) or 'none'}.")
-        for key, value in settings.items():
-            if not isinstance(value, wanted := type(allowed[key].default)):
+        settings = {}
+        for text in args.set:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise ValueError(f"--set={text} must have the form KEY=VALUE.")
+            if key not in allowed:
+                raise ValueError(f"The data set {name} has no setting {key!r}; it has: {', '.join(allowed) or 'none'}.")
+            wanted = type(allowed[key].default)
+            with suppress(ValueError, SyntaxError):  # what is no Python literal is text
+                value = value if wanted is str else ast.literal_eval(value)
+            if not isinstance(value, wanted):
                 raise ValueError(f"--set={key}={value} must be of type {wanted.__name__}.")
+            settings[key] = value
     return DATASETS[name](**settings)
-
-
-def parse(text: str) -> tuple[str, object]:
-    """Of KEY=VALUE, the pair; a value that is no Python literal is text."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set={text} must have the form KEY=VALUE.")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def image_batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:

@@ -108,6 +108,7 @@ def mistakes(tmp_path, trained):
         ([*train, "--config.eval.seeds=(99,)"], "eval.selection_seed, 99"),
         ([*train, f"--config.eval.seeds=({10**23},)"], "eval.seeds is (1000"),
         ([*train, "--config.exit.name=treshold", "--dry_run"], "did you mean threshold?"),
+        ([*train, "--config.optimizer.name=muonn", "--dry_run"], "did you mean muon?"),
         ([*train, "--config.sample.algorithm=ddimm"], "sample.algorithm is 'ddimm'"),
         ([*evaluate, f"--nnet_path={good}", "--config.exit.name=full", "--exit_threshold=0.9"], "exit.name is 'full'"),
         (
@@ -212,11 +213,16 @@ def test_statistics_of_other_data_are_left_out(monkeypatch, capsys):
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
-    """Prints what was chosen and its cost, not what was not, and leaves nothing behind."""
-    command = ["train.py", f"--config={CONFIG}", f"--workdir={tmp_path}/run", "--dry_run"]
+    """Prints what was chosen and its cost, not what was not, and leaves nothing behind.
+
+    It left out forecasts, and refused a setting in front of the experiment.
+    """
+    command = ["train.py", "--config.sample.forecast.every=2", f"--config={CONFIG}", f"--workdir={tmp_path}/run"]
+    command += ["--dry_run"]
     code, out, _ = in_process(command, monkeypatch, capsys)
     assert code == 0 and "parameters" in out and re.search(r"after +7 of 7 layers", out)
     assert "optimizer.name = 'muon'" in out and "time_bank" not in out and len(out.splitlines()) < 80
+    assert "sample.forecast.every = 2" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -258,13 +264,17 @@ def test_public_and_other_files(tmp_path, monkeypatch, capsys):
 
 
 def test_a_wrong_script_says_the_right_one():
-    """Catches a launcher that ends with the shell's own error, and names of U-ViT's scripts without an answer."""
+    """Catches a launcher that ends with the shell's own error, names of U-ViT's scripts without an answer, and a
+    download that there is not."""
+    env = os.environ | {"PROCESSES": "1", "PRECISION": "no", "NNET": "assets/cifar10.pth"}
     for arguments, message in (
         (["train_ldm_discrete.py"], "are train_ldm.py and eval_ldm.py here"),
         (["train", "cifar"], "it is one of celeba64, cifar10"),
         (["eval"], "it is one of celeba64, cifar10"),
+        (["eval", "cifar10"], "no weights at assets/cifar10.pth; train first"),
     ):
-        process = subprocess.run(["bash", "scripts/launch.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
+        command = ["bash", "scripts/launch.sh", *arguments]
+        process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert process.returncode == 2 and message in process.stderr, process.stderr
     with pytest.raises(ValueError, match="train_ldm.py.*train_ldm_discrete.py"):
         regimes.pixels(utils.load_experiment("configs/imagenet256_uvit_large.py"))

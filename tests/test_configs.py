@@ -91,6 +91,7 @@ def test_unknown_settings_are_refused():
         ("process", "vp", "process is 'vp'"),
         ("pred", "epsilon", "epsilon"),
         ("dataset.name", "mnist", "dataset.name is 'mnist'"),
+        ("dataset.path", "photos", "dataset.path is 'photos', which dataset.name=synthetic does not take; images, "),
         ("dataset.p_uncond", 1.5, "dataset.p_uncond is 1.5"),
         ("dataset.p_uncond", 0.1, "nnet.num_classes"),
         ("exit.name", "treshold", "exit.name is 'treshold'"),

@@ -234,12 +234,18 @@ def test_a_false_hash_at_one_address_leaves_the_next(host, get):
 
 
 def test_the_hash_of_the_first_download_is_kept_and_compared(host, get, tmp_path):
-    """Would catch: a host that exchanges an unpublished-hash file later, and a file damaged on disk, unnoticed."""
+    """Would catch: a host that exchanges an unpublished-hash file later, and a file damaged on disk, unnoticed.
+
+    A hash that sha256sum wrote, without our line above it, was compared with nothing.
+    """
     path = get(host("/net", Answer()))
     kept = (tmp_path / "uvit/net.pth.sha256").read_text()
     assert f"{hashlib.sha256(FILE).hexdigest()}  net.pth\n" in kept
     requests = len(host.seen)
     assert get("http://unused") == path and len(host.seen) == requests  # verified, not downloaded again
+    for text in (kept.splitlines()[1] + "\n", hashlib.sha256(FILE).hexdigest()):
+        (tmp_path / "uvit/net.pth.sha256").write_text(text)
+        assert get("http://unused") == path
     path.write_bytes(FILE[:5000] + b"?" + FILE[5001:])
     with pytest.raises(DownloadError, match="already there but is not the expected file"):
         get("http://unused")
@@ -405,14 +411,14 @@ def test_a_killed_download_is_continued(host, get, tmp_path):
     stuck = threading.Event()
     url = host("/net", Answer(hold=stuck, hold_at=3 * CHUNK), Answer())
     process = run(command(tmp_path, url))
-    part = download.staged(tmp_path / "uvit/net.pth", url)
+    part = download.part_path(tmp_path / "uvit/net.pth", url)
     deadline = time.monotonic() + 60
-    while download.begun(part) < 2 * CHUNK and time.monotonic() < deadline:
+    while download.bytes_so_far(part) < 2 * CHUNK and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     stuck.set()
-    begun = download.begun(part)
+    begun = download.bytes_so_far(part)
     assert begun >= 2 * CHUNK and not (tmp_path / "uvit/net.pth").exists()
     assert get(url).read_bytes() == FILE
     assert [span for _, span in host.seen] == [None, None, f"bytes={begun}-"]
@@ -461,7 +467,7 @@ def test_killed_between_the_last_byte_and_the_name(host, get, tmp_path):
     """Would catch: a whole file fetched again, or taken for the asset without a look at it."""
     url = host("/net", Answer())
     (tmp_path / "uvit").mkdir()
-    download.staged(tmp_path / "uvit/net.pth", url).write_bytes(FILE)
+    download.part_path(tmp_path / "uvit/net.pth", url).write_bytes(FILE)
     assert get(url).read_bytes() == FILE and host.seen == []
 
 
@@ -470,7 +476,7 @@ def test_a_part_of_another_version_is_not_joined_by_a_later_run(host, get, tmp_p
     """Would catch: the beginning that an earlier run left, of an older file, with the end of today's."""
     url = host("/net", Answer(etag=etag))
     (tmp_path / "uvit").mkdir()
-    part = download.staged(tmp_path / "uvit/net.pth", url)
+    part = download.part_path(tmp_path / "uvit/net.pth", url)
     part.with_name(part.name + "abcd1234.part").write_bytes(OTHER[: 2 * CHUNK])
     assert get(url).read_bytes() == FILE
 
@@ -478,7 +484,7 @@ def test_a_part_of_another_version_is_not_joined_by_a_later_run(host, get, tmp_p
 def test_a_part_of_another_address_is_not_continued_here(host, get, tmp_path):
     """Would catch: the bytes of two mirrors in one file, or the left part staying for ever."""
     (tmp_path / "uvit").mkdir()
-    part = download.staged(tmp_path / "uvit/net.pth", "http://elsewhere")
+    part = download.part_path(tmp_path / "uvit/net.pth", "http://elsewhere")
     part.with_name(part.name + "abcd1234.part").write_bytes(OTHER[: 2 * CHUNK])
     assert get(host("/net", Answer())).read_bytes() == FILE
     assert left(tmp_path) == {"net.pth", "net.pth.sha256"}
@@ -506,13 +512,15 @@ def test_two_processes_download_once(host, tmp_path):
 
 
 def test_exit_statuses_and_one_failure_not_stopping_the_rest(host, monkeypatch, tmp_path, capsys):
-    """Would catch: status 0 after a failure, and the assets behind a failed one never tried."""
+    """Would catch: status 0 after a failure, the assets behind a failed one never tried, CLIP listed as absent."""
     good = Asset("uvit", "uvit/good.pth", "", (host("/good", Answer()),))
     bad = Asset("uvit", "uvit/bad.pth", "", (host("/bad", Answer(status=403)),))
     for name in list(ASSETS):
         monkeypatch.delitem(ASSETS, name)
     monkeypatch.setitem(ASSETS, "bad", bad)
     monkeypatch.setitem(ASSETS, "good", good)
+    monkeypatch.setitem(ASSETS, "clip", Asset("clip", "(a cache)", "", ("hub:a/b",)))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
     root = ["--root", str(tmp_path)]
     assert main(["--all-of", "uvit", *root]) == 1
     assert (tmp_path / "uvit/good.pth").exists()
@@ -520,7 +528,7 @@ def test_exit_statuses_and_one_failure_not_stopping_the_rest(host, monkeypatch, 
     assert main(["good", *root]) == 0
     assert main(["--list", *root]) == 0
     table = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "present" in table["good"] and "present" not in table["bad"]
+    assert "present" in table["good"] and "present" not in table["bad"] and "present" in table["clip"]
 
 
 @pytest.mark.parametrize(

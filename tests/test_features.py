@@ -207,6 +207,10 @@ def test_coco_npy_needs_no_pickle(tmp_path, coco, text):
     (tmp_path / "val" / "3.npy").rename(tmp_path / "val" / "30.npy")
     with pytest.raises(ValueError, match="without gaps; .* look at 3"):
         CaptionFiles(path=str(tmp_path), split="val")
+    (tmp_path / "val" / "30.npy").rename(tmp_path / "val" / "3.npy")
+    (tmp_path / "val" / "6_0.npy").rename(tmp_path / "val" / "6_9.npy")  # was found in the middle of a training
+    with pytest.raises(ValueError, match="without gaps; .* look at 6"):
+        CaptionFiles(path=str(tmp_path), split="val")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

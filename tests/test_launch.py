@@ -14,6 +14,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from test_configs import load
 
 import utils
+from libs import regimes, trainer
+from libs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"1-gpu": (1, 1), "4-gpus": (1, 4), "8-gpus": (1, 8), "2-nodes": (2, 16)}
@@ -80,10 +82,14 @@ def test_shards_are_refused_by_name(kind, tmp_path, monkeypatch):
 
 
 def test_what_processes_share(tmp_path):
-    """Catches an option that does not reach torch, and processes that give up while one measures for an hour."""
-    accelerator = utils.make_accelerator(load("digits_uvit_tiny", "quick"), tmp_path)
-    assert accelerator.ddp_handler.to_kwargs() == {"gradient_as_bucket_view": True}
-    assert accelerator.init_handler.timeout == timedelta(hours=24)
+    """Catches an option that training replaces, and processes that give up while one measures for an hour."""
+    config = load("digits_uvit_tiny", "quick")
+    config.train.depths = "random"
+    run = Run(tmp_path, utils.make_accelerator(config, tmp_path))
+    trainer.fit(config, regimes.pixels(config), run)
+    options = run.accelerator.ddp_handler.to_kwargs()
+    assert options == {"gradient_as_bucket_view": True, "find_unused_parameters": True}
+    assert run.accelerator.init_handler.timeout == timedelta(hours=24)
 
 
 @pytest.mark.parametrize("call", ["source scripts/environment.sh", "set -e; source scripts/environment.sh; exit 0"])

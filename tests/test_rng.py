@@ -116,11 +116,3 @@ def test_stratified_times_fill_every_stratum():
     """Catches an option that does nothing."""
     u, _, _ = global_batch(0, 3, 64, (1,), slice(0, 64), stratified=True)
     assert torch.equal((u * 64).floor(), torch.arange(64, dtype=torch.float64))
-
-
-def test_bad_rows_are_refused():
-    """Catches a rank beyond the batch, which would train on nothing."""
-    with pytest.raises(ValueError, match="rows 8 to 12"):
-        global_batch(0, 0, 8, SHAPE, slice(8, 12))
-    with pytest.raises(ValueError, match="step is -1"):
-        global_batch(0, -1, 8, SHAPE, slice(0, 8))

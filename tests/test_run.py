@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_configs import load
 from test_killed import Job, ended, start
 
-from libs.run import Alone, Run, Stopped, Stopping, precision_on
+from configs import base
+from libs import Sampler, checkpoints
+from libs.models import build_model
+from libs.run import Alone, Run, Stopped, Stopping, portable, precision_on
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,6 +74,20 @@ def test_auto_precision_is_what_the_machine_computes(monkeypatch):
         precision_on(cpu, "fp16")
     with pytest.raises(ValueError, match="'half'; it must be auto, no, bf16 or fp16"):
         precision_on(cpu, "half")
+
+
+def test_weights_of_a_gpu_run_on_a_cpu(tmp_path, monkeypatch):
+    """Catches weights trained in fp16 that neither a command nor Python opens without a GPU, and bf16 in emulation."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = load("digits_uvit_tiny", "quick")
+    for trained, here in (("fp16", "auto"), ("bf16", "auto"), ("no", "no"), ("", "")):
+        known = {"config": config.to_dict() | {"mixed_precision": trained}}
+        checkpoints.write(build_model(config).state_dict(), tmp_path / "w.safetensors", known)
+        assert base.get_config(str(tmp_path / "w.safetensors")).mixed_precision == here
+        found = Sampler.load(tmp_path / "w.safetensors").run.precision
+        assert found == precision_on(torch.device("cpu"), here or "no")
+    assert portable("fp16", "cuda:1") == "fp16"
 
 
 @pytest.mark.slow

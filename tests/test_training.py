@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,43 @@ def test_a_kill_within_the_last_save_is_mended(tmp_path, monkeypatch):
     trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
     assert (tmp_path / "last.ckpt").resolve().name == "3.ckpt"
     assert [path.name for path in checkpoints.found(tmp_path)] == ["3.ckpt"]
+
+
+def test_a_look_that_is_made_again_leaves_the_checkpoint_complete(tmp_path, monkeypatch):
+    """Catches a kill while one step is saved for the second time, which left half a checkpoint, and plans that went."""
+    config = small_config(n_steps=1, sample_interval=1)
+    run = Run.single(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit), run.stopping:
+        patch.setattr(trainer, "look", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        trainer.fit(config, regimes.pixels(config), run)
+    folder = tmp_path / "ckpts/1.ckpt"
+    (folder / "plan-0.1.json").write_text("{}")
+    names = {path.name for path in folder.iterdir()}
+
+    def killed(path, **_):
+        (Path(path) / "nnet.pth").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(checkpoints.shutil, "rmtree", killed)
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path))
+    assert {path.name for path in folder.iterdir()} == names
+    assert torch.load(folder / "step.pth")["looked"] and (tmp_path / "samples/1.png").exists()
+
+
+def test_a_monitored_run_keeps_what_it_compares(tmp_path):
+    """Catches a best.pth chosen among images of two grids, solvers or classes; without a monitor they may change."""
+    config = small_config(eval_interval=1)
+    meta = {"config": config.to_dict(), "data": "", "depths": None}
+    changed = {"sample.grid": "power:2", "sample.labels": (1,), "sample.forecast.every": 2}
+    for name, value in (changed | {"sample.dpm_solver_pp_2m.lower_order_final": False}).items():
+        now = small_config(eval_interval=1)
+        now.update_from_flattened_dict({name: value})
+        with pytest.raises(ValueError, match=f"another experiment: {name} was"):
+            checkpoints.changes_since(meta, meta | {"config": now.to_dict()}, tmp_path, 1)
+        now.train.eval_interval = config.train.eval_interval = 0
+        plain = [{"config": one.to_dict(), "data": "", "depths": None} for one in (config, now)]
+        assert checkpoints.changes_since(*plain, tmp_path, 1) == []
 
 
 @pytest.mark.parametrize("setting", ["extractor", "reference"])

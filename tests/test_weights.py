@@ -638,6 +638,18 @@ def test_thresholds_need_estimators(tmp_path):
     assert isinstance(load_model(config, Run.single(tmp_path / "run")).uem, NoEstimator)
 
 
+def test_training_starts_from_weights_of_the_same_meaning(tmp_path):
+    """Catches a fine-tuning with 2 heads of weights with 4, which fit tensor by tensor; what is learned may change."""
+    config = load_config("digits_uvit_tiny", "quick")
+    path = tmp_path / "w.pth"
+    weights.write(build_model(config).state_dict(), path, {"config": config.to_dict()})
+    config.pretrained_weight, config.pred = str(path), "noise"
+    weights.check_config(path, config, start=True)
+    config.nnet.num_heads = 2
+    with pytest.raises(ValueError, match="num_heads: 4 in the file, 2 in the config\n.*--config.nnet.num_heads=4"):
+        trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / "run"))
+
+
 def test_training_starts_from_a_released_file(tmp_path):
     """--pretrained_weight: the first EMA weights are the file's; catches a copy made before loading."""
     config = load_config("cifar10_uvit_small", "quick")

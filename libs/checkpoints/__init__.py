@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from libs.checkpoints.files import about, file_of, read, write
-from libs.checkpoints.infer import ASSUMED, infer, settings_of
+from libs.checkpoints.infer import ASSUMED, infer
 from libs.checkpoints.layouts import LAYOUTS, complete, export, kind, to_ours
 from libs.checkpoints.load import check_config, check_fit, flags, known, load
 
@@ -22,7 +22,6 @@ __all__ = [
     "known",
     "load",
     "read",
-    "settings_of",
     "to_ours",
     "write",
 ]

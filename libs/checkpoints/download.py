@@ -52,16 +52,17 @@ def fetch(name: str, root: Path | str = "assets", *, timeout: float = 30, retrie
     if not addresses and dest.is_dir() and any(dest.iterdir()):
         return dest
     if dest.is_file():
-        return keep(dest, asset)
+        return verify_in_place(dest, asset)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with locked(dest):
         if dest.is_file():  # another process was faster
-            return keep(dest, asset)
-        drop(dest.with_name(f".{dest.name}.sha256."))  # of a process that was killed while it wrote the hash
+            return verify_in_place(dest, asset)
+        remove_parts_of(dest.with_name(f".{dest.name}.sha256."))  # of a process that was killed while it wrote the hash
         # What came so far is worth more than the order. If it is no part of the file, its address has its turn again.
-        for address in [a for a in addresses if begun(staged(dest, a))] + addresses:
-            whole = staged(dest, address)
-            say(f"{name}: from {address}" + (f", continuing at byte {begun(whole)}" if begun(whole) else ""))
+        for address in [a for a in addresses if bytes_so_far(part_path(dest, a))] + addresses:
+            whole = part_path(dest, address)
+            begun = bytes_so_far(whole)
+            say(f"{name}: from {address}" + (f", continuing at byte {begun}" if begun else ""))
             try:
                 receive(address, whole, name, timeout, retries)
                 check(whole, dest, asset, address)  # records the hash before the file appears
@@ -73,7 +74,7 @@ def fetch(name: str, root: Path | str = "assets", *, timeout: float = 30, retrie
             if address in asset.mirrors and not asset.digest:
                 say(f"{name}: NOTE this copy is a mirror; that it equals the original was not verified")
             os.replace(whole, dest)
-            drop(dest.with_name(f"{dest.name}.part"))
+            remove_parts_of(dest.with_name(f"{dest.name}.part"))
             return dest
     why = "no address gave the file." if tried else "this cannot be downloaded by a program."
     verb = "save it as" if addresses else "save its files in"
@@ -92,7 +93,7 @@ def receive(address: str, whole: Path, name: str, timeout: float, retries: int) 
         from gdown.exceptions import DownloadError as Stopped
     except ImportError:
         raise DownloadError(f"{name}: this needs gdown 6.3 or later (pip install -U gdown).") from None
-    furthest, failures, options = begun(whole), 0, dict(use_cookies=False, timeout=timeout)
+    furthest, failures, options = bytes_so_far(whole), 0, dict(use_cookies=False, timeout=timeout)
     while not whole.exists():
         try:
             scheme, _, rest = address.partition(":")
@@ -111,9 +112,9 @@ def receive(address: str, whole: Path, name: str, timeout: float, retries: int) 
             reason, status = " ".join(str(error).split()), getattr(getattr(error, "response", None), "status_code", 0)
             elsewhere = "byte range" in reason  # gdown's words: the host ignores ranges, or has another file by now
             if elsewhere:
-                drop(whole)
-            if begun(whole) > furthest:
-                furthest, failures = begun(whole), 0
+                remove_parts_of(whole)
+            if bytes_so_far(whole) > furthest:
+                furthest, failures = bytes_so_far(whole), 0
             else:
                 failures += 1
                 if failures >= retries or not (elsewhere or status in PASSING):
@@ -136,17 +137,17 @@ def from_hub(name: str, repository: str) -> Path:
         ) from None
 
 
-def staged(dest: Path, address: str) -> Path:
+def part_path(dest: Path, address: str) -> Path:
     """Where the bytes of `address` go: those of two addresses must never be joined."""
     return dest.with_name(f"{dest.name}.part-{zlib.crc32(address.encode()):08x}")
 
 
-def begun(whole: Path) -> int:
+def bytes_so_far(whole: Path) -> int:
     """Bytes that have come: gdown's unfinished file has eight more characters and .part behind its name."""
     return sum(part.stat().st_size for part in whole.parent.glob(f"{whole.name}*"))
 
 
-def drop(whole: Path) -> None:
+def remove_parts_of(whole: Path) -> None:
     for part in whole.parent.glob(f"{whole.name}*"):
         part.unlink()
 
@@ -161,7 +162,7 @@ def locked(dest: Path):
         return lock.acquire()
 
 
-def keep(dest: Path, asset: Asset) -> Path:
+def verify_in_place(dest: Path, asset: Asset) -> Path:
     """Verify a file that is already in place; one that was put there by hand gets its hash recorded."""
     try:
         check(dest, dest, asset, "a file already in place")
@@ -182,7 +183,8 @@ def check(path: Path, dest: Path, asset: Asset, origin: str) -> None:
     size, note = path.stat().st_size, dest.with_name(f"{dest.name}.sha256")
     if asset.size is not None and size != asset.size:
         raise Refused(f"it has {size} bytes instead of {asset.size}")
-    known = asset.digest or (note.exists() and "sha256:" + note.read_text(errors="replace").split("\n")[1][:64]) or ""
+    kept = re.search("^[0-9a-f]{64}", note.read_text(errors="replace"), re.M) if note.exists() else None
+    known = asset.digest or (f"sha256:{kept[0]}" if kept else "")
     algorithm = known.partition(":")[0] or "sha256"
     with open(path, "rb+" if path != dest else "rb") as file:
         head = file.read(64)

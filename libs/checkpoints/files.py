@@ -18,7 +18,7 @@ from libs.files import atomic_write, first_line, read_json
 
 # Under these names public training states keep their weights; the averaged ones come first.
 WRAPPERS = ("ema", "model_ema", "state_dict", "model_state_dict", "model", "nnet")
-ABOUT = ("config", "class_names", "plans")
+ABOUT = ("config", "class_names")
 INSIDE = "archive/extra/about.json"  # the member of a .pth file that holds them
 
 
@@ -87,9 +87,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path):
-    """What torch.save wrote, as far as it is tensors and plain containers; argparse's Namespace is one."""
+    """What torch.save wrote, as far as it is tensors and plain containers; argparse's Namespace is one.
+
+    Training files of Lightning name its callbacks, as keys of what these keep; an empty class stands for each.
+    """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        callbacks = [(type("Callback", (), {}), n) for n in names if n.startswith("pytorch_lightning.callbacks.")]
+        with torch.serialization.safe_globals([argparse.Namespace, *callbacks]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -125,7 +130,7 @@ def file_of(path: str | Path) -> Path:
 
 
 def about(path: str | Path) -> dict:
-    """What was written with the weights: `config` (nested), `class_names`, `plans` (by budget); {} for foreign files.
+    """What was written with the weights: `config` (nested) and `class_names`; {} for foreign files.
 
     It stands in the header of a .safetensors file, in the zip archive that a .pth file is, or in the meta.json of a
     <step>.ckpt folder; for a best.pth of older runs, in that of the run's last checkpoint.

@@ -20,11 +20,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from libs.build import lookup
 from libs.checkpoints.files import shorten
 
 LAYOUTS = ("uvit", "adadiff", "uva", "dit")
 ESTIMATOR, HEADS, NET = "uem.", "heads.", "backbone.net."
-ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' first names
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of `modern_attention`
 DIT_MARK = "backbone.x_embedder.proj.weight"  # every DiT has it, and nothing else
 DIFFUSERS_DIT = (  # diffusers' prefixes -> DiT's; {i} stands in both for the number of a block
     ("pos_embed.proj.", "x_embedder.proj."),
@@ -82,6 +83,11 @@ def names(layout: str, half: int, attention: bool = False) -> list[tuple[str, st
     return pairs
 
 
+def modern_attention(key: str) -> str:
+    """A tensor's name with what diffusers calls the attention's maps today, whatever it called them first."""
+    return re.sub(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.", lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key)
+
+
 def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The replication's state with `matrix.{k}` for its probes, as its later files have it.
 
@@ -132,8 +138,7 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if layout == "ours":
         return dict(state)
     if layout == "ddpm":
-        old = re.compile(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.")
-        return {NET + old.sub(lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key): state[key] for key in state}
+        return {NET + modern_attention(key): value for key, value in state.items()}
     if layout == "dit":
         return convert(state, [("", "backbone.")], negated=None)
     if layout == "diffusers_dit":
@@ -182,9 +187,7 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 
     "uvit" and "dit" drop estimators and own heads; in the others all must fit.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
-    if layout == "dit":
+    if lookup(LAYOUTS, layout, "layout") == "dit":
         if DIT_MARK not in state:
             raise ValueError("layout dit holds a DiT or SiT; these weights are another network's")
         network = {key: value for key, value in state.items() if key.startswith("backbone.")}

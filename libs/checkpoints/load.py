@@ -98,17 +98,20 @@ def known(path: str | Path) -> dict[str, object]:
 FREE = ("nnet.attention", "nnet.use_checkpoint", "nnet.init", "nnet.dropout")
 
 
-def check_config(path: str | Path, config: ConfigDict) -> None:
+def check_config(path: str | Path, config: ConfigDict, start: bool = False) -> None:
     """Refuse a config under which the weights would mean something else than under the one they were trained with.
 
     Args:
         config: the settings; `nnet`, `pred` and `process` are compared with what was written beside the weights.
+        start: a training starts from them and may change what it learns: only what the tensors mean is compared.
 
     Raises:
         ValueError: they differ; the message has both values of every setting.
     """
     theirs = known(path)
     ours = flat({"nnet": config.nnet.to_dict(), "pred": config.pred, "process": config.process})
+    if start:  # a U-Net takes images of any size
+        ours = {key: ours[key] for key in ASSUMED[config.nnet.name] if key != "nnet.img_size"}
     differ = [
         key
         for key, value in theirs.items()
@@ -116,15 +119,9 @@ def check_config(path: str | Path, config: ConfigDict) -> None:
     ]
     if differ:
         lines = [f"  {key}: {theirs[key]!r} in the file, {ours[key]!r} in the config" for key in differ]
-        raise ValueError(
-            "\n".join(
-                [
-                    f"{path} was trained with other settings:",
-                    *lines,
-                    "  without --config they are taken from the file; scripts.export_checkpoint --bare leaves them out",
-                ]
-            )
-        )
+        remedy = f"set {flags({key: theirs[key] for key in differ})}" if start else "leave --config out to take these"
+        lines += [f"  {remedy}; scripts.export_checkpoint --bare forgets them"]
+        raise ValueError("\n".join([f"{path} was trained with other settings:", *lines]))
 
 
 def check_beside(path: Path, model: EarlyExitModel) -> None:

@@ -42,25 +42,23 @@ def save(state: TrainState, directory: Path, meta: dict, keep: int) -> Path:
     folder = directory / "ckpts"
     folder.mkdir(exist_ok=True)
     part, final = folder / f"{state.step}.part", folder / f"{state.step}.ckpt"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    parts = {
-        "nnet": state.model.state_dict(),
-        "nnet_ema": state.ema.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "lr_scheduler": state.lr_scheduler.state_dict(),
-        "step": {"step": state.step, "best": state.best, "looked": state.looked},
-    }
-    if state.scaler is not None:
-        parts["scaler"] = state.scaler.state_dict()
+    parts = {"nnet": state.model, "nnet_ema": state.ema, "optimizer": state.optimizer}
+    parts |= {"lr_scheduler": state.lr_scheduler, "scaler": state.scaler}
+    if again := final.exists():  # after a stop in a look the network is the same, and the folder stays complete
+        part, parts = final, {}
+    else:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
     try:
-        for name, value in parts.items():
-            save_tensors(value, part / f"{name}.pth")
+        for name, of in parts.items():
+            if of is not None:
+                save_tensors(of.state_dict(), part / f"{name}.pth")
+        save_tensors({"step": state.step, "best": state.best, "looked": state.looked}, part / "step.pth")
         files.write_json(part / "meta.json", meta)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if not again:
+            shutil.rmtree(part, ignore_errors=True)
         raise
-    shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     sync(folder)
     tidy(directory, keep)
@@ -81,7 +79,8 @@ def tidy(directory: Path, keep: int) -> None:
         link.replace(directory / "last.ckpt")
     for old in [*checkpoints[:-keep], *directory.glob("ckpts/*.part")]:
         shutil.rmtree(old, ignore_errors=True)
-    files.remove_parts(directory / "samples")
+    for folder in (directory / "samples", *checkpoints[-keep:]):
+        files.remove_parts(folder)
 
 
 def save_tensors(value, path: Path) -> None:
@@ -158,13 +157,17 @@ def changes_since(meta: Mapping, now: Mapping, directory: Path, step: int) -> li
     return [*meta.get("changes", []), *([{"step": step, "set": recorded}] if recorded else [])]
 
 
-# what the monitor's numbers depend on besides the weights: only equal ones can be compared
-MONITORED = ("eval.extractor", "eval.reference", "eval.real", "eval.selection_seed", "sample.algorithm")
+# what the monitor's numbers depend on besides the weights and the solver's settings: only equal ones can be compared
+MONITORED = (
+    *("eval.extractor", "eval.reference", "eval.real", "eval.selection_seed"),
+    *("sample.algorithm", "sample.grid", "sample.forecast.", "sample.labels", "sample.prompts"),
+)
 
 
 def allowed(key: str, config: Mapping) -> bool:
     """Whether a resumed run may change the setting `key`."""
-    if config["train"]["eval_interval"] and key.startswith(MONITORED):
+    monitored = (*MONITORED, f"sample.{config['sample']['algorithm']}.")
+    if config["train"]["eval_interval"] and key.startswith(monitored):
         return False
     return any(key == name or name.endswith(".") and key.startswith(name) for name in MAY_CHANGE)
 

@@ -4,6 +4,4 @@ from libs.codecs.clip_text import ClipText
 from libs.codecs.identity import Identity, to_uint8
 from libs.codecs.kl import KL
 
-CODECS = {"identity": Identity, "kl": KL}
-
-__all__ = ["CODECS", "KL", "ClipText", "Identity", "to_uint8"]
+__all__ = ["KL", "ClipText", "Identity", "to_uint8"]

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from libs.files import first_line
+
 
 class ClipText:
     """Contexts (n, length, width): the last hidden state after the final layer norm, without a padding mask.
@@ -50,7 +52,7 @@ class ClipText:
                 raise ValueError(
                     f"clip.width is {width}, and the contexts of {path!r} are {self.width} wide; leave it out."
                 )
-        self.model = model.eval().requires_grad_(False).float().to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
         self.length, self.chunk, self.device = length, chunk, torch.device(device)
 
     @torch.no_grad()
@@ -70,31 +72,42 @@ class ClipText:
             return self.model(input_ids=tokens["input_ids"].to(self.device)).last_hidden_state  # (b, length, width)
 
 
-def text_model(path: str, length: int):
-    """transformers' text model and tokenizer, which `ClipText` describes; also what is raised."""
+def load_clip(kind: str, path: str, asset: str = "clip"):
+    """transformers' class `kind` with the files of a folder, or of a model in huggingface_hub's cache.
+
+    Raises:
+        FileNotFoundError: they are not there; `asset` is what scripts.download calls them.
+        ValueError: they are damaged, or lack tensors, which the library would draw at random.
+        ImportError: transformers is not installed.
+    """
     try:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        import transformers
     except ImportError as error:
-        raise ImportError("The CLIP text encoder needs transformers: pip install transformers") from error
+        raise ImportError("CLIP needs transformers: pip install transformers") from error
+    told = {} if kind == "CLIPTokenizer" else {"output_loading_info": True}
     try:
-        model, info = CLIPTextModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        loaded = getattr(transformers, kind).from_pretrained(path, local_files_only=True, **told)
     except OSError as error:
         where = "in that folder" if os.path.isdir(path) else "a folder, nor in the cache of huggingface_hub"
         raise FileNotFoundError(
-            f"The CLIP text encoder {path!r} is not {where}: {str(error).partition(chr(10))[0]} "
-            "`python -m scripts.download clip` fetches it, or set clip.path to a folder with config.json, "
-            "model.safetensors, vocab.json and merges.txt."
+            f"CLIP ({kind}) at {path!r} is not {where}: {first_line(error)} `python -m scripts.download {asset}` "
+            "fetches it; a folder needs config.json, model.safetensors, vocab.json and merges.txt."
         ) from error
     except Exception as error:  # damaged files make the libraries fail in any way
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"The CLIP text encoder {path!r} cannot be read ({type(error).__name__}: {reason})."
-        ) from error
-    # Both libraries go on where files are incomplete: with random tensors, with a tokenizer that knows no words.
+        kind_of = type(error).__name__
+        raise ValueError(f"CLIP ({kind}) at {path!r} cannot be read ({kind_of}: {first_line(error)}).") from error
+    if not told:
+        return loaded
+    net, info = loaded
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
     if missing:
-        raise ValueError(f"The CLIP text encoder {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
+        raise ValueError(f"CLIP ({kind}) at {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
+    return net.float().eval().requires_grad_(False)
+
+
+def text_model(path: str, length: int):
+    """The text half of CLIP and its tokenizer, which `ClipText` describes; also what is raised."""
+    model, tokenizer = load_clip("CLIPTextModel", path), load_clip("CLIPTokenizer", path)
     if len(tokenizer) != model.config.vocab_size:
         raise FileNotFoundError(
             f"The tokenizer of {path!r} has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from libs.build import lookup
+from libs.checkpoints.files import read
+from libs.checkpoints.layouts import modern_attention
 from libs.codecs.identity import to_uint8
 from libs.files import read_json
 
@@ -34,9 +36,6 @@ RENAMES = (
     (r"\.conv_shortcut\.", ".nin_shortcut."),
     (r"\.conv_norm_out\.", ".norm_out."),
 )
-ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# diffusers' first names of the attention's maps, and what they became
-OLD_NAMES = r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)", lambda match: ATTENTION[match[0]]
 
 
 class KL:
@@ -61,9 +60,8 @@ class KL:
         device: where the network lives.
 
     Raises:
-        ValueError: an impossible setting. When the weights are read: a file whose tensors are not exactly those of the
-            network, or a folder whose config.json says something else than the settings.
-        FileNotFoundError: then, no file at `path`.
+        ValueError: an impossible setting. When the weights are read: no file at `path`, one whose tensors are not
+            exactly those of the network, or a folder whose config.json says something else than the settings.
         ImportError: then, diffusers is not installed.
     """
 
@@ -84,15 +82,13 @@ class KL:
     ):
         if not scale > 0:
             raise ValueError(f"autoencoder.scale is {scale}; it must be positive (0.18215, or 0.2301 for MS-COCO).")
-        if precision not in PRECISIONS:
-            raise ValueError(f"autoencoder.precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
         if chunk < 1:
             raise ValueError(f"autoencoder.chunk is {chunk}; it must be at least 1.")
         if not channels or any(width % groups for width in channels):
             raise ValueError(f"autoencoder.channels is {channels}; its widths must be multiples of {groups} groups.")
         if latent_channels < 1 or layers < 1:
             raise ValueError(f"autoencoder.latent_channels is {latent_channels} and layers {layers}; at least 1 each.")
-        self.scale, self.dtype, self.chunk = scale, PRECISIONS[precision], chunk
+        self.scale, self.dtype, self.chunk = scale, lookup(PRECISIONS, precision, "autoencoder.precision"), chunk
         self.latent_channels, self.factor = latent_channels, 2 ** (len(channels) - 1)
         self.path, self.device = path, device
         self.architecture = {
@@ -148,7 +144,7 @@ class KL:
 
     def _guarded(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """network(x) in the chosen precision; rows that come out not finite are computed again in fp32."""
-        kind = x.device.type
+        kind, y = x.device.type, None
         if self.dtype != torch.float32:
             with torch.autocast(kind, dtype=self.dtype):
                 y = network(x).float()
@@ -156,11 +152,8 @@ class KL:
             if not overflowed.any():
                 return y
             warnings.warn(f"The autoencoder overflows in {self.dtype}; such images are redone in fp32.", stacklevel=4)
-        else:
-            y, overflowed = None, torch.ones(len(x), dtype=torch.bool, device=x.device)
         with torch.autocast(kind, enabled=False):  # the caller may have switched it on
-            redone = network(x[overflowed])
-        return redone if y is None else y.index_put((overflowed,), redone)
+            return network(x) if y is None else y.index_put((overflowed,), network(x[overflowed]))
 
 
 def autoencoder(architecture: dict, path: str, scale: float):
@@ -215,39 +208,10 @@ def file_in(folder: str, architecture: dict, scale: float) -> str:
 
 
 def read_autoencoder(path: str) -> dict[str, Tensor]:
-    """The autoencoder's tensors in a file, without a prefix. Never runs pickled code."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"There is no autoencoder at {path}. `python -m scripts.download autoencoder_kl` fetches it "
-            "(autoencoder_kl_ema for the ImageNet H models), or set autoencoder.path."
-        )
-    try:
-        with open(path, "rb") as file:
-            safetensors = file.read(9)[8:] == b"{"
-        state = load_file(path) if safetensors else load_pickle(path)
-    except Exception as error:  # torch raises many kinds: of pickle, zipfile, its own
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as a file of tensors: {reason}") from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)  # Stable Diffusion's checkpoints and training files wrap it
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold a dict of tensors, so it is no autoencoder under CompVis' names.")
-    prefix = "first_stage_model."
+    """The autoencoder's tensors in a file, without a prefix. Training files have the discriminator and a loss too."""
+    state, prefix = read(path), "first_stage_model."
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    # A training file has the discriminator and the perceptual loss too.
     return inner or {key: value for key, value in state.items() if not key.startswith("loss.")}
-
-
-def load_pickle(path: str):
-    """What torch.save wrote, as far as it is tensors and plain containers.
-
-    Training files of Lightning name its callbacks, as keys of what these keep; an empty class stands for each.
-    """
-    with open(path, "rb") as file:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if file.read(2) == b"PK" else []
-    callbacks = [(type("Callback", (), {}), name) for name in names if name.startswith("pytorch_lightning.callbacks.")]
-    with torch.serialization.safe_globals(callbacks):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def to_diffusers(state: dict[str, Tensor], wanted: dict[str, Tensor], levels: int, path: str) -> dict[str, Tensor]:
@@ -263,7 +227,7 @@ def to_diffusers(state: dict[str, Tensor], wanted: dict[str, Tensor], levels: in
     """
     if any(".mid_block." in key for key in state):
         names = {key: key for key in wanted}
-        state = {re.sub(*OLD_NAMES, key): value for key, value in state.items()}
+        state = {modern_attention(key): value for key, value in state.items()}
     else:
         names = {key: compvis(key, levels) for key in wanted}
     problems = [
@@ -281,8 +245,8 @@ def to_diffusers(state: dict[str, Tensor], wanted: dict[str, Tensor], levels: in
         value, shape = state[name], wanted[key].shape
         # CompVis computes the projections of attention as 1 x 1 convolutions, diffusers as matrices.
         fits = value.shape == shape or value.shape == (*shape, 1, 1)
-        if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
-            problems.append(f"  {name} has no real numbers: {value.dtype}, {value.layout}, on {value.device}")
+        if not value.is_floating_point():
+            problems.append(f"  {name} has no real numbers: {value.dtype}")
         elif fits:
             converted[key] = value.reshape(shape).float()
         else:

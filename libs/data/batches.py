@@ -43,17 +43,10 @@ def batches(
         for other kinds of data sets whatever their `gather` returns.
 
     Raises:
-        ValueError: at the call, for a batch size that `world` does not divide and other impossible settings.
+        ValueError: at the call, for an empty data set.
     """
     if len(dataset) == 0:
         raise ValueError(f"The data set {dataset.name!r} is empty; batches need at least one image.")
-    for key, value, least in (("batch_size", batch_size, 1), ("start_step", start_step, 0), ("workers", workers, 0)):
-        if value < least:
-            raise ValueError(f"{key} is {value}; it must be at least {least}.")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank}; it must be from 0 to {world - 1} with {world} processes.")
-    if batch_size % world:
-        raise ValueError(f"batch_size is {batch_size}; the number of processes, {world}, must divide it.")
     rows = _rows(Order(len(dataset), seed, flip=flip, draws=dataset.draws), batch_size, start_step, rank, world)
     if dataset.threads and workers:
         return _read_ahead(dataset, rows, workers)

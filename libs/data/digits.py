@@ -6,7 +6,7 @@ from libs.data.dataset import InMemory
 
 
 class Digits(InMemory):
-    """8 x 8 grey digits with 17 levels: x / 8 - 1 in [-1, 1], ten classes. Mirrored digits are not digits: no flips.
+    """8 x 8 grey digits with 17 levels: x / 8 - 1 in [-1, 1], ten classes. A mirrored digit is none: no random_flip.
 
     >>> data = Digits()
     >>> len(data), data.shape, data.class_names[int(data.labels[4])]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from libs.data.dataset import InMemory
-from libs.data.storage import LARGEST, read_file, said
+from libs.data.storage import LARGEST, read_file
+from libs.files import first_line
 
 CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -19,6 +20,10 @@ CLASS_NAMES = (
 )
 DEFAULT = "assets/datasets/fashion_mnist"
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts the files
+BY_HAND = (
+    "put the files there, or install Debian's package dataset-fashion-mnist, whose files in "
+    f"{DEBIAN} are found where no path is set."
+)
 SPLITS = {"train": "train", "test": "t10k"}
 PAD = 2  # pixels of background on each side: 28 is no multiple of 8
 
@@ -46,13 +51,15 @@ class FashionMNIST(InMemory):
         if download and not files:
             from torchvision import datasets
 
-            datasets.FashionMNIST(path, download=True)
+            try:
+                datasets.FashionMNIST(path, download=True)
+            except RuntimeError as error:  # torchvision's for no network
+                raise ValueError(f"nothing was downloaded to {path}: {first_line(error)}; {BY_HAND}") from error
             files = find(path, names)
         if not files:
             raise ValueError(
-                f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz). Put them there, set "
-                "dataset.fashion_mnist.download=True, or install Debian's package dataset-fashion-mnist, whose files "
-                f"in {DEBIAN} are found where no path is set."
+                f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz): set "
+                f"dataset.fashion_mnist.download=True, {BY_HAND}"
             )
         levels, labels = (read_idx(file, axes) for file, axes in zip(files, (3, 1), strict=True))
         if levels.shape[1:] != (28, 28) or len(labels) != len(levels) or not len(labels) or labels.max() > 9:
@@ -90,5 +97,5 @@ def read_idx(path: str, axes: int) -> np.ndarray:
         if data[:4] != bytes([0, 0, 8, axes]) or len(data) != 4 + 4 * axes + math.prod(sizes):
             raise ValueError(f"it is no idx file of bytes with {axes} axes, or it was cut")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {said(error)}.") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}.") from error
     return np.frombuffer(bytearray(data), np.uint8, offset=4 + 4 * axes).reshape(sizes)

@@ -23,6 +23,7 @@ noise. Dropping labels and contexts for guidance is the training loop's work.
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -199,6 +200,7 @@ def no_pixels(path: str) -> ValueError:
     return ValueError(f"{path} holds latents, not images: compute reference statistics from the images themselves.")
 
 
+@cache  # training asks at every step
 def empty_context(path: str) -> Tensor:
     """The context (tokens, width) float32 of the empty prompt, `path`/empty_context.npy (both layouts)."""
     file = os.path.join(path, "empty_context.npy")

@@ -15,7 +15,6 @@ per image is slow (`benchmarks/dataloading.py`); `libs.data.features` has the la
 import operator
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -117,20 +116,20 @@ class CaptionFiles(Dataset):
         self.path = os.path.join(path, split)
         if not os.path.isdir(self.path):
             raise ValueError(f"dataset.captions_npy: there is no folder {self.path}.")
-        images, contexts = set(), Counter()
+        images, contexts = set(), {}
         for entry in os.scandir(self.path):
-            if match := re.fullmatch(r"(\d+)(_\d+)?\.npy", entry.name):
+            if match := re.fullmatch(r"(\d+)(?:_(\d+))?\.npy", entry.name):
                 if match[2]:
-                    contexts[int(match[1])] += 1
+                    contexts.setdefault(int(match[1]), set()).add(int(match[2]))
                 else:
                     images.add(int(match[1]))
-        if not images or not images == set(contexts) == set(range(len(images))):
-            odd = sorted((images ^ set(contexts)) | (images ^ set(range(len(images)))))
+        gaps = {i for i, of_image in contexts.items() if len(of_image) <= max(of_image)}
+        if odd := sorted((images ^ contexts.keys()) | (images ^ set(range(len(images)))) | gaps or {0} - images):
             raise ValueError(
-                f"{self.path} must have i.npy and at least i_0.npy for every i from 0 without gaps; it has "
-                f"{len(images)} images and contexts for {len(contexts)}" + (f", look at {odd[0]}." if odd else ".")
+                f"{self.path} must have i.npy and i_0.npy, i_1.npy, ... for every i, all from 0 without gaps; it has "
+                f"{len(images)} images and contexts for {len(contexts)}, look at {odd[0]}."
             )
-        self.n_captions = np.array([contexts[i] for i in range(len(images))])
+        self.n_captions = np.array([len(contexts[i]) for i in range(len(images))])
         self.shape, self.context_shape = (read_array(os.path.join(self.path, f)).shape for f in ("0.npy", "0_0.npy"))
         if len(self.shape) != 3 or len(self.context_shape) != 2:
             raise ValueError(

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from libs.data.dataset import Dataset
-from libs.data.storage import Folder, Zip, natural, open_storage, said
+from libs.data.storage import Folder, Zip, natural, open_storage
+from libs.files import first_line
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 # Whatever a file is called, Pillow tries these alone: it would run Ghostscript on PostScript.
@@ -77,7 +78,7 @@ class ImageFiles(Dataset):
         return None
 
     def _common_size(self) -> tuple[int, int]:
-        """(width, height) of every image, from the headers alone."""
+        """(width, height) of every image; all files are read, and no pixels decoded."""
         first = common = None
         for name in map(os.fsdecode, self.names):
             where = self.files.where(name)
@@ -192,7 +193,7 @@ def listed_classes(files: Folder | Zip, lists: Sequence[str], names: Sequence[st
         label = {folder + name: number for name, number in pairs}
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f'{where} must hold {{"labels": [[file name, class number], ...]}} ({said(error)}); {remedy}.'
+            f'{where} must hold {{"labels": [[file name, class number], ...]}} ({first_line(error)}); {remedy}.'
         ) from None
     for name in names:
         number = label.get(name)
@@ -255,7 +256,7 @@ def read_image(data: bytes, where: str, channels: int = 3, orient: bool = False)
 
 def no_image(where: str, error: Exception) -> ValueError:
     # Pillow names its own buffer where it does not know the format.
-    reason = f"it is no {', '.join(FORMATS)} file" if isinstance(error, UnidentifiedImageError) else said(error)
+    reason = f"it is no {', '.join(FORMATS)} file" if isinstance(error, UnidentifiedImageError) else first_line(error)
     return ValueError(f"{where} cannot be read as an image: {reason}.")
 
 

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from libs.data.storage import said
-from libs.files import open_regular, read_json
+from libs.files import first_line, open_regular, read_json
 
 FORMAT = "latent shards, version 1"
 DTYPES = {"<f2": torch.float16, "<f4": torch.float32}
@@ -49,7 +48,7 @@ class Shard:
             with open_regular(path) as file:
                 self._file = os.dup(file.fileno())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {said(error)}; was the extraction moved or cut?") from error
+            raise ValueError(f"{path} cannot be read: {first_line(error)}; was the extraction moved or cut?") from error
         weakref.finalize(self, os.close, self._file)
         size = os.fstat(self._file).st_size
         length = int.from_bytes(self._at(0, 8), "little")

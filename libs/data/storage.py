@@ -6,7 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 
-from libs.files import open_regular
+from libs.files import first_line, open_regular
 
 LARGEST = 2**30  # bytes of one image file; a small zip may claim to hold more than the memory
 
@@ -65,7 +65,7 @@ class Zip:
             try:
                 self._open = os.getpid(), zipfile.ZipFile(self.path)
             except Exception as error:  # zipfile raises many kinds on damaged archives
-                raise ValueError(f"{self.path} cannot be read as a zip file: {said(error)}.") from error
+                raise ValueError(f"{self.path} cannot be read as a zip file: {first_line(error)}.") from error
         return self._open[1]
 
     def names(self, extensions: tuple[str, ...]) -> list[str]:
@@ -84,7 +84,7 @@ class Zip:
                 raise ValueError(f"it would be {size} bytes unpacked, more than {LARGEST}")
             return archive.read(name)
         except Exception as error:  # damaged, encrypted, compressed in another way: zipfile and zlib raise many kinds
-            raise ValueError(f"{self.where(name)} cannot be read: {said(error)}.") from error
+            raise ValueError(f"{self.where(name)} cannot be read: {first_line(error)}.") from error
 
 
 def open_storage(path: str) -> Folder | Zip | None:
@@ -103,12 +103,7 @@ def read_file(path: str) -> bytes:
                 raise ValueError(f"it has {size} bytes, more than {LARGEST}")
             return file.read()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {said(error)}.") from error
-
-
-def said(error: Exception) -> str:
-    """The message of an error without the name of the file, or its kind where it says nothing."""
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {first_line(error)}.") from error
 
 
 def refuse(error: OSError) -> None:

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from libs import checkpoints
 from libs.evaluation.families import BASELINES
 from libs.evaluation.sweep import Point
@@ -54,6 +56,8 @@ def image_settings(point: Point) -> dict:
     kept |= {"exit": point.exit, "p_uncond": config.dataset.p_uncond, "precision": point.sampler.run.precision}
     if path := point.exit.get("path"):  # of a plan or a checkpoint, what the file holds
         kept["exit"] = point.exit | {"path": file_hash(checkpoints.file_of(path))}
+    if torch.get_float32_matmul_precision() != "highest":  # --tf32
+        kept["tf32"] = True
     if config.regime == "text" and not config.sample.prompts:
         kept["dataset"] = settings["dataset"]
     if config.sample.prompts:

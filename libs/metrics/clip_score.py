@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.metrics.extractors import clip_input, load_clip
+from libs.codecs.clip_text import load_clip
+from libs.metrics.extractors import clip_input, exact
 from libs.run import Run
 from libs.sampling.images import Images
 
@@ -25,17 +26,14 @@ class ClipModel:
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu"):
-        self.net, self.name = load_clip(path, "clip").to(device), Path(path).name
-        from transformers import CLIPTokenizer
+        self.net, self.name = load_clip("CLIPModel", path).to(device), Path(path).name
+        self.tokenizer = load_clip("CLIPTokenizer", path)
 
-        self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-
-    @torch.no_grad()
     def scores(self, pixels: torch.Tensor, texts: list[str]) -> torch.Tensor:
         """(n, C, H, W) uint8 and n texts -> (n,) 100 max(cosine, 0), float64."""
         vision, device = self.net.config.vision_config, self.net.device
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt").to(device)
-        with torch.autocast(device.type, enabled=False):
+        with exact(device):
             out = self.net(pixel_values=clip_input(pixels.to(device), vision.image_size), **tokens)
         return 100 * (out.image_embeds * out.text_embeds).sum(1).clamp(min=0).double().cpu()  # both have length 1
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from libs.codecs.clip_text import load_clip
 from libs.files import sha256
 from libs.metrics.classifier import SHIPPED
 from libs.metrics.networks import ASSETS, TIMM_NAMES, is_timm, load_inception, load_timm
@@ -26,6 +28,19 @@ from libs.run import Run
 from libs.sampling.images import Images
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # as in torch.hub, the name ends in the start of its sha256
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Networks compute in float32, and the same every time, whatever autocast or TF32 settings are active."""
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), convolutions:
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(products)
 
 
 class Extractor:
@@ -75,8 +90,7 @@ class Extractor:
         version = 0 if pixels.is_inference() else pixels._version  # inference tensors do not count their changes
         if self._last is not None and self._last[0] is pixels and self._last[1] == version:
             return self._last[2]
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), exact:
+        with exact(self.device):
             out = self.features(pixels.to(self.device)).float()  # (n, F)
         self._last = (pixels, version, out)
         return out
@@ -197,7 +211,7 @@ class ClipVision(Extractor):
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
         super().__init__(shape, device)
-        self.net = load_clip(CLIP_336, "clip_336").to(self.device)
+        self.net = load_clip("CLIPModel", CLIP_336, "clip_336").to(self.device)
         vision = self.net.config.vision_config
         self.n_features, self.size = self.net.config.projection_dim, vision.image_size
         self.resizing = f"resized to {self.size}x{self.size} for the network"
@@ -227,25 +241,6 @@ def resized(pixels: Tensor, size: int, mode: str, mean: Sequence[float], std: Se
     x = F.interpolate(x, (size, size), mode=mode, antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
     return (x - mean) / std
-
-
-def load_clip(path: str, asset: str) -> nn.Module:
-    """transformers' CLIPModel with the weights of a folder, or of a model in huggingface_hub's cache."""
-    try:
-        from transformers import CLIPModel
-    except ImportError as error:
-        raise ImportError("Metrics that use CLIP need transformers: pip install transformers") from error
-    try:
-        net, info = CLIPModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The CLIP model {path!r} is no folder and not in the cache of huggingface_hub. Get it with: "
-            f"python -m scripts.download {asset}"
-        ) from error
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
-    if missing:  # which the library would draw at random
-        raise ValueError(f"The CLIP model {path!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}.")
-    return net.float().eval().requires_grad_(False)
 
 
 def state_hash(net: nn.Module) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.files import atomic_write
+from libs.files import atomic_write, read_npz
 from libs.metrics.extractors import Extractor
 from libs.run import Run
 from libs.sampling.images import Images
@@ -70,15 +69,13 @@ class Statistics:
         Raises:
             ValueError: no such file, not statistics, or made with other features than `extractor` gives.
         """
+        told = ("extractor", "preprocessing", "resolution")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"The reference {path} cannot be read: {error}. {REMEDY}") from error
-        if not {"mu", "sigma"} <= arrays.keys():
-            raise ValueError(f"{path} is no reference: it has {sorted(arrays)}; mu and sigma are needed. {REMEDY}")
+            arrays = read_npz(path, "the reference", ("mu", "sigma"), optional=("n", *told))
+        except ValueError as error:
+            raise ValueError(f"{error}. {REMEDY}") from error
         n = int(arrays["n"]) if "n" in arrays else None
-        known = {name: str(arrays[name]) for name in ("extractor", "preprocessing", "resolution") if name in arrays}
+        known = {name: str(arrays[name]) for name in told if name in arrays}
         mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
         statistics = cls(mu, sigma, n, **{"extractor": "inception", **known})
         statistics.check(extractor, str(path))
@@ -147,7 +144,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return float(((a.mu - b.mu) ** 2).sum() + np.trace(a.sigma) + np.trace(b.sigma) - 2 * cross)
 
 
-def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10, seed: int = 0) -> float:
+def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10) -> float:
     """The floor: mean distance between two random halves of real images, over several splits.
 
     Data of the very same distribution still measure this much with len(features) / 2 images on each side; it falls as
@@ -156,9 +153,8 @@ def real_halves(features: np.ndarray, extractor: Extractor, *, splits: int = 10,
     Args:
         features: (n, F) of real images, from `features_of`.
         splits: number of random splits averaged.
-        seed: of the splits.
     """
-    order, half, distances = np.random.default_rng(seed), len(features) // 2, []
+    order, half, distances = np.random.default_rng(0), len(features) // 2, []
     for _ in range(splits):
         shuffled = torch.from_numpy(features[order.permutation(len(features))])
         a, b = Moments(features.shape[1]), Moments(features.shape[1])

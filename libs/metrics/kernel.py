@@ -5,10 +5,11 @@ All arithmetic is float64; kernel matrices are summed in blocks of rows, so memo
 
 import numpy as np
 
-from libs.metrics.extractors import Extractor, FeatureBank
+from libs.metrics.extractors import FeatureBank
 from libs.run import Run
 
 ROWS = 1024  # rows of a kernel matrix held at once
+SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: how many, and images of one on each side
 
 
 def kid(x: np.ndarray, y: np.ndarray) -> float:
@@ -40,8 +41,6 @@ def rbf_mmd(x: np.ndarray, y: np.ndarray, sigma: float = 10.0) -> float:
         y: (m, F).
         sigma: width, in units of the features.
     """
-    if sigma <= 0:
-        raise ValueError(f"sigma must be positive; it is {sigma}.")
     if not len(x) or not len(y):
         raise ValueError(f"MMD needs images on both sides; there are {len(x)} and {len(y)}.")
 
@@ -69,51 +68,26 @@ def _kernel_sum(x, y, kernel) -> float:
 class KID(FeatureBank):
     """Kernel distance averaged over random subsets. Keys: `kid_<extractor>` and its spread `..._std` over subsets.
 
-    Args:
-        extractor, real: see `FeatureBank`.
-        subsets: number of subsets.
-        subset_size: images per subset and side; fewer where there are not as many, which is said.
-        seed: of the subsets.
+    A subset has fewer images than `SUBSET_SIZE` where there are not as many, which is said.
     """
-
-    def __init__(
-        self, extractor: Extractor, real: np.ndarray, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-    ):
-        super().__init__(extractor, real)
-        if subsets < 1 or subset_size < 2:
-            raise ValueError(f"KID needs subsets >= 1 and subset_size >= 2; they are {subsets} and {subset_size}.")
-        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
 
     def compute(self, run: Run) -> dict[str, float]:
         generated, key = self.gather(run), f"kid_{self.extractor.name}"
-        size = min(self.subset_size, len(generated), len(self.real))
-        if size < self.subset_size:
-            run.say(f"{key}: subsets of {size} images instead of {self.subset_size}, there are no more.")
-        draw = np.random.default_rng(self.seed)
+        size = min(SUBSET_SIZE, len(generated), len(self.real))
+        if size < SUBSET_SIZE:
+            run.say(f"{key}: subsets of {size} images instead of {SUBSET_SIZE}, there are no more.")
+        draw = np.random.default_rng(0)
         values = [
             kid(generated[draw.permutation(len(generated))[:size]], self.real[draw.permutation(len(self.real))[:size]])
-            for _ in range(self.subsets)
+            for _ in range(SUBSETS)
         ]
         return {key: float(np.mean(values)), f"{key}_std": float(np.std(values))}
 
 
 class RBFMMD(FeatureBank):
-    """Gaussian-kernel distance x 1000. Key: `mmd_<extractor>`. The recipe of CMMD, in any features.
-
-    Args:
-        extractor, real: see `FeatureBank`.
-        sigma: kernel width.
-        normalize: scale every feature vector to length one first, as CMMD does.
-    """
-
-    def __init__(self, extractor: Extractor, real: np.ndarray, *, sigma: float = 10.0, normalize: bool = True):
-        super().__init__(extractor, real)
-        if sigma <= 0:
-            raise ValueError(f"sigma must be positive; it is {sigma}.")
-        self.sigma, self.normalize = sigma, normalize
+    """Gaussian-kernel distance x 1000 of features scaled to length one. Key: `mmd_<extractor>`. The recipe of CMMD."""
 
     def compute(self, run: Run) -> dict[str, float]:
-        sets = [self.gather(run).astype(np.float64), self.real.astype(np.float64)]
-        if self.normalize:
-            sets = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in sets]
-        return {f"mmd_{self.extractor.name}": rbf_mmd(*sets, self.sigma)}
+        sets = [x.astype(np.float64) for x in (self.gather(run), self.real)]
+        sets = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in sets]
+        return {f"mmd_{self.extractor.name}": rbf_mmd(*sets)}

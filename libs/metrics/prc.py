@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libs.metrics.extractors import Extractor, FeatureBank
+from libs.metrics.extractors import FeatureBank
 from libs.run import Run
 
 ROWS = 1024  # rows of a distance matrix held at once
@@ -50,19 +50,8 @@ def _squares(a, b):
 
 
 class PrecisionRecall(FeatureBank):
-    """Keys: `precision_<extractor>`, `recall_<extractor>`.
-
-    Args:
-        extractor, real: see `FeatureBank`.
-        k: neighbour that sets the size of the balls.
-    """
-
-    def __init__(self, extractor: Extractor, real: np.ndarray, *, k: int = 3):
-        super().__init__(extractor, real)
-        if not 1 <= k < len(real):
-            raise ValueError(f"k must be at least 1 and less than the {len(real)} real images; it is {k}.")
-        self.k = k
+    """Keys: `precision_<extractor>`, `recall_<extractor>`."""
 
     def compute(self, run: Run) -> dict[str, float]:
-        precision, recall = precision_recall(self.gather(run), self.real, self.k)
+        precision, recall = precision_recall(self.gather(run), self.real)
         return {f"precision_{self.extractor.name}": precision, f"recall_{self.extractor.name}": recall}

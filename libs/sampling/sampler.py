@@ -19,7 +19,7 @@ from libs.exits import EXIT_POLICIES, Duo, ExitPolicy, looking_back
 from libs.exits.policy import max_u_of
 from libs.models import EarlyExitModel, NoEstimator, build_model
 from libs.regimes import Labels, Regime
-from libs.run import Alone, Run
+from libs.run import Alone, Run, portable
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.images import Images, labels_of
 from libs.sampling.inflight import InFlight, suits
@@ -89,7 +89,8 @@ class Sampler:
         Args:
             path: a run's directory, a <step>.ckpt folder or a weight file.
             device: "cpu", "cuda" or "cuda:1"; the default is a GPU where there is one.
-            precision: "no" (float32), "bf16", "fp16" (GPUs only) or "auto"; the default is the experiment's.
+            precision: "no" (float32), "bf16", "fp16" (GPUs only) or "auto"; the default is the training's
+                where this device has it, else "auto".
 
         Raises:
             ValueError: no weights there, or none that know their experiment, or they do not fit it.
@@ -104,7 +105,7 @@ class Sampler:
         from ml_collections import ConfigDict
 
         config = ConfigDict(known)
-        run = Alone(device, precision or config.mixed_precision or "no")
+        run = Alone(device, precision or portable(config.mixed_precision, device) or "no")
         model = build_model(config)
         checkpoints.load(model, path, full_depth=True)
         config.nnet_path = str(checkpoints.file_of(path))  # its plans lie beside it
