@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from libs import checkpoints
 from libs.build import lookup
-from libs.checkpoints.files import read
 from libs.checkpoints.layouts import modern_attention
 from libs.codecs.identity import to_uint8
 from libs.files import read_json
@@ -209,7 +209,7 @@ def file_in(folder: str, architecture: dict, scale: float) -> str:
 
 def read_autoencoder(path: str) -> dict[str, Tensor]:
     """The autoencoder's tensors in a file, without a prefix. Training files have the discriminator and a loss too."""
-    state, prefix = read(path), "first_stage_model."
+    state, prefix = checkpoints.read(path), "first_stage_model."
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return inner or {key: value for key, value in state.items() if not key.startswith("loss.")}
 
