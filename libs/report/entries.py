@@ -205,7 +205,7 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
 
     `named[i]` is the model that evaluation i belongs to; None finds out.
     """
-    together = timed_together(evaluations) if len(evaluations) > 1 else list(evaluations)
+    together = timed_together(evaluations) or (list(evaluations) if len(evaluations) == 1 else None)
     models = by_model(together or evaluations, named)
     scales, notes = costs(models, together is not None)
     found = []

@@ -65,13 +65,16 @@ def best_plain(entries: Sequence[Entry], model: str, quality: float) -> Entry | 
 def rival_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
     """The honest rival of an entry: the best plain sampling at its quality, 2 % allowed, by its own network.
 
-    A model whose plain sampling was not evaluated is held against that of the reference.
+    Where none is as good, it is the best there is. A model whose plain sampling was not evaluated is held against that
+    of the reference.
     """
     full = full_depth(entries)
     own = any(e.plain and e.model == entry.model for e in entries)
     model = entry.model if own or full is None else full.model
     alike = [e for e in entries if n_images(e) == n_images(entry)]
-    return best_plain(alike, model, (1 + EQUAL) * entry.choosing)
+    plain = [e for e in alike if e.plain and e.model == model]
+    as_good = best_plain(alike, model, (1 + EQUAL) * entry.choosing)
+    return as_good or min(plain, key=lambda e: e.choosing, default=None)
 
 
 def simpler_than(chosen: Entry, entries: Sequence[Entry]) -> Entry | None:
@@ -225,7 +228,7 @@ def against_rival(
 ) -> tuple[str, str]:
     """Tone and second sentence. `base` is what the first sentence was about."""
     if rival is None:
-        return "good", "No plain sampling that was evaluated is as good."
+        return "plain", "No plain sampling was evaluated."
     found = speedup(chosen, rival)
     outside = None if found is None else found.excludes(1.0)
     tone = "plain" if found is None else "even" if not outside else "good" if found.mean > 1 else "bad"
@@ -239,8 +242,10 @@ def against_rival(
     if rival is base:
         return tone, f"No better placed or fewer calls at full depth are as good and faster.{note}"
     noise = {True: "", False: ", inside the noise", None: ", with too few runs to tell"}[outside] if found else ""
-    text = f"The best plain sampling of that quality is {calls(rival, several)}: early exit {costs(chosen, rival)} it"
-    return tone, f"{text}{noise}.{note}"
+    text = f"The best plain sampling of that quality is {calls(rival, several)}"
+    if rival.choosing > (1 + EQUAL) * chosen.choosing:
+        text = f"No plain sampling that was evaluated is as good; the best is {calls(rival, several)}"
+    return tone, f"{text}: early exit {costs(chosen, rival)} it{noise}.{note}"
 
 
 def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:
