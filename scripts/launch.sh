@@ -32,9 +32,7 @@ PROCESSES=${PROCESSES:-${row[2]}} PRECISION=${PRECISION:-fp16} MACHINES=${MACHIN
 
 weights() { # FILE REMEDY: looked at once, before any process starts
     [ -n "$1" ] && [ ! -e "$1" ] || return 0
-    local asset=$(basename "$1" .pth)
-    [[ $1 != assets/* ]] || ! grep -q "^  \"$asset\": {" libs/checkpoints/assets.json ||
-        fail "there are no weights at $1; python -m scripts.download $asset fetches them"
+    case $1 in assets/uvit/*) fail "there are no weights at $1; python -m scripts.download $(basename "$1" .pth) fetches them" ;; esac
     fail "there are no weights at $1; $2"
 }
 

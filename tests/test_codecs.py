@@ -200,8 +200,8 @@ def test_files_that_do_not_fit_are_refused_and_listed(tmp_path):
 
 def test_a_missing_file_names_the_command():
     """Catches a bare "no such file" for the one file every newcomer lacks."""
-    with pytest.raises(ValueError, match="python -m scripts.download autoencoder_kl_ema"):
-        KL(path="nowhere/stable-diffusion/autoencoder_kl_ema.pth").to("cpu")
+    with pytest.raises(FileNotFoundError, match="python -m scripts.download autoencoder_kl"):
+        KL(path="nowhere/autoencoder_kl.pth").to("cpu")
 
 
 def test_stored_moments_need_no_weights():

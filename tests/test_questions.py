@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.evaluation.sweep import parse
+from libs.evaluation.sweep import read
 from scripts import questions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def check_settings(module: str, arguments: list[str]) -> None:
                 node = node[part]
             if key == "config.eval.sweep":
                 for entry in ast.literal_eval(value):
-                    parse(entry)
+                    read(entry)
         else:
             assert key in flags_of(module), (module, key)
 

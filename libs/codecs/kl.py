@@ -209,6 +209,11 @@ def file_in(folder: str, architecture: dict, scale: float) -> str:
 
 def read_autoencoder(path: str) -> dict[str, Tensor]:
     """The autoencoder's tensors in a file, without a prefix. Training files have the discriminator and a loss too."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"there is no autoencoder at {path}. `python -m scripts.download autoencoder_kl` fetches it "
+            "(autoencoder_kl_ema for the ImageNet H models), or set autoencoder.path"
+        )
     state, prefix = checkpoints.read(path), "first_stage_model."
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return inner or {key: value for key, value in state.items() if not key.startswith("loss.")}
