@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -284,11 +285,14 @@ def test_threads_share_few_open_shards(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(features, "OPEN_SHARDS", 1)
     extract(pictures, tmp_path, Sharded(), shard_size=1)
     streams = [batches(LatentShards(path=str(tmp_path)), batch_size=8, seed=5, workers=n) for n in (0, 8)]
+    data = LatentShards(path=str(tmp_path))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns as often as they can
     try:
         for _, (x, _), (ahead, _) in zip(range(100), *streams, strict=False):
             assert torch.equal(x, ahead)
+        with ThreadPoolExecutor(8) as threads:  # nothing but opening and dropping: list() raises what a thread raised
+            list(threads.map(data.shard, [i % 10 for i in range(3000)]))
     finally:
         sys.setswitchinterval(interval)
 

@@ -21,6 +21,7 @@ noise. Dropping labels and contexts for guidance is the training loop's work.
 """
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
@@ -34,6 +35,7 @@ from libs.data.npy import read_array
 from libs.data.shards import DTYPES, SAFETENSORS, Shard, read_index
 
 OPEN_SHARDS = 256  # files that a data set keeps open; systems allow a process about a thousand
+CHANGING = threading.Lock()  # the open files of a data set: one thread at a time; not of the object, which is pickled
 
 
 class LatentShards(Dataset):
@@ -96,9 +98,10 @@ class LatentShards(Dataset):
             size = self.index["shard_size"]
             rows = self._rows(min(size, len(self) - number * size))
             shard = Shard(os.path.join(self.path, self.index["files"][number]["name"]), rows)
-            if len(self._shards) >= OPEN_SHARDS:
-                self._shards.popitem(last=False)
-            self._shards[number] = shard
+            with CHANGING:  # popitem finds the oldest and removes it in two steps
+                while len(self._shards) >= OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+                self._shards[number] = shard
         return shard, row
 
     def moments(self, indices: Tensor, flips: Tensor) -> Tensor:
