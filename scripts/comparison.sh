@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Early exit against its rivals over several training seeds, at equal quality and in seconds of one interleaved run.
 #   bash scripts/comparison.sh [digits|fashion|cifar10] [FOLDER]
-#   JOBS=2 OMP_NUM_THREADS=1 bash scripts/comparison.sh      two trainings, then two evaluations at a time
+#   JOBS=2 OMP_NUM_THREADS=1 bash scripts/comparison.sh      two trainings at a time, then evaluations of two processes
 # One call makes everything: trains, calibrates, evaluates, times, writes. What is finished is not done again.
 # Reads: FOLDER/comparison.html, and its numbers in benchmarks/results/frontier-<data>-cpu.json.
 set -euo pipefail
@@ -10,33 +10,48 @@ source "$(dirname "$0")/environment.sh"
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
 # Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed; budgets
 # as shares of the reference's GMACs, and those of full depth; the grid on which few calls do well, how many calls full
-# depth tries on it, and on how many calls exits and fixed layers are compared.
+# depth tries on it, and on how many calls exits and fixed layers are compared; the settings of forecasts and caches. Of
+# the digits they are the best that cost no more than five calls of full depth, found on other noise (Q41).
 case $DATA in
     digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
-        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" GRID=power:2 PLAIN="3 4 5" CALLS=5 LAYERS="3 4" ;;
+        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" GRID=power:2 PLAIN="3 4 5" CALLS=5 LAYERS="3 4"
+        RIVALS=(
+            reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
+            first_block.threshold=0.3,first_block.per_image={True,False},steps=6
+        ) FORECASTS=8 ;;
     fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024
-        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="4 5" ;;
+        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="4 5"
+        RIVALS=(
+            {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
+            first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
+        ) FORECASTS=10 ;;
     cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024
-        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="5 6" ;;
+        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="5 6"
+        RIVALS=(
+            {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
+            first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
+        ) FORECASTS=10 ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
 FEW=$GRID,lower_order_final=False
 FEW_CONFIG="--config.sample.grid=$GRID --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
-SWEEP=(                                            # eval.sweep: every rival with its own settings, on good grids;
-    threshold.certainty=0.98                       # the selection seed takes the best of each
+SWEEP=(                                            # eval.sweep: on good grids, every rival with its own settings
+    threshold.certainty=0.98
     threshold.certainty={0.98,0.99},steps=$CALLS,grid=$FEW                              # exits
-    steps=6,grid=$FEW,forecast.every=2,forecast.tail=2                                 # four calls, two forecasts
-    steps=12,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}          # seven calls, five forecasts
-    {reuse,cache}.every=2,steps={6,8},grid=$FEW                                         # caches
-    first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8,grid=$FEW
-    teacache.threshold={0.1,0.2,0.4},steps=8,grid=$FEW
+    steps=$FORECASTS,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}  # calls extrapolated
+    "${RIVALS[@]/%/,grid=$FEW}"                                                         # caches
 )
 for n in $PLAIN; do SWEEP+=("steps=$n,grid=$FEW"); done                                # fewer calls, full depth
 for k in $LAYERS; do SWEEP+=("fixed.layer=$k,steps=$CALLS,grid=$FEW"); done
 SMALL=(steps={5,8},grid=$FEW)                      # of the small network
 
+PROCESSES=(python)                                 # of an evaluation: as many as JOBS
+if [ "$JOBS" -gt 1 ]; then
+    PROCESSES=(torchrun --nproc_per_node "$JOBS")
+    export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU:-$(python -c "import torch; print(not torch.cuda.is_available())")}
+fi
 started=()
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 start() { # COMMAND...: in the background, as soon as fewer than JOBS run
@@ -52,10 +67,9 @@ place() { # CHECKPOINT DEPTH SUFFIX BUDGETS...
     todo=$(for budget in "${@:4}"; do [ -f "$1/plan-budget-$budget$3.json" ] || echo "$budget"; done | paste -sd,)
     [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --nnet_path="$1" --depth="$2" --budget="$todo"
 }
-prepare() { # RUN SEED: everything that an evaluation reads
-    small=$1/small checkpoint=$1/last.ckpt
+prepare() { # RUN SEED: everything that an evaluation reads, but the small network
+    checkpoint=$1/last.ckpt
     python train.py --config=$CONFIG --config.seed="$2" --workdir="$1"
-    python train.py --config=$CONFIG:small --config.seed="$2" --config.train.n_steps=$SMALL_STEPS --workdir="$small"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
         place "$FIRST" search "" $BUDGETS
         place "$FIRST" full -full $PLACED
@@ -67,9 +81,12 @@ prepare() { # RUN SEED: everything that an evaluation reads
             python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $few --kind=$kind
     done
 }
+prepare_small() { # RUN SEED
+    python train.py --config=$CONFIG:small --config.seed="$2" --config.train.n_steps=$SMALL_STEPS --workdir="$1/small"
+}
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
-    python eval.py --config="$2" $REFERENCE --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
+    "${PROCESSES[@]}" eval.py --config="$2" $REFERENCE --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
         --config.sample.n_samples=$IMAGES --config.exit.name=full --config.eval.thresholds="()" \
         --config.eval.fixed="()" --config.eval.fewer_steps="()" --config.eval.sweep="$(tuple "${@:3}")" \
         --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128
@@ -77,6 +94,7 @@ evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the
 
 FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6-${GRID/:/-}.json
 for seed in $SEEDS; do start prepare "$FOLDER/$DATA$seed" "$seed"; done
+for seed in $SEEDS; do start prepare_small "$FOLDER/$DATA$seed" "$seed"; done
 finish
 
 evaluations=() plans=()
@@ -87,11 +105,10 @@ for seed in $SEEDS; do
     fitted=({schedule,calibrated}.path="$run/last.ckpt/$KEPT,$on")
     for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6-${GRID/:/-}.json,$on"); done
     fitted+=("duo.path=$run/small/last.ckpt,duo.first=3,$on") # the small network first
-    start evaluate "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
-    start evaluate "$run/small" $CONFIG:small "${SMALL[@]}"
+    evaluate "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
+    evaluate "$run/small" $CONFIG:small "${SMALL[@]}"
     evaluations+=("adaptive=$run/eval" "small=$run/small/eval")
 done
-finish
 
 python -m scripts.time_together --runs 3 "${evaluations[@]#*=}"
 python -m scripts.compare "${evaluations[@]}" --output "$FOLDER/comparison.html" \
