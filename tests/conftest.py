@@ -10,7 +10,8 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from functools import partial
+from copy import deepcopy
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,23 @@ def finished(log: Path, *arguments: str, world: int = 1) -> list[str]:
     return lines
 
 
+def once(build: Callable[..., EarlyExitModel]) -> Callable[..., EarlyExitModel]:
+    """`build`, as a copy where it has built such a model before: spreading the exits takes longer than most tests."""
+    built = {}
+
+    @wraps(build)
+    def copied(*args, **options) -> EarlyExitModel:
+        key = repr((args, sorted(options.items())))
+        if key not in built:
+            built[key] = build(*args, **options), torch.get_rng_state()
+        model, state = built[key]
+        torch.set_rng_state(state)  # what a test draws does not depend on the tests before it
+        return deepcopy(model)
+
+    return copied
+
+
+@once
 def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spread=True, **nnet) -> EarlyExitModel:
     """Seven layers of width 32 on 8x8 images, whose estimators disagree between images, so that exits are spread."""
     torch.manual_seed(seed)
@@ -107,6 +125,7 @@ def tiny(uem="linear", heads="shared", seed=0, points=(), uem_options=None, spre
     )
 
 
+@once
 def tiny_unet(uem="linear", heads="own", seed=0, points=(), spread=True, **nnet) -> EarlyExitModel:
     """As `tiny`, four levels of a U-Net with attention in two of them."""
     torch.manual_seed(seed)
@@ -114,6 +133,7 @@ def tiny_unet(uem="linear", heads="own", seed=0, points=(), spread=True, **nnet)
     return spread_out(EarlyExitModel(UNet(**options), ESTIMATORS[uem], points=points, heads=heads), spread)
 
 
+@once
 def tiny_dit(uem="linear", heads="shared", seed=0, points=(), spread=True, **nnet) -> EarlyExitModel:
     """As `tiny`, seven layers of a DiT whose modulations, zero at the start, are random."""
     torch.manual_seed(seed)
