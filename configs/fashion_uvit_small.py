@@ -1,4 +1,4 @@
-"""Fashion-MNIST 32x32 with classes, an early-exit U-ViT of 7 layers: an hour on two CPU cores at 68 images/s.
+"""Fashion-MNIST 32x32 with classes, an early-exit U-ViT of 7 layers: 53 minutes on two CPU cores, 81 images/s.
 
 Needs the data: --config.dataset.fashion_mnist.download=True, or Debian's package dataset-fashion-mnist.
 

@@ -12,25 +12,21 @@ JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
 # as shares of the reference's GMACs, and those of full depth; the grid on which few calls do well, how many calls full
 # depth tries on it, and on how many calls exits and fixed layers are compared; the settings of forecasts and caches. Of
 # the digits they are the best that cost no more than five calls of full depth, found on other noise (Q41).
+IMAGES=1024 BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="4 5" FORECASTS=10
+RIVALS=(
+    {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
+    first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
+)
 case $DATA in
     digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
-        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3" GRID=power:2 PLAIN="3 4 5" CALLS=5 LAYERS="3 4"
+        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3"
+        GRID=power:2 PLAIN="3 4 5" CALLS=5 LAYERS="3 4" FORECASTS=8
         RIVALS=(
             reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
             first_block.threshold=0.3,first_block.per_image={True,False},steps=6
-        ) FORECASTS=8 ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 IMAGES=1024
-        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="4 5"
-        RIVALS=(
-            {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
-            first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
-        ) FORECASTS=10 ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=13000 IMAGES=1024
-        BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="5 6"
-        RIVALS=(
-            {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
-            first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
-        ) FORECASTS=10 ;;
+        ) ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=11000 ;;
     *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
