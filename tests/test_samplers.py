@@ -80,11 +80,13 @@ def mixture(process):
 @every_sampler
 def test_nfe_is_steps(name, process):
     """Catches a step count that means solver intervals, and calls at times the process does not have."""
-    for steps in [*range(1, 32), 50, 100, 1000]:
+    for steps in [*range(1, 14), 20, 50, 1000]:
         plan, calls = SAMPLERS[name](process, steps=steps), []
-        sample(plan, torch.zeros(1, 1, 1, 1), lambda x, t: calls.append(t) or x, SeededNoise(0, [0], (1, 1, 1)))  # noqa: B023
-        assert plan.nfe == len(calls) == steps
-        t = torch.cat(calls)
+        if steps < 1000:
+            sample(plan, torch.zeros(1, 1, 1, 1), lambda x, t: calls.append(t) or x, SeededNoise(0, [0], (1, 1, 1)))  # noqa: B023
+            assert torch.equal(torch.cat(calls), plan.t)
+        t = plan.t
+        assert plan.nfe == len(t) == steps
         assert t.dtype == f8 and t[0] == 1 and (t.diff() < 0).all() and t[-1] >= process.t_min * (1 - 1e-9)
         assert plan.stochastic == (name in STOCHASTIC and not (steps == 1 and name != "sde_dpm_solver_pp_2m"))
         assert plan.table.isfinite().all()
