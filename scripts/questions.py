@@ -32,7 +32,10 @@ EVEN = "calls are evenly spaced: no speed-up here is over the best plain samplin
 
 
 def load(path: Path) -> dict[str, dict]:
-    """Question -> its entry, with the variables filled into the commands; "model" is what all questions share."""
+    """Question -> its entry, with the variables filled into the commands; "model" is what all questions share.
+
+    `file` of an entry is where its values and its table are, but those that name another file.
+    """
     with open(path, "rb") as file:
         found = tomllib.load(file)
     variables = found.pop("variables")
@@ -40,7 +43,11 @@ def load(path: Path) -> dict[str, dict]:
     def filled(line: str) -> list[str]:
         return shlex.split(re.sub(r"\$(?:(\w)\b|\{(\w)\})", lambda m: variables[m[1] or m[2]], line))
 
-    return {name: entry | {"commands": [filled(line) for line in entry["commands"]]} for name, entry in found.items()}
+    for entry in found.values():
+        entry["commands"] = [filled(line) for line in entry["commands"]]
+        for spec in [*entry.get("values", {}).values(), *([entry["table"]] if "table" in entry else [])]:
+            spec.setdefault("file", entry.get("file"))
+    return found
 
 
 # ---- running -------------------------------------------------------------------------------------------------------
