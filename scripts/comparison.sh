@@ -48,16 +48,18 @@ if [ "$JOBS" -gt 1 ]; then
     PROCESSES=(torchrun --nproc_per_node "$JOBS")
     export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU:-$(python -c "import torch; print(not torch.cuda.is_available())")}
 fi
-started=()
+running=0
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 start() { # COMMAND...: in the background, as soon as fewer than JOBS run
-    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 0.1; done
+    [ "$running" -lt "$JOBS" ] || finish $((JOBS - 1))
     "$@" &
-    started+=($!)
+    running=$((running + 1))
 }
-finish() { # all that was started, or stop at the first failure
-    for job in "${started[@]}"; do wait "$job"; done
-    started=()
+finish() { # [N]: until at most N (default: none) of what was started runs; stop at the first failure
+    while [ "$running" -gt "${1:-0}" ]; do # wait -n: a wait for ids fails when an id is given to another process
+        wait -n
+        running=$((running - 1))
+    done
 }
 place() { # CHECKPOINT DEPTH SUFFIX BUDGETS...
     todo=$(for budget in "${@:4}"; do [ -f "$1/plan-budget-$budget$3.json" ] || echo "$budget"; done | paste -sd,)
