@@ -243,13 +243,16 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
 
 
 def halve(nnet: ConfigDict) -> None:
-    """About half the MACs: half the depth of a transformer, three quarters of the widths of a U-Net."""
+    """About half the MACs: half the depth of a transformer; three quarters of the widths of a U-Net, or of a U-ViT that is
+    too shallow to be halved."""
     if nnet.name == "unet":
         nnet.widths = tuple(width * 3 // 4 for width in nnet.widths)
         nnet.groups = math.gcd(nnet.groups, *nnet.widths)
     elif nnet.name == "dit":
         nnet.depth = nnet.depth // 2
         nnet.points = tuple(k for k in nnet.points if k <= nnet.depth)
+    elif nnet.depth < 4:
+        nnet.embed_dim = nnet.embed_dim * 3 // 4
     else:
         nnet.depth = nnet.depth // 4 * 2  # even, as skips join the first half to the second
         nnet.points = tuple(k for k in nnet.points if k <= nnet.depth + 1)

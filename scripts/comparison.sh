@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Early exit against its rivals over several training seeds, at equal quality and in seconds of one interleaved run.
-#   bash scripts/comparison.sh [digits|fashion|cifar10] [FOLDER]
+#   bash scripts/comparison.sh [digits|digits-deep|fashion|cifar10] [FOLDER]
 #   JOBS=2 OMP_NUM_THREADS=1 bash scripts/comparison.sh      two trainings at a time, then evaluations of two processes
 # One call makes everything: trains, calibrates, evaluates, times, writes. What is finished is not done again.
 # Reads: FOLDER/comparison.html, and its numbers in benchmarks/results/frontier-<data>-cpu.json.
@@ -8,40 +8,48 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
-# Per data set: config, training seeds, steps of the small network (equal training time), images per noise seed; budgets
-# as shares of the reference's GMACs, and those of full depth; the grid on which few calls do well, how many calls full
-# depth tries on it, and on how many calls exits and fixed layers are compared; the settings of forecasts and caches. Of
-# the digits they are the best that cost no more than five calls of full depth, found on other noise (Q41).
-IMAGES=1024 BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN="4 6 8 10" CALLS=6 LAYERS="4 5" FORECASTS=10
+# Per data set: config, training seeds; the other networks of equal training time (presets of the config) and the steps of
+# the small one; images per noise seed; budgets as shares of the reference's GMACs, and those of full depth; the grid on
+# which few calls do well, how many calls full depth tries on it, and on how many calls exits and fixed layers are
+# compared; the settings of exits, forecasts and caches. Of the digits they are the best that cost no more than five calls
+# of full depth, found on other noise (Q41).
+OTHERS="small" IMAGES=1024 BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN=(steps={4,6,8,10}) CALLS=6
+LAYERS="4 5" CERTAINTIES="0.98 0.99" FORECASTS=10
 RIVALS=(
     {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
     first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
 )
 case $DATA in
-    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
+    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" OTHERS="small plain" SMALL_STEPS=6000 IMAGES=2048
+        BUDGETS="0.1 0.12 0.15 0.2 0.3 0.5" PLACED="0.2 0.25 0.3 0.4"
+        GRID=power:2 PLAIN=(steps={4,5,6,8}) CALLS=5 LAYERS="1 2" CERTAINTIES="0.96 0.98" FORECASTS=8
+        RIVALS=(
+            reuse.every=2,steps=8 cache.every=2,steps=6 teacache.threshold=0.2,steps={5,6}
+            first_block.threshold=0.3,first_block.per_image={True,False},steps=5
+        ) ;;
+    digits-deep) CONFIG=configs/digits_uvit_deep.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
         BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3"
-        GRID=power:2 PLAIN="3 4 5" CALLS=5 LAYERS="3 4" FORECASTS=8
+        GRID=power:2 PLAIN=(steps={3,4,5,8}) CALLS=5 LAYERS="3 4" FORECASTS=8
         RIVALS=(
             reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
             first_block.threshold=0.3,first_block.per_image={True,False},steps=6
         ) ;;
     fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 ;;
     cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=11000 ;;
-    *) echo "the data are $DATA; they must be digits, fashion or cifar10" >&2 && exit 2 ;;
+    *) echo "the data are $DATA; they must be digits, digits-deep, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
 FEW=$GRID,lower_order_final=False
 FEW_CONFIG="--config.sample.grid=$GRID --config.sample.dpm_solver_pp_2m.lower_order_final=False"
 
 SWEEP=(                                            # eval.sweep: on good grids, every rival with its own settings
-    threshold.certainty=0.98
-    threshold.certainty={0.98,0.99},steps=$CALLS,grid=$FEW                              # exits
+    threshold.certainty=0.98                                                            # exits
     steps=$FORECASTS,grid=$FEW,forecast.every=2,forecast.tail=2,forecast.order={1,2,3}  # calls extrapolated
     "${RIVALS[@]/%/,grid=$FEW}"                                                         # caches
 )
-for n in $PLAIN; do SWEEP+=("steps=$n,grid=$FEW"); done                                # fewer calls, full depth
+PLAIN=("${PLAIN[@]/%/,grid=$FEW}")                 # fewer calls, full depth: of all networks
+for c in $CERTAINTIES; do SWEEP+=("threshold.certainty=$c,steps=$CALLS,grid=$FEW"); done
 for k in $LAYERS; do SWEEP+=("fixed.layer=$k,steps=$CALLS,grid=$FEW"); done
-SMALL=(steps={5,8},grid=$FEW)                      # of the small network
 
 PROCESSES=(python)                                 # of an evaluation: as many as JOBS
 if [ "$JOBS" -gt 1 ]; then
@@ -65,7 +73,7 @@ place() { # CHECKPOINT DEPTH SUFFIX BUDGETS...
     todo=$(for budget in "${@:4}"; do [ -f "$1/plan-budget-$budget$3.json" ] || echo "$budget"; done | paste -sd,)
     [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --nnet_path="$1" --depth="$2" --budget="$todo"
 }
-prepare() { # RUN SEED: everything that an evaluation reads, but the small network
+prepare() { # RUN SEED: everything that an evaluation reads, but the other networks
     checkpoint=$1/last.ckpt
     python train.py --config=$CONFIG --config.seed="$2" --workdir="$1"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
@@ -79,8 +87,9 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the small netwo
             python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $few --kind=$kind
     done
 }
-prepare_small() { # RUN SEED
-    python train.py --config=$CONFIG:small --config.seed="$2" --config.train.n_steps=$SMALL_STEPS --workdir="$1/small"
+prepare_other() { # RUN SEED PRESET; a network of the same size takes as many steps
+    steps=$([ "$3" != small ] || echo --config.train.n_steps=$SMALL_STEPS)
+    python train.py --config=$CONFIG:"$3" --config.seed="$2" $steps --workdir="$1/$3"
 }
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
@@ -92,7 +101,9 @@ evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the
 
 FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6-${GRID/:/-}.json
 for seed in $SEEDS; do start prepare "$FOLDER/$DATA$seed" "$seed"; done
-for seed in $SEEDS; do start prepare_small "$FOLDER/$DATA$seed" "$seed"; done
+for other in $OTHERS; do
+    for seed in $SEEDS; do start prepare_other "$FOLDER/$DATA$seed" "$seed" "$other"; done
+done
 finish
 
 evaluations=() plans=()
@@ -103,9 +114,12 @@ for seed in $SEEDS; do
     fitted=({schedule,calibrated}.path="$run/last.ckpt/$KEPT,$on")
     for kind in learned_cache lazy_gate; do fitted+=("$kind.path=$run/last.ckpt/$kind-0.6-6-${GRID/:/-}.json,$on"); done
     fitted+=("duo.path=$run/small/last.ckpt,duo.first=3,$on") # the small network first
-    evaluate "$run" $CONFIG "${SWEEP[@]}" "${fitted[@]}" "${plans[@]}"
-    evaluate "$run/small" $CONFIG:small "${SMALL[@]}"
-    evaluations+=("adaptive=$run/eval" "small=$run/small/eval")
+    evaluate "$run" $CONFIG "${SWEEP[@]}" "${PLAIN[@]}" "${fitted[@]}" "${plans[@]}"
+    evaluations+=("adaptive=$run/eval")
+    for other in $OTHERS; do
+        evaluate "$run/$other" "$CONFIG:$other" "${PLAIN[@]}"
+        evaluations+=("$other=$run/$other/eval")
+    done
 done
 
 python -m scripts.time_together --runs 3 "${evaluations[@]#*=}"

@@ -359,21 +359,21 @@ def test_comparison_script(scripts):
     assert done.returncode == 0, done.stderr
     calls = [line.split() for line in done.stdout.splitlines()]
     sweeps = [ast.literal_eval(a.partition("=")[2]) for call in calls for a in call if "eval.sweep=" in a]
-    assert len(sweeps) == 6 and all(len(methods) == len(set(methods)) for methods in sweeps)
+    assert len(sweeps) == 9 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
         read(entry)
     searched = [call for call in calls if "scripts.calibrate" in call and "--nodes=keep" not in call]
     asked = [a for call in searched for a in call if a.startswith("--budget=")]
     fitted = [a.partition("=")[2] for call in calls if "scripts.fit_rivals" in call for a in call if "kind=" in a]
     assert sum(f"{kind}.path" in entry for kind in fitted[:2] for entry in sweeps[0]) == 2 and len(fitted) == 6
-    plans = [[entry for entry in sweep if entry.startswith("plan=")] for sweep in sweeps[::2]]
+    plans = [[entry for entry in sweep if entry.startswith("plan=")] for sweep in sweeps[::3]]
     assert len(asked) == 2 and len(plans[0]) == sum(len(a.split(",")) for a in asked)
     assert plans[0] == plans[1] == plans[2]  # made once
     directories = [a.partition("=")[2] for a in calls[-1] if a.endswith("/eval")]
-    assert len(directories) == 6 and set(directories) < set(calls[-2])
+    assert len(directories) == 9 and set(directories) < set(calls[-2])
     assert "benchmarks/results/frontier-digits-cpu.json" in calls[-1]
     wrong = subprocess.run(["bash", "scripts/comparison.sh", "moons"], cwd=scripts, capture_output=True, text=True)
-    assert wrong.returncode == 2 and "digits, fashion or cifar10" in wrong.stderr
+    assert wrong.returncode == 2 and "digits, digits-deep, fashion or cifar10" in wrong.stderr
 
 
 def there(scripts: Path) -> dict[str, str]:

@@ -58,7 +58,7 @@ def test_presets_change_what_they_say():
     assert (
         load("cifar10_uvit_small", "small").nnet.depth == 6 and load("digits_uvit_tiny", "small,quick").nnet.depth == 2
     )
-    for name in ("cifar10_unet", "digits_unet_tiny", "cifar10_uvit_small"):
+    for name in ("cifar10_unet", "digits_unet_tiny", "cifar10_uvit_small", "digits_uvit_tiny"):
         with torch.device("meta"):
             small, full = (build_model(load(name, preset)) for preset in ("small", ""))
         assert 0.4 < small.macs().at(small.depth) / full.macs().at(full.depth) < 0.6
@@ -151,7 +151,7 @@ RECIPES = {
 
 
 OTHERS = {"digits_uvit_tiny", "digits_unet_tiny", "digits_dit_tiny", "cifar10_unet", "cifar10_uva_small"}
-OTHERS |= {"digits_levels_tiny", "cifar10_levels"}
+OTHERS |= {"digits_uvit_deep", "digits_levels_tiny", "cifar10_levels"}
 OTHERS |= {"fashion_uvit_small", "cifar10_uvit_tiny"}
 DIT_RECIPES = {
     # parameters (the public codes', without memory), published Gflops (multiply-adds), steps, process, pred, sampler

@@ -27,7 +27,7 @@ from libs.sampling.stored import plan_name, plan_of
 
 OBJECTIVES = ("frechet", "teacher")
 FINE, FINE_GRID = 40, "power:2"  # the teacher's calls
-FEW, MANY = 256, 1_024  # images that sort the proposals; that select, and that are reported
+FEW, MANY = 256, 2_048  # images that sort the proposals; that select, and that are reported
 LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_quality_loss tries
 
 
