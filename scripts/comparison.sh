@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Early exit against its rivals over several training seeds, at equal quality and in seconds of one interleaved run.
-#   bash scripts/comparison.sh [digits|digits-deep|fashion|cifar10] [FOLDER]
+#   bash scripts/comparison.sh [digits|digits-deep|fashion|cifar10] [FOLDER] [--config.…=… of all commands]
 #   JOBS=2 OMP_NUM_THREADS=1 bash scripts/comparison.sh      two trainings at a time, then evaluations of two processes
 # One call makes everything: trains, calibrates, evaluates, times, writes. What is finished is not done again.
 # Reads: FOLDER/comparison.html, and its numbers in benchmarks/results/frontier-<data>-cpu.json.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
-JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}}
+JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}} MORE=("${@:3}")
 # Per data set: config, training seeds; the other networks of equal training time (presets of the config) and the steps of
 # the small one; images per noise seed; budgets as shares of the reference's GMACs, and those of full depth; the grid on
 # which few calls do well, how many calls full depth tries on it, and on how many calls exits and fixed layers are
@@ -71,29 +71,30 @@ finish() { # [N]: until at most N (default: none) of what was started runs; stop
 }
 place() { # CHECKPOINT DEPTH SUFFIX BUDGETS...
     todo=$(for budget in "${@:4}"; do [ -f "$1/plan-budget-$budget$3.json" ] || echo "$budget"; done | paste -sd,)
-    [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --nnet_path="$1" --depth="$2" --budget="$todo"
+    [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --config.sample.n_samples=$IMAGES \
+        "${MORE[@]}" --nnet_path="$1" --depth="$2" --budget="$todo"
 }
 prepare() { # RUN SEED: everything that an evaluation reads, but the other networks
     checkpoint=$1/last.ckpt
-    python train.py --config=$CONFIG --config.seed="$2" --workdir="$1"
+    python train.py --config=$CONFIG "${MORE[@]}" --config.seed="$2" --workdir="$1"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
         place "$FIRST" search "" $BUDGETS
         place "$FIRST" full -full $PLACED
     fi
-    few="--nnet_path=$checkpoint $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6"
-    [ -f "$checkpoint/$KEPT" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE $few --nodes=keep
+    few=("${MORE[@]}" --nnet_path="$checkpoint" $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6)
+    [ -f "$checkpoint/$KEPT" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE "${few[@]}" --nodes=keep
     for kind in learned_cache lazy_gate; do
         [ -f "$checkpoint/$kind-0.6-6-${GRID/:/-}.json" ] ||
-            python -m scripts.fit_rivals --config=$CONFIG $REFERENCE $few --kind=$kind
+            python -m scripts.fit_rivals --config=$CONFIG $REFERENCE "${few[@]}" --kind=$kind
     done
 }
 prepare_other() { # RUN SEED PRESET; a network of the same size takes as many steps
     steps=$([ "$3" != small ] || echo --config.train.n_steps=$SMALL_STEPS)
-    python train.py --config=$CONFIG:"$3" --config.seed="$2" $steps --workdir="$1/$3"
+    python train.py --config=$CONFIG:"$3" "${MORE[@]}" --config.seed="$2" $steps --workdir="$1/$3"
 }
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
-    "${PROCESSES[@]}" eval.py --config="$2" $REFERENCE --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
+    "${PROCESSES[@]}" eval.py --config="$2" $REFERENCE "${MORE[@]}" --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
         --config.sample.n_samples=$IMAGES --config.exit.name=full --config.eval.thresholds="()" \
         --config.eval.fixed="()" --config.eval.fewer_steps="()" --config.eval.sweep="$(tuple "${@:3}")" \
         --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128

@@ -15,7 +15,7 @@ from benchmarks import common, mfu
 from libs.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {"tiny": "digits_uvit_tiny", "S/2": "cifar10_uvit_small", "L/2": "imagenet256_uvit_large"}
+CONFIGS = {"tiny": "digits_uvit_deep", "S/2": "cifar10_uvit_small", "L/2": "imagenet256_uvit_large"}
 
 
 @pytest.mark.parametrize("size", CONFIGS)

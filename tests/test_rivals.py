@@ -19,10 +19,12 @@ from test_reuse import PROCESS, STEPS, denoiser, samples
 
 from configs import base
 from libs import checkpoints, regimes
+from libs.analysis import rivals
 from libs.analysis.rivals import KINDS, fit_gates
 from libs.evaluation.records import point_key
 from libs.evaluation.sweep import make_point, parse
 from libs.exits import EXIT_POLICIES, looking_back
+from libs.exits.sublayers import gate
 from libs.metrics.cost import macs_per_image
 from libs.models import EarlyExitModel, build_model
 from libs.run import Alone
@@ -347,6 +349,27 @@ def test_sublayers_that_do_not_fit_are_refused(kind, tmp_path):
         made(*calls[0])
         with pytest.raises(ValueError, match="fitted for 7 calls at 0.9, 0.8.*call 2 of 8 is at 0.8"):
             made(*calls[1])
+
+
+def test_gates_that_are_sure(tmp_path, monkeypatch):
+    """Catches gates told apart by sigmoids, which are all 1 there, and maps rounded to bf16 under autocast."""
+    config = load("digits_uvit_tiny", "quick")
+    config.sample.sample_steps = 3
+    config.nnet_path = str(tmp_path / "w.pth")
+    checkpoints.write(build_model(config).state_dict(), config.nnet_path)
+
+    def learn(model, gates, *_):
+        gates.bias.data = -60 - torch.arange(10.0).view(5, 2)  # (layer, sublayer): the first are the least sure
+        return {}
+
+    monkeypatch.setattr(rivals, "learn", learn)
+    found = fit_gates(config, regimes.pixels(config), Alone("cpu"), "lazy_gate", budget=0.95, n_images=4)
+    closed = (np.array(found["bias"]) >= 0).reshape(-1).tolist()
+    assert closed == sorted(closed, reverse=True) and 0 < sum(closed) < 10
+    h, weight = torch.randn(4, 5, 32), torch.randn(32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = gate(h, weight, torch.zeros(()))
+    assert torch.equal(low, gate(h, weight, torch.zeros(())))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -57,26 +57,26 @@ class Recording(Denoiser):
 
 
 class Table(torch.nn.Module):
-    """Learning-to-Cache: s of every (call, layer, sublayer), the same for all images."""
+    """Learning-to-Cache: log(s / (1 - s)) of every (call, layer, sublayer), the same for all images."""
 
     def __init__(self, model, calls: int):
         super().__init__()
         self.logits = torch.nn.Parameter(torch.full((calls, model.depth, 2), 2.0))
 
-    def open(self, call: int, i: int, j: int, h: Tensor) -> Tensor:
-        return torch.sigmoid(self.logits[call, i, j]).expand(len(h))
+    def logit(self, call: int, i: int, j: int, h: Tensor) -> Tensor:
+        return self.logits[call, i, j].expand(len(h))
 
 
 class Gates(torch.nn.Module):
-    """LazyDiT: s of every image from a sublayer's input, by a linear gate for every (layer, sublayer)."""
+    """LazyDiT: log(s / (1 - s)) of an image from a sublayer's input, by a linear gate for every (layer, sublayer)."""
 
     def __init__(self, model, calls: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(model.depth, 2, model.backbone.embed_dim))
         self.bias = torch.nn.Parameter(torch.full((model.depth, 2), -2.0))
 
-    def open(self, call: int, i: int, j: int, h: Tensor) -> Tensor:
-        return torch.sigmoid(-gate(h, self.weight[i, j], self.bias[i, j]))
+    def logit(self, call: int, i: int, j: int, h: Tensor) -> Tensor:
+        return -gate(h, self.weight[i, j], self.bias[i, j])
 
 
 def fit_gates(
@@ -113,18 +113,16 @@ def fit_gates(
     gates = (Table if table else Gates)(model, len(calls)).to(run.device)
     with run.autocast():
         losses = learn(model, gates, calls, late, epochs, penalty, run)
-        s = opens(model, gates, calls, late)  # (late, K, 2, B)
+        logits = logits_of(model, gates, calls, late)  # (late, K, 2, B)
     found = {"kind": kind, "t": plan.t[plan.computed].tolist()}
     if table:
-        s = s.mean(3)  # the same for all images
-        keep = cut(s, model.macs(), len(calls), budget)
+        logits = logits[..., 0]  # the same for all images
         ran = np.ones((len(calls), model.depth, 2), int)
-        ran[list(late)] = s > keep
+        ran[list(late)] = logits > cut(logits, model.macs(), len(calls), budget)
         found["run"] = ran.tolist()
     else:
         gate_macs = 2 * model.depth * model.backbone.embed_dim * len(late)
-        keep = cut(s, model.macs(), len(calls), budget, gate_macs)
-        shift = np.log(keep / (1 - keep))  # s <= keep where the gate is at least -shift
+        shift = cut(logits, model.macs(), len(calls), budget, gate_macs)  # closed: the gate is at least -shift
         found |= {"weight": gates.weight.tolist(), "bias": (gates.bias + shift).tolist()}
     return found | {"loss": losses}
 
@@ -154,7 +152,7 @@ def mixed(model, gates: Table | Gates, call: int, last: dict, x, time, cond) -> 
     opened = []
 
     def residual(i, j, f, h):
-        s = gates.open(call, i, j, h)  # (b,)
+        s = torch.sigmoid(gates.logit(call, i, j, h))  # (b,)
         opened.append(s)
         s = s[:, None, None]
         return s * f(h) + (1 - s) * last[i, j]
@@ -189,14 +187,14 @@ def learn(model, gates: Table | Gates, calls: list[Call], late: range, epochs: i
 
 
 @torch.no_grad()
-def opens(model, gates: Table | Gates, calls: list[Call], late: range) -> np.ndarray:
-    """(late calls, K, 2, B): the gates along the full-depth samplings."""
+def logits_of(model, gates: Table | Gates, calls: list[Call], late: range) -> np.ndarray:
+    """(late calls, K, 2, B): the gates along the full-depth samplings; s would round to 1 where a gate is sure."""
     found = []
     for call in late:
         seen = []
 
         def residual(i, j, f, h, call=call, seen=seen):
-            seen.append(gates.open(call, i, j, h))
+            seen.append(gates.logit(call, i, j, h))
             return f(h)
 
         run_layers(model, residual, calls[call].x, calls[call].time, calls[call].cond)
@@ -204,18 +202,18 @@ def opens(model, gates: Table | Gates, calls: list[Call], late: range) -> np.nda
     return np.stack(found)
 
 
-def cut(s: np.ndarray, macs: Macs, calls: int, budget: float, extra: int = 0) -> float:
-    """Which s (late calls, K, 2[, B]) to keep: those above the answer meet the budget, a share of `calls` full calls.
+def cut(logits: np.ndarray, macs: Macs, calls: int, budget: float, extra: int = 0) -> float:
+    """Gates (late calls, K, 2[, B]) above the answer stay open: they meet the budget, a share of `calls` full calls.
 
     `extra` MACs are spent on the gates.
     """
-    n = s[0, 0, 0].size  # images
+    n = logits[0, 0, 0].size  # images
     full = calls * macs.at(len(macs.layers))
-    cost = np.broadcast_to(np.reshape(macs.sublayers, (2, 1)), (*s.shape[:2], 2, n)).reshape(-1) / n
+    cost = np.broadcast_to(np.reshape(macs.sublayers, (2, 1)), (*logits.shape[:2], 2, n)).reshape(-1) / n
     least = full + extra - cost.sum()
     if not least <= budget * full <= full + extra:
         raise ValueError(f"--budget={budget:g}: with these calls it must lie in [{least / full:.3f}, 1]")
-    order = np.argsort(s.reshape(-1))
+    order = np.argsort(logits.reshape(-1))
     spent = full + extra - np.cumsum(cost[order])  # after closing the first ones
     last = int(np.argmax(spent <= budget * full))
-    return float(s.reshape(-1)[order[last]])
+    return float(logits.reshape(-1)[order[last]])

@@ -131,5 +131,9 @@ class LazyGate(Sublayers):
 
 
 def gate(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(b,): the linear map of the mean of the normalised tokens h (b, L, D); positive where the sublayer may rest."""
-    return (F.layer_norm(h.float(), h.shape[-1:]).mean(1) @ weight[:, None])[:, 0] + bias
+    """(b,): the linear map of the mean of the normalised tokens h (b, L, D); positive where the sublayer may rest.
+
+    In float32 under autocast too, which would round a product of matrices.
+    """
+    with torch.autocast(h.device.type, enabled=False):
+        return (F.layer_norm(h.float(), h.shape[-1:]).mean(1) @ weight[:, None])[:, 0] + bias
