@@ -243,7 +243,7 @@ def finish(c: ConfigDict, arg: str) -> ConfigDict:
 
 
 def halve(nnet: ConfigDict) -> None:
-    """About half the MACs: half the depth of a transformer; three quarters of the widths of a U-Net or a shallow U-ViT."""
+    """About half the MACs: half a transformer's depth; three quarters of the widths of a U-Net or a shallow U-ViT."""
     if nnet.name == "unet":
         nnet.widths = tuple(width * 3 // 4 for width in nnet.widths)
         nnet.groups = math.gcd(nnet.groups, *nnet.widths)
