@@ -212,15 +212,17 @@ def test_a_simple_setting_that_no_exit_matches_is_said_first(tmp_path, matched):
     as_good = [("threshold", "threshold 0.99, power 2, 8 steps", 3.0, 8, 2.1, 23.1)] * matched
     entries = placed(tmp_path, (*POINTS[:1], *PLACED, fixed, *as_good))
     said, head = claim(entries, 0.05), report.headline(entries, 0.05)
-    assert head["setting"]["label"] == "threshold 0.98, power 2, 8 steps"
+    assert head["setting"]["label"] == f"threshold {0.99 if matched else 0.98}, power 2, 8 steps"
     assert ("Fixed layer 4, power 2, 8 steps is better than every early exit" in said.sentences[0]) is not matched
     assert (head["ahead"] is None) is matched and said.tone == ("good" if matched else "bad")
 
 
-def test_the_recommended_point_is_as_good_as_its_rival(tmp_path):
-    """Catches a speed-up over plain calls that are clearly better: the fastest exit at full depth's bad quality."""
-    poor = ("threshold", "threshold 0.9, power 2, 3 steps", 1.5, 3, 1.0, 26.9)
-    assert recommend(placed(tmp_path, (*POINTS[:1], *PLACED, poor)), 0.05).label == "threshold 0.98, power 2, 8 steps"
+@pytest.mark.parametrize("rival", [(), (("plain", "full depth, power 2, 3 steps", 7.0, 3, 1.5, 27.0),)])
+def test_the_recommended_point_is_the_fastest_for_its_quality(rival, tmp_path):
+    """Catches the fastest exit at full depth's bad quality: plain calls are clearly better, or as fast."""
+    poor = ("threshold", "threshold 0.9, power 2, 3 steps", 1.5, 3, 1.4, 26.9)
+    entries = placed(tmp_path, (*POINTS[:1], *PLACED, poor, *rival))
+    assert recommend(entries, 0.05).label == "threshold 0.98, power 2, 8 steps"
 
 
 def test_plans_of_one_budget_are_one_setting(tmp_path):

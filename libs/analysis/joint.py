@@ -5,10 +5,10 @@
    number of calls, whose depths are either all the same or bought call by call (calibration.schedule). What a person
    would try by hand is in the family, so the search is not worse than that on the seed that selects.
 3. Select in the closed loop on one noise seed: many candidates on few images, the best on many, then small changes of
-   times and depths are kept while they help. The objective is a Frechet distance or, with --objective=teacher, the
-   squared distance to the teacher's images. Every budget is worth about the same work, so small ones are tried in more
-   ways; the best plan of the smaller ones, with what is left bought at its calls, is always among the best. Where
-   nothing beats that plan as it is, it is the answer: a budget is what may be spent.
+   times and depths are kept while they help, from the best two. The objective is a Frechet distance or, with
+   --objective=teacher, the squared distance to the teacher's images. Every budget is worth about the same work, so small
+   ones are tried in more ways; the best plan of the smaller ones, with what is left bought at its calls, is always among
+   the best. Where nothing beats that plan as it is, it is the answer: a budget is what may be spent.
 4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
 
 The report is from a noise seed that chose nothing.
@@ -29,7 +29,8 @@ from sde import Process
 
 GRIDS = ("power:1.5", "power:2", "power:2.5", "logsnr", "karras:7")
 MOST_CALLS = 16
-WORK = 1.0  # of one budget's changes, in samplings of the reference's cost
+WORK = 5.0  # of one budget's changes, in samplings of the reference's cost
+STARTS = 2  # plans that are changed
 WITHIN = 0.02  # of the budget
 
 
@@ -103,7 +104,7 @@ class Search:
         """
         calls, shallow = budget * self.reference, self.cost[min(1, len(self.cost) - 1)]
         most = min(max(calls / shallow, 1), MOST_CALLS)
-        tried = int(np.clip(WORK / 2 / budget, 2, 5))
+        tried = int(np.clip(0.5 / budget, 2, 5))
         counts = np.unique(np.geomspace(max(1, np.ceil(calls - 1e-9)), most, tried).round().astype(int))
         if len(self.cost) == 1:
             counts = [max(1, int(calls * (1 + WITHIN)))]
@@ -215,18 +216,24 @@ class Search:
                 "and exits spends within 2 %; full depth alone takes whole calls"
             )
         few = [c for c in sorted(able.values(), key=lambda c: quality(c, False))[:keep] if c not in grown]
-        best, value = min(((c, quality(c, True)) for c in few + grown), key=lambda pair: pair[1])
+        starts = sorted(((c, quality(c, True)) for c in few + grown), key=lambda pair: pair[1])[:STARTS]
+        best, value = starts[0]
         say(f"budget {budget:g}: {len(able)} proposals; best {best.origin}, {len(best.exits)} calls, {value:.4g}")
-        for _ in range(int(WORK / budget)):
+        best, value = min((self.climb(*start, budget, quality) for start in starts), key=lambda pair: pair[1])
+        if cheaper and cheaper[1] <= value:
+            say(f"budget {budget:g}: nothing that spends it is better than {cheaper[0].origin}")
+            return cheaper
+        return best, value
+
+    def climb(self, best: Choice, value: float, budget: float, quality: Callable) -> tuple[Choice, float]:
+        """The choice after as many changes as its part of WORK pays, those that helped kept."""
+        for _ in range(int(WORK / STARTS / budget)):
             new = self.changed(best, budget)
             if new == best or not self.affords(new, budget):
                 continue
             now = quality(new, True)
             if now < value:
                 best, value = replace(new, origin=f"{best.origin.removesuffix(', changed')}, changed"), now
-        if cheaper and cheaper[1] <= value:
-            say(f"budget {budget:g}: nothing that spends it is better than {cheaper[0].origin}")
-            return cheaper
         return best, value
 
     def affords(self, choice: Choice, budget: float) -> bool:
