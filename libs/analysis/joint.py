@@ -6,9 +6,9 @@
    would try by hand is in the family, so the search is not worse than that on the seed that selects.
 3. Select in the closed loop on one noise seed: many candidates on few images, the best on many, then small changes of
    times and depths are kept while they help, from the best two. The objective is a Frechet distance or, with
-   --objective=teacher, the squared distance to the teacher's images. Every budget is worth about the same work, so small
-   ones are tried in more ways; the best plan of the smaller ones, with what is left bought at its calls, is always among
-   the best. Where nothing beats that plan as it is, it is the answer: a budget is what may be spent.
+   --objective=teacher, the squared distance to the teacher's images. Every budget is worth about the same work, so
+   small ones are tried in more ways; the best plan of the smaller ones, with what is left bought at its calls, always
+   takes part. Where nothing beats that plan as it is, it is the answer: a budget is what may be spent.
 4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
 
 The report is from a noise seed that chose nothing.
