@@ -26,8 +26,8 @@ from libs.models.uvit import SIZES
 from libs.run import describe_machine
 
 RESULTS = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
-# The networks of the digits (the deep one), of CIFAR-10 and of ImageNet 256, and one between them; no config is read, so
-# that the benchmarks run where ml_collections is not installed.
+# The networks of the digits (the deep one), of CIFAR-10 and of ImageNet 256, and one between; no config is read, so that
+# the benchmarks run where ml_collections is not installed.
 NETWORKS = {
     "tiny": dict(
         img_size=8,
