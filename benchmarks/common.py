@@ -26,7 +26,7 @@ from libs.models.uvit import SIZES
 from libs.run import describe_machine
 
 RESULTS = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
-# The networks of the digits (the deep one), of CIFAR-10 and of ImageNet 256, and one between; no config is read, so that
+# The networks of the deep digits, of CIFAR-10 and ImageNet 256, and one between; no config is read, so that
 # the benchmarks run where ml_collections is not installed.
 NETWORKS = {
     "tiny": dict(
