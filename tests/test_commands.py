@@ -220,7 +220,7 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     command = ["train.py", "--config.sample.forecast.every=2", f"--config={CONFIG}", f"--workdir={tmp_path}/run"]
     command += ["--dry_run"]
     code, out, _ = in_process(command, monkeypatch, capsys)
-    assert code == 0 and "parameters" in out and re.search(r"after +7 of 7 layers", out)
+    assert code == 0 and "parameters" in out and re.search(r"after +3 of 3 layers", out)
     assert "optimizer.name = 'muon'" in out and "time_bank" not in out and len(out.splitlines()) < 80
     assert "sample.forecast.every = 2" in out
     assert not (tmp_path / "run").exists()

@@ -84,7 +84,7 @@ def test_shards_are_refused_by_name(kind, tmp_path, monkeypatch):
 def test_what_processes_share(tmp_path):
     """Catches an option that training replaces, and processes that give up while one measures for an hour."""
     config = load("digits_uvit_tiny", "quick")
-    config.train.depths = "random"
+    config.train.depths, config.mixed_precision = "random", "no"  # as the processes before it, on any machine
     run = Run(tmp_path, utils.make_accelerator(config, tmp_path))
     trainer.fit(config, regimes.pixels(config), run)
     options = run.accelerator.ddp_handler.to_kwargs()

@@ -99,7 +99,8 @@ def test_two_processes_equal_one(launched, tmp_path):
         for n in (1, 2)
     ]
     for a, b in zip(*lines, strict=True):
-        for key in ("fd_digits_cnn", "psnr", "ssim", "mean_depth", "gmacs"):
+        assert a["fd_digits_cnn"] == pytest.approx(b["fd_digits_cnn"], rel=1e-7)  # float32 features in other batches
+        for key in ("psnr", "ssim", "mean_depth", "gmacs"):
             assert a[key] == pytest.approx(b[key], rel=1e-9)
 
 
