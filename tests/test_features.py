@@ -644,7 +644,8 @@ def test_command_for_text(tmp_path, coco, text, monkeypatch, capsys, layout):
     for i, expected in enumerate(["a red cat", "two dogs"]):  # as public code reads them
         prompt, context = np.load(tmp_path / "run_vis" / f"{i}.npy", allow_pickle=True)
         assert prompt == expected
-        torch.testing.assert_close(torch.from_numpy(context), text.encode([expected])[0], rtol=1e-6, atol=1e-6)  # other batch
+        wanted = text.encode([expected])[0]  # alone; the command encodes both in one batch
+        torch.testing.assert_close(torch.from_numpy(context), wanted, rtol=1e-6, atol=1e-6)
     (tmp_path / "prompts.txt").write_text("only one")
     with pytest.raises(ValueError, match="files of more prompts than these 1"):
         extract_features.main(f"prompts --prompts {tmp_path / 'prompts.txt'} {common}".split())
