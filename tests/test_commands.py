@@ -353,11 +353,12 @@ def test_shell_scripts(name, scripts):
 def test_comparison_script(scripts):
     """Catches settings that no sweep knows, a training seed that is left out, and plans that are made and not run."""
     done = subprocess.run(
-        ["bash", "scripts/comparison.sh", "digits", "out"],
+        ["bash", "scripts/comparison.sh", "digits", "out", "--config.dataset.name=images"],
         cwd=scripts, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     calls = [line.split() for line in done.stdout.splitlines()]
+    assert all("--config.dataset.name=images" in call for call in calls[:-2] if any(a.startswith("--config=") for a in call))
     sweeps = [ast.literal_eval(a.partition("=")[2]) for call in calls for a in call if "eval.sweep=" in a]
     assert len(sweeps) == 9 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
