@@ -358,7 +358,8 @@ def test_comparison_script(scripts):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     calls = [line.split() for line in done.stdout.splitlines()]
-    assert all("--config.dataset.name=images" in call for call in calls[:-2] if any(a.startswith("--config=") for a in call))
+    started = [call for call in calls if any(a.startswith("--config=") for a in call)]
+    assert started and all("--config.dataset.name=images" in call for call in started)
     sweeps = [ast.literal_eval(a.partition("=")[2]) for call in calls for a in call if "eval.sweep=" in a]
     assert len(sweeps) == 9 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
