@@ -13,29 +13,29 @@ JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}} MORE
 # which few calls do well, how many calls full depth tries on it, and on how many calls exits and fixed layers are
 # compared; the settings of exits, forecasts and caches. Of the digits they are the best that cost no more than five calls
 # of full depth, found on other noise (Q41).
-OTHERS="small" IMAGES=1024 BUDGETS="0.1 0.15" PLACED="0.2 0.25 0.3" GRID=karras:7 PLAIN=(steps={4,6,8,10}) CALLS=6
-LAYERS="4 5" CERTAINTIES="0.98 0.99" FORECASTS=10
+OTHERS="small plain" SMALL_STEPS=6000 IMAGES=1024 BUDGETS="0.1 0.15 0.2" PLACED="0.2 0.25 0.3"
+GRID=karras:7 PLAIN=(steps={4,5,6,8,10}) CALLS=6 LAYERS="1 2" CERTAINTIES="0.98 0.99" FORECASTS=10
 RIVALS=(
     {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
     first_block.threshold={0.15,0.3},first_block.per_image={True,False},steps=8
 )
 case $DATA in
-    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" OTHERS="small plain" SMALL_STEPS=6000 IMAGES=2048
+    digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" IMAGES=2048
         BUDGETS="0.1 0.12 0.15 0.2 0.3 0.5" PLACED="0.2 0.25 0.3 0.4"
-        GRID=power:2 PLAIN=(steps={4,5,6,8}) CALLS=5 LAYERS="1 2" CERTAINTIES="0.96 0.98" FORECASTS=8
+        GRID=power:2 PLAIN=(steps={4,5,6,8}) CALLS=5 CERTAINTIES="0.96 0.98" FORECASTS=8
         RIVALS=(
             reuse.every=2,steps=8 cache.every=2,steps=6 teacache.threshold=0.2,steps={5,6}
             first_block.threshold=0.3,first_block.per_image={True,False},steps=5
         ) ;;
-    digits-deep) CONFIG=configs/digits_uvit_deep.py SEEDS="1 2 3" SMALL_STEPS=4400 IMAGES=2048
+    digits-deep) CONFIG=configs/digits_uvit_deep.py SEEDS="1 2 3" OTHERS=small SMALL_STEPS=4400 IMAGES=2048
         BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3"
         GRID=power:2 PLAIN=(steps={3,4,5,8}) CALLS=5 LAYERS="3 4" FORECASTS=8
         RIVALS=(
             reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
             first_block.threshold=0.3,first_block.per_image={True,False},steps=6
         ) ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" SMALL_STEPS=4400 ;;
-    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=11000 ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" ;;
+    cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=5500 IMAGES=512 ;;
     *) echo "the data are $DATA; they must be digits, digits-deep, fashion or cifar10" >&2 && exit 2 ;;
 esac
 REFERENCE="--config.sample.sample_steps=20 --config.sample.grid= --config.sample.mini_batch_size=128"  # 20 even calls
@@ -90,15 +90,23 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the other netwo
 }
 prepare_other() { # RUN SEED PRESET; a network of the same size takes as many steps
     steps=$([ "$3" != small ] || echo --config.train.n_steps=$SMALL_STEPS)
-    python train.py --config=$CONFIG:"$3" "${MORE[@]}" --config.seed="$2" $steps --workdir="$1/$3"
+    python train.py --config=$CONFIG:"$3" --config.seed="$2" $steps "${MORE[@]}" --workdir="$1/$3"
 }
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
-    "${PROCESSES[@]}" eval.py --config="$2" $REFERENCE "${MORE[@]}" --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
+    "${PROCESSES[@]}" eval.py --config="$2" $REFERENCE --nnet_path="$1/last.ckpt" --output_path="$1/eval" \
         --config.sample.n_samples=$IMAGES --config.exit.name=full --config.eval.thresholds="()" \
         --config.eval.fixed="()" --config.eval.fewer_steps="()" --config.eval.sweep="$(tuple "${@:3}")" \
-        --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128
+        --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128 "${MORE[@]}"
 }
+
+SETTINGS="$CONFIG $REFERENCE $IMAGES ${MORE[*]}"   # files of others are not kept
+[[ $SETTINGS != *train.n_steps=* ]] || { echo "train.n_steps is that of $CONFIG: rivals train as long" >&2 && exit 2; }
+if [ -f "$FOLDER/settings" ] && [ "$(cat "$FOLDER/settings")" != "$SETTINGS" ]; then
+    echo "$FOLDER holds a comparison with other settings, $(cat "$FOLDER/settings"); name another folder" >&2 && exit 2
+fi
+mkdir -p "$FOLDER"
+echo "$SETTINGS" > "$FOLDER/settings"
 
 FIRST=$FOLDER/$DATA${SEEDS%% *}/last.ckpt KEPT=budget-0.6-dpm_solver_pp_2m-6-${GRID/:/-}.json
 for seed in $SEEDS; do start prepare "$FOLDER/$DATA$seed" "$seed"; done

@@ -19,9 +19,10 @@ import utils
 from libs import regimes
 from libs.analysis.calibrate import calls_name
 from libs.analysis.rivals import KINDS, fit_gates
-from libs.files import write_file
+from libs.files import write_json
 from libs.regimes import Regime
 from libs.run import Run
+from libs.sampling.stored import name_beside
 
 FLAGS = flags.FLAGS
 
@@ -29,8 +30,8 @@ FLAGS = flags.FLAGS
 def work(config, regime: Regime, run: Run) -> None:
     options = dict(n_images=FLAGS.images, epochs=FLAGS.epochs, penalty=FLAGS.penalty, seed=FLAGS.seed)
     found = fit_gates(config, regime, run, FLAGS.kind, budget=FLAGS.budget, **options)
-    path = run.dir / f"{FLAGS.kind}-{FLAGS.budget:g}-{calls_name(config)}.json"
-    write_file(path, json.dumps(found))
+    path = run.dir / name_beside(config.nnet_path, f"{FLAGS.kind}-{FLAGS.budget:g}-{calls_name(config)}.json")
+    write_json(path, found)
     print(json.dumps({"path": str(path), "kind": FLAGS.kind, "loss": found["loss"]}))
 
 

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(append(args.board, read_json(args.numbers, "numbers")))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

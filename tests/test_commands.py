@@ -352,14 +352,16 @@ def test_shell_scripts(name, scripts):
 
 def test_comparison_script(scripts):
     """Catches settings that no sweep knows, a training seed that is left out, and plans that are made and not run."""
+    more = ["--config.dataset.name=images", "--config.sample.n_samples=64"]
     done = subprocess.run(
-        ["bash", "scripts/comparison.sh", "digits", "out", "--config.dataset.name=images"],
+        ["bash", "scripts/comparison.sh", "digits", "out", *more],
         cwd=scripts, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     calls = [line.split() for line in done.stdout.splitlines()]
     started = [call for call in calls if any(a.startswith("--config=") for a in call)]
     assert started and all("--config.dataset.name=images" in call for call in started)
+    assert {[a for a in call if "n_samples=" in a][-1] for call in started} == {"--config.sample.n_samples=64"}
     sweeps = [ast.literal_eval(a.partition("=")[2]) for call in calls for a in call if "eval.sweep=" in a]
     assert len(sweeps) == 9 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
@@ -374,8 +376,15 @@ def test_comparison_script(scripts):
     directories = [a.partition("=")[2] for a in calls[-1] if a.endswith("/eval")]
     assert len(directories) == 9 and set(directories) < set(calls[-2])
     assert "benchmarks/results/frontier-digits-cpu.json" in calls[-1]
-    wrong = subprocess.run(["bash", "scripts/comparison.sh", "moons"], cwd=scripts, capture_output=True, text=True)
-    assert wrong.returncode == 2 and "digits, digits-deep, fashion or cifar10" in wrong.stderr
+    for arguments, message in (
+        (["moons"], "digits, digits-deep, fashion or cifar10"),
+        (["digits", "out"], "out holds a comparison with other settings"),  # its plans would have been taken
+        (["digits", "new", "--config.train.n_steps=9"], "train.n_steps"),
+    ):
+        wrong = subprocess.run(
+            ["bash", "scripts/comparison.sh", *arguments], cwd=scripts, capture_output=True, text=True
+        )
+        assert wrong.returncode == 2 and message in wrong.stderr
 
 
 def there(scripts: Path) -> dict[str, str]:

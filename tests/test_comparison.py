@@ -508,6 +508,33 @@ def test_timing_several_evaluations_together(tmp_path):
     (tmp_path / "b" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="timing_batch"):
         time_together(directories, 1)
+    (tmp_path / "b" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"b/config.json has no cpu, mixed_precision"):  # was an AttributeError
+        time_together(directories, 1)
+    with pytest.raises(SystemExit):
+        leaderboard.main(["benchmarks/results/frontier-digits-cpu.json", "--board", str(tmp_path / "none.md")])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        ({"seeds": None}, "line 1: `seeds` is None"),
+        ({"exit": "threshold"}, "line 1: `exit` is 'threshold'"),
+        ({"n_images": [1]}, r"line 1: `n_images` is \[1\]"),
+        ({"timing.json": {"run": "x", "seconds": {"full-depth": [0, 1]}}}, "timing.json: `full-depth` is"),
+        ({"timing.json": {"run": "x", "seconds": {"full-depth": ["1"]}}}, "timing.json: `full-depth` is"),
+    ],
+)
+def test_files_of_wrong_kinds_are_named(wrong, place, tmp_path):
+    """Catches a traceback, or a mistake without the file that it is in."""
+    directory = Path(evaluation(tmp_path / "a"))
+    timing = wrong.pop("timing.json", None)
+    if timing is not None:
+        (directory / "timing.json").write_text(json.dumps(timing))
+    first, *rest = (directory / "results.jsonl").read_text().splitlines()
+    (directory / "results.jsonl").write_text("\n".join([json.dumps(json.loads(first) | wrong), *rest]))
+    with pytest.raises(ValueError, match=place):
+        report.load([str(directory)])
 
 
 # ---- files and commands --------------------------------------------------------------------------------------------

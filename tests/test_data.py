@@ -25,7 +25,7 @@ from libs.data.images import centre_crop
 from libs.data.storage import natural
 from scripts import check_images
 
-IMAGES = ("digits", "images", "cifar10", "fashion_mnist", "celeba", "imagenet", "synthetic")
+IMAGES = ("digits", "images", "cifar10", "fashion_mnist", "digits_and_clothes", "celeba", "imagenet", "synthetic")
 BAD = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
 
 
@@ -118,6 +118,7 @@ def make(tmp_path, monkeypatch):
 
     settings = {
         "fashion_mnist": fashion_mnist,
+        "digits_and_clothes": lambda: {"path": fashion_mnist()["path"]},
         "cifar10": cifar10,
         "celeba": celeba,
         "imagenet": imagenet,
@@ -210,6 +211,16 @@ def test_fashion_mnist_layout(make, tmp_path):
     refused("fashion_mnist", "t10k-labels-idx1-ubyte", "(2, 28, 28) and (3,)", path=path, split="test")
     (tmp_path / "fashion" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(clothes(3))[:-50])
     refused("fashion_mnist", "train-images-idx3-ubyte.gz cannot be read", path=path)
+
+
+def test_digits_and_clothes(make):
+    """Clothes numbered as digits, digits of 17 levels among bytes, a picture that is cut instead of made smaller."""
+    data, digits = make("digits_and_clothes"), DATASETS["digits"]()
+    assert data.shape == (1, 16, 16) and data.n_classes == 20 and len(data) == 1797 + 3
+    assert data.labels[-3:].tolist() == [19, 18, 17] and data.class_names[19] == "Ankle boot"
+    assert torch.equal(data.pixels(4)[:, ::2, 1::2], digits.pixels(4)) and data.class_names[data.labels[4]] == "4"
+    stored = np.pad(np.frombuffer(clothes(3), np.uint8, offset=16).reshape(3, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    assert data.pixels(1797 + 1)[0, 7, 5] == round(stored[1, 14:16, 10:12].mean())
 
 
 def clothes(number: int) -> bytes:

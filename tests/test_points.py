@@ -204,6 +204,18 @@ def test_a_path_is_text():
     assert Method("schedule", {"path": "x/0.6.json"}).label == "schedule path 0.6"
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+    """Catches the second of two runs' plans dropped in silence, as both would be the same point."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        content = {"points": [1, 2, 3, 4, 5], "plan": {}} | dict(schedule={"t": [1.0], "layers": [5]})
+        (tmp_path / name / "budget.json").write_text(json.dumps(content))
+    files = [f"schedule.path={tmp_path / name}/budget.json" for name in ("a", "b", "a/../a")]
+    assert len(points(quick(eval__sweep=(files[0], files[2])))) == len(points(quick(eval__sweep=(files[0],))))
+    with pytest.raises(ValueError, match=r"a/budget.json and .*b/budget.json would both be the point 'schedule-path-"):
+        points(quick(eval__sweep=tuple(files)))
+
+
 def test_evaluation_of_a_sweep(run, tmp_path):
     """Catches points whose records lack their sampler, or whose cost does not count what was reused."""
     sweep = ("reuse.every=2", "cache.every=2", "fixed.layer=1,refresh=2,residual=True", "sampler=ddim,steps=4")

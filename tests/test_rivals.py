@@ -372,6 +372,22 @@ def test_gates_that_are_sure(tmp_path, monkeypatch):
     assert torch.equal(low, gate(h, weight, torch.zeros(())))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs=0"),
+        ({"n_images": 0}, "--images=0"),
+        ({"penalty": float("nan")}, "--penalty=nan"),
+        ({"seed": 1}, "--seed=1"),
+    ],
+)
+def test_fits_that_are_refused(options, message):
+    """Catches tracebacks, gates that are NaN, and a rival fitted to the noise that it is reported on."""
+    config = load("digits_uvit_tiny", "quick")
+    with pytest.raises(ValueError, match=message):
+        fit_gates(config, regimes.pixels(config), Alone("cpu"), "lazy_gate", budget=0.7, **options)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fit(kind, tmp_path):
     """Catches gates that learn the wrong sign, and a budget that is not spent.

@@ -36,6 +36,7 @@ from libs.sampling.dense import DenseCall, sample_dense
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan
 from libs.sampling.sampler import Sampler, split
+from libs.sampling.stored import name_beside
 
 POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
 
@@ -195,7 +196,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
     bench = DepthBench(Sampler.open(config, regime, run), n_images, seed)
     full_macs = bench.plan.nfe * (1 + (config.sample.scale > 0)) * bench.model.macs().at(bench.model.depth)
     asked = {"budget": budget} if budget is not None else {"max_quality_loss": max_quality_loss}
-    path = run.dir / file_name(config, asked)
+    path = run.dir / name_beside(config.nnet_path, file_name(config, asked))
     facts = {
         "asked": asked,
         "sampler": {"name": config.sample.algorithm, "steps": config.sample.sample_steps},

@@ -11,6 +11,7 @@ as the budget asks for. The released Learning-to-Cache closes sublayers in every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from libs.analysis.calibrate import check_images
 from libs.exits import EXIT_POLICIES
 from libs.exits.sublayers import gate
 from libs.models.backbone import Macs
@@ -96,10 +98,15 @@ def fit_gates(
     `budget`: the share of the MACs of these calls at full depth that may be spent, gates included.
 
     Raises:
-        ValueError: no U-ViT, several processes, or a budget that is not in reach.
+        ValueError: no U-ViT, several processes, noise that an evaluation uses, or a budget that is not in reach.
     """
     if run.world > 1:
         raise ValueError(f"rivals are fitted in one process; {run.world} were started")
+    check_images(config, run, n_images, seed)
+    if epochs < 1:
+        raise ValueError(f"--epochs={epochs}: it must be at least 1")
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"--penalty={penalty:g}: it must be a number of at least 0")
     sampler = Sampler.open(config, regime, run)
     model, plan = sampler.model, sampler.plan()
     if not model.backbone.sublayers:

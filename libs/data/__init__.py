@@ -5,6 +5,7 @@ from libs.data.celeba import CelebA
 from libs.data.cifar10 import CIFAR10
 from libs.data.dataset import Dataset
 from libs.data.digits import Digits
+from libs.data.digits_and_clothes import DigitsAndClothes
 from libs.data.fashion_mnist import FashionMNIST
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles
@@ -17,6 +18,7 @@ DATASETS = {
     "images": ImageFolder,
     "cifar10": CIFAR10,
     "fashion_mnist": FashionMNIST,
+    "digits_and_clothes": DigitsAndClothes,
     "celeba": CelebA,
     "imagenet": ImageNet,
     "latents": LatentShards,

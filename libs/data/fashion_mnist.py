@@ -59,7 +59,7 @@ class FashionMNIST(InMemory):
         if not files:
             raise ValueError(
                 f"dataset.path={path!r} must hold {names[0]} and {names[1]} (or the same as .gz): set "
-                f"dataset.fashion_mnist.download=True, {BY_HAND}"
+                f"download=True beside it, {BY_HAND}"
             )
         levels, labels = (read_idx(file, axes) for file, axes in zip(files, (3, 1), strict=True))
         if levels.shape[1:] != (28, 28) or len(labels) != len(levels) or not len(labels) or labels.max() > 9:

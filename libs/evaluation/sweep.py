@@ -106,7 +106,8 @@ def source(path: str) -> str:
 def points(sampler: Sampler) -> list[Point]:
     """Full depth, the configured policy at each threshold, fixed layers, full depth with fewer steps, and the sweep.
 
-    A point that is asked for twice is evaluated once. Raises ValueError for whatever this model cannot do.
+    A point that is asked for twice is evaluated once. Raises ValueError for whatever this model cannot do, and for two
+    files of one name, whose results would have one place.
     """
     config, model = sampler.config, sampler.model
     name, configured = config.exit.name, chosen(config.exit)
@@ -127,7 +128,12 @@ def points(sampler: Sampler) -> list[Point]:
     found: dict[str, Point] = {}
     for method in methods:
         point = make_point(method, sampler)
-        found.setdefault(point.slug, point)
+        files = [one.exit.get("path", "") for one in (found.setdefault(point.slug, point), point)]
+        if Path(files[0]).resolve() != Path(files[1]).resolve():
+            raise ValueError(
+                f"{files[0]} and {files[1]} would both be the point {point.slug!r}: give the files other names (of a "
+                "trace or a last checkpoint, the folders)"
+            )
     return list(found.values())
 
 

@@ -59,6 +59,9 @@ def time_together(directories: Sequence[Path], n_runs: int) -> dict[str, dict[st
         ValueError: a directory without config.json, in use, or evaluations whose seconds are not alike.
     """
     configs = [ConfigDict(read_json(directory / "config.json", "the evaluation")) for directory in directories]
+    for directory, config in zip(directories, configs, strict=True):
+        if missing := [key for key in ("cpu", "mixed_precision", "nnet_path", "sample", "eval") if key not in config]:
+            raise ValueError(f"{directory}/config.json has no {', '.join(missing)}: it is of no evaluation")
     if len({(config.cpu, config.mixed_precision, config.eval.timing_batch) for config in configs}) > 1:
         raise ValueError(
             "the evaluations differ in cpu, mixed_precision or eval.timing_batch; such seconds are not alike"

@@ -15,7 +15,7 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from libs.evaluation.families import BASELINES, PLAIN
-from libs.report.read import Evaluation, Result, json_object
+from libs.report.read import Evaluation, Result, json_object, positive
 from libs.report.statistics import Estimate, difference, over_seeds, ratio
 
 # Settings that do not make another model: which seed and files, how it is sampled, how it is measured.
@@ -266,15 +266,15 @@ def timed_together(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None
     None where not all of them took part in it. Points that it did not time have no seconds.
     """
     timings = [json_object(evaluation.dir / "timing.json") for evaluation in evaluations]
-    if None in timings or len({timing["run"] for timing in timings}) > 1:
+    if None in timings or len({str(timing.get("run")) for timing in timings}) > 1:
         return None
 
     def retimed(point: Result, timing: dict) -> Result:
-        runs = tuple(timing["seconds"].get(point.slug, ()))
+        runs = positive(timing.get("seconds", {}), point.slug, point.dir / "timing.json")
         machine = {key: timing[key] for key in ("device", "threads") if key in timing}
         seconds = median(runs) if runs else None
         record = point.record | machine
-        return replace(point, seconds=seconds, seconds_runs=runs, timed_with=timing["run"], record=record)
+        return replace(point, seconds=seconds, seconds_runs=runs, timed_with=str(timing.get("run")), record=record)
 
     return [
         replace(e, points=tuple(retimed(p, timing) for p in e.points))

@@ -230,6 +230,9 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
     seconds = number(metrics, "seconds_per_image", where)
     if seconds is not None and seconds <= 0:
         raise ValueError(f"{where}: `seconds_per_image` is {seconds}; it must be positive.")
+    for name, kind, what in (("seeds", list, "a list"), ("exit", dict, "an object"), ("n_images", int, "a number")):
+        if not isinstance(record.get(name, kind()), kind):
+            raise ValueError(f"{where}: `{name}` is {record[name]!r}; {what} is needed.")
     return Result(
         run=run,
         dir=directory,
@@ -244,7 +247,7 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
         mean_depth=number(metrics, "mean_depth", where),
         gmacs=number(metrics, "gmacs", where),
         seconds=seconds,
-        seconds_runs=numbers(metrics, "seconds_per_image_runs", where),
+        seconds_runs=positive(metrics, "seconds_per_image_runs", where),
         timed_with=str(directory),
         record=record,
     )
@@ -267,6 +270,14 @@ def numbers(values: dict[str, Any], key: str, where: str | Path) -> tuple[float,
     if not isinstance(many, list) or any(number({key: value}, key, where) is None for value in many):
         raise ValueError(f"{where}: `{key}` is {many!r}; a list of finite numbers is needed.")
     return tuple(float(value) for value in many)
+
+
+def positive(values: dict[str, Any], key: str, where: str | Path) -> tuple[float, ...]:
+    """Seconds: ratios and geometric means are taken of them."""
+    found = numbers(values, key, where)
+    if any(value <= 0 for value in found):
+        raise ValueError(f"{where}: `{key}` is {list(found)}; they must be positive.")
+    return found
 
 
 def train_row(record: dict[str, Any], where: str) -> dict[str, float]:

@@ -59,10 +59,15 @@ def own_plan(process: Process, policy: ExitPolicy) -> Plan | None:
     return plan_of(process, policy.stored) if isinstance(policy, Planned) else None
 
 
-def plan_name(weights: str | Path, what: str) -> str:
-    """The name of the plan `what` ("budget-0.2") of `weights`: a .safetensors file shares its folder with others."""
+def name_beside(weights: str | Path, name: str) -> str:
+    """`name` of a file beside `weights`, with theirs in front where they share their folder: a .safetensors file."""
     file = file_of(weights)
-    return f"{file.stem}-plan-{what}.json" if file.suffix == ".safetensors" else f"plan-{what}.json"
+    return f"{file.stem}-{name}" if file.suffix == ".safetensors" else name
+
+
+def plan_name(weights: str | Path, what: str) -> str:
+    """The name of the plan `what` ("budget-0.2") of `weights`."""
+    return name_beside(weights, f"plan-{what}.json")
 
 
 def all_beside(weights: str | Path) -> dict[float, Path]:
