@@ -230,10 +230,19 @@ def resolve(kind: str):
         if plan:
             if FLAGS.exit_threshold:
                 raise ValueError("--plan or --budget, and --exit_threshold are given; a plan holds its own depths")
+            refuse_what_a_plan_holds(kind)
             config.exit.name, config.exit.planned.path, config.eval.thresholds = "planned", plan, ()
     leave_out_reference_of_other_data(config)
     check_settings(config)
     return config
+
+
+def refuse_what_a_plan_holds(kind: str) -> None:
+    """An evaluation's calls are those of full depth, which a plan is held against; images have the plan's alone."""
+    holds = ("exit.",) if kind == "eval" else ("exit.", "sample.sample_steps", "sample.algorithm", "sample.grid")
+    for key in config_flags.get_override_values(FLAGS["config"]):
+        if key.startswith(holds):
+            raise ValueError(f"--plan or --budget, and --config.{key} are given; a plan holds its own calls and depths")
 
 
 def leave_out_reference_of_other_data(config) -> None:

@@ -29,7 +29,10 @@ def ual(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
 
 
 def adadiff(u: Tensor, k: Tensor, gap: Tensor) -> Tensor:
-    """The released code: the batch's mean certainty, normalised over exits to sum to one, and not stopped."""
+    """The released code: the mean certainty of the rows at once, normalised over exits to sum to one, and not stopped.
+
+    At once are those of one process and micro-batch: train.accumulate and the number of processes change it.
+    """
     certainty = (1 - u).mean(1, keepdim=True)
     return (certainty / certainty.sum(0)).expand_as(u)
 

@@ -48,7 +48,7 @@ class Labels:
     chosen: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.chosen and not 0 <= min(self.chosen) <= max(self.chosen) < self.n_classes:
+        if any(not isinstance(c, int) or not 0 <= c < self.n_classes for c in self.chosen):
             allowed = f"they must lie in 0..{self.n_classes - 1}" if self.n_classes else "this network has no classes"
             raise ValueError(f"labels are {list(self.chosen)[:8]}; {allowed}")
 

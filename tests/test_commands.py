@@ -104,6 +104,8 @@ def mistakes(tmp_path, trained):
         ([*train, "--config.train.accumulate=0"], "train.accumulate is 0"),
         ([*train, "--config.train.batch_size=0"], "train.batch_size is 0"),
         ([*train, "--config.eval.seeds=()"], "eval.seeds is ()"),
+        ([*train, "--config.nnet.points=('a',)", "--dry_run"], "nnet.points is ('a',)"),
+        ([*train, "--config.sample.labels=('a',)"], "labels are ['a']"),
         ([*train, "--config.eval.seeds=(1,1)"], "eval.seeds is (1, 1)"),
         ([*train, "--config.eval.seeds=(99,)"], "eval.selection_seed, 99"),
         ([*train, f"--config.eval.seeds=({10**23},)"], "eval.seeds is (1000"),
@@ -130,6 +132,7 @@ def mistakes(tmp_path, trained):
         ([*evaluate, f"--nnet_path={pickled}"], "pickled.pth cannot be read as weights"),
         ([*evaluate, f"--nnet_path={uvit}"], "--pretrained_weight"),
         ([*evaluate, f"--nnet_path={good}", "--config.nnet.embed_dim=64"], "in the file"),
+        ([*evaluate, f"--nnet_path={good}", "--plan=x.json", "--config.exit.name=fixed"], "exit.name are given"),
         ([*evaluate, f"--nnet_path={good}", "stray"], "stray"),
     ]
 

@@ -11,7 +11,7 @@ import torch
 from conftest import calibration_file, inputs, plan_file, tiny, trace_file
 from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSkips
 
-from libs.exits import EXIT_POLICIES, GuidancePairs, Look, oracle, run_with_exits
+from libs.exits import EXIT_POLICIES, GuidancePairs, Look, Trace, oracle, run_with_exits
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.plans import ddim
@@ -403,6 +403,16 @@ def test_similarity_looks_at_the_layer_before():
     assert run_with_exits(model, policy, x, t, time, None)[1].tolist() == wanted
     with pytest.raises(ValueError, match="exit.similarity.cosine"):
         EXIT_POLICIES["similarity"](cosine=1.5)
+
+
+def test_forecasts_are_no_calls_to_match(tmp_path):
+    """Catches controls that spend less than what they match, as its forecasts count as calls of depth 0."""
+    trace = Trace(7)
+    for t in (1.0, 0.5):
+        trace.add(t, np.full((1, 4), 6))
+    trace.with_forecasts([1, 0.75, 0.5, 0.25], [True, False, True, False]).save(tmp_path / "trace.npz", np.arange(4))
+    times, counts = EXIT_POLICIES["matched_static"](path=str(tmp_path / "trace.npz")).counts
+    assert times == [0.5, 1.0] and counts[:, 6].tolist() == [4, 4]
 
 
 def test_matched_controls():

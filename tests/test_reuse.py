@@ -295,8 +295,10 @@ def test_wrong_settings_are_refused():
             policy(name, residual=True)
     with pytest.raises(ValueError, match="sample.refresh is -1"):
         policy(refresh=-1)
-    with pytest.raises(ValueError, match="set sample.refresh"):
-        denoiser(model, policy("fixed", layer=2, residual=True))
+    for name, never in (("fixed", {"layer": 2}), ("schedule", {"shares": (0.3,)})):
+        with pytest.raises(ValueError, match="never runs full depth.*set sample.refresh"):
+            denoiser(model, policy(name, **never, residual=True))
+    denoiser(model, policy("schedule", shares=(0.3,), residual=True, refresh=2))
     with pytest.raises(ValueError, match="exit.reuse.every is 0"):
         policy("reuse", every=0)
     with pytest.raises(ValueError, match="each half of this network has 3 layers"):

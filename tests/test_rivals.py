@@ -340,6 +340,10 @@ def test_sublayers_that_do_not_fit_are_refused(kind, tmp_path):
     for wrong in ({part: [[[1]]]}, {part: [[float("nan")]]}, {part: None}):
         with pytest.raises(ValueError, match="for another network|no such file"):
             policy(path=sublayer_file(tmp_path, kind, **wrong)).check(model)
+    compiled = build_model(load("digits_uvit_tiny", "quick"))
+    compiled.compile_blocks("eager")
+    with pytest.raises(ValueError, match=f"compile is on and exit.name is '{kind}'"):  # was an assertion of dynamo
+        policy(path=sublayer_file(tmp_path, kind)).check(compiled)
     with pytest.raises(ValueError, match="this is no U-ViT"):
         policy(path=sublayer_file(tmp_path, kind)).check(tiny_dit())
     with pytest.raises(ValueError, match="leaves early"):

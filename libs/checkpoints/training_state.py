@@ -169,6 +169,8 @@ def allowed(key: str, config: Mapping) -> bool:
     monitored = (*MONITORED, f"sample.{config['sample']['algorithm']}.")
     if config["train"]["eval_interval"] and key.startswith(monitored):
         return False
+    if key == "train.accumulate" and config["loss"]["weights"] == "adadiff":
+        return False  # its weights are means over a micro-batch
     return any(key == name or name.endswith(".") and key.startswith(name) for name in MAY_CHANGE)
 
 

@@ -30,7 +30,8 @@ class Matched(ExitPolicy):
         if not Path(self.path).is_file():
             raise ValueError(f"{setting} is {self.path!r}; it must name the trace.npz of an evaluated point")
         trace = Trace.load(self.path)
-        order = np.argsort(trace.t)
+        calls = [i for i in range(len(trace.t)) if i not in trace.costs or trace.costs[i].any()]  # a forecast is none
+        order = sorted(calls, key=lambda i: trace.t[i])
         rows = [np.bincount(call.ravel(), minlength=trace.depth + 1) for call in trace.used[order]]
         return trace.t[order].tolist(), np.stack(rows)
 

@@ -116,7 +116,7 @@ class Schedule(ExitPolicy):
     path: str = ""
 
     def __post_init__(self):
-        if not self.shares or any(not 0 < share <= 1 for share in self.shares):
+        if not self.shares or any(not isinstance(s, int | float) or not 0 < s <= 1 for s in self.shares):
             raise ValueError(f"exit.schedule.shares is {self.shares}; it must be a non-empty tuple of shares in (0, 1]")
         if self.path and tuple(self.shares) != ASE_DEMO:
             raise ValueError("exit.schedule.shares and exit.schedule.path are both set; a schedule has one source")

@@ -69,6 +69,8 @@ class Sublayers(Full):
     def check(self, model):
         if not model.backbone.sublayers:
             raise ValueError(f"exit.name is {self.name!r}, which needs the sublayers of a U-ViT; this is no U-ViT")
+        if model.compiled:
+            raise ValueError(f"compile is on and exit.name is {self.name!r}: whole blocks are compiled, not sublayers")
         for part, wanted in self.shapes(model).items():
             if self.stored[part].shape != wanted:
                 raise ValueError(f"{self.path} is for another network: its {part} have shape {self.stored[part].shape}")

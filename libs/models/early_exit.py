@@ -54,7 +54,12 @@ class EarlyExitModel(nn.Module):
         depth = backbone.depth
         points = tuple(points) or tuple(range(1, depth + 1))
         check_one_of(heads=(heads, HEADS))
-        if list(points) != sorted(set(points)) or points[0] < 0 or points[-1] > depth:
+        if (
+            any(type(k) is not int for k in points)
+            or list(points) != sorted(set(points))
+            or points[0] < 0
+            or points[-1] > depth
+        ):
             raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 0..{depth}")
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone

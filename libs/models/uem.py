@@ -120,6 +120,7 @@ class Probe(Estimator):
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...]):
         super().__init__()
         self.lengths = [of.n + of.extras for of in tokens]
+        self.first = min(1, tokens[0].extras)
         self.maps = nn.ModuleDict({str(k): self.probe(tokens[k].width) for k in points[:-1]})
 
     def probe(self, width: int) -> nn.Module:
@@ -143,16 +144,17 @@ class Probe(Estimator):
 class AttentionProbe(Probe):
     """The attention probe of the replication (Matisan et al. 2024), its weights one to one.
 
-    A learned query q attends with one head to all tokens but the first: a = softmax(q W_key h_n / sqrt(D)), and
-    u_k = w silu(W (sum_n a_n W_value h_n + b_value) + b) + c. No sigmoid bounds it, though it is fitted to [0, 1): what
-    leaves that range is cut to it here and the gradient passes, so that comparisons with a threshold stay theirs.
+    A learned query q attends with one head to all tokens but the first, if that is no patch:
+    a = softmax(q W_key h_n / sqrt(D)), and u_k = w silu(W (sum_n a_n W_value h_n + b_value) + b) + c. No sigmoid bounds
+    it, though it is fitted to [0, 1): what leaves that range is cut to it here and the gradient passes, so that
+    comparisons with a threshold stay theirs.
     """
 
     def probe(self, width):
         return OneQuery(width)
 
     def score(self, k, tokens):
-        return self.maps[str(k)](tokens[:, 1:])
+        return self.maps[str(k)](tokens[:, self.first :])
 
     def forward(self, k, tokens, time):
         u = super().forward(k, tokens, time)
@@ -163,7 +165,7 @@ class AttentionProbe(Probe):
             return 0
         width = self.maps[str(k)].q.shape[-1]
         # scores and sum, value and hidden map, last map
-        return 2 * (self.lengths[k] - 1) * width + 2 * width**2 + width
+        return 2 * (self.lengths[k] - self.first) * width + 2 * width**2 + width
 
 
 class OneQuery(nn.Module):

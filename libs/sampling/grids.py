@@ -118,7 +118,8 @@ def explicit(grid: str, n: int, least: float) -> Tensor:
         raise ValueError(f"{allowed} of times ({error})") from error
     if len(t) != n + 1:
         raise ValueError(
-            f"sample.grid is {grid!r}: it has {len(t)} times; {n} calls (sample.sample_steps) need {n + 1}"
+            f"sample.grid is {grid!r}: it has {len(t)} times; {n} calls (sample.sample_steps; while training "
+            f"train.monitor_steps) need {n + 1}"
         )
     falls = all(a > b for a, b in zip(t[:-1], t[1:], strict=True))
     if t[0] != 1 or not falls or t[-1] < least * (1 - 1e-9):

@@ -201,14 +201,15 @@ class Sampler:
             ...
         ValueError: labels are [10]; they must lie in 0..9
         """
-        if not n >= 1:
-            raise ValueError(f"n is {n}; at least 1 image can be made")
+        if not n >= 1 or batch_size is not None and not batch_size >= 1:
+            raise ValueError(f"n is {n} and batch_size {batch_size}; both must be at least 1")
         if plan is not None and steps is not None or policy is not None and exit_threshold is not None:
             raise ValueError("give either plan or steps, and either policy or exit_threshold")
         if budget is not None:
             if any(given is not None for given in (exit_threshold, steps, plan, policy)):
                 raise ValueError("budget decides steps and depths: leave exit_threshold, steps, plan and policy out")
-            policy = beside(self.config.nnet_path, budget)
+            back = {"residual": self.config.sample.residual, "refresh": self.config.sample.refresh}
+            policy = looking_back(beside(self.config.nnet_path, budget), **back)
         policy = policy or self.policy(exit_threshold)
         own = own_plan(self.regime.process, policy)
         if own and (steps is not None or plan is not None):
@@ -218,7 +219,7 @@ class Sampler:
             seed=seed,
             plan=own or plan or self.plan(steps),
             policy=policy,
-            batch_size=min(n, batch_size or self.config.sample.mini_batch_size),
+            batch_size=min(n, self.config.sample.mini_batch_size if batch_size is None else batch_size),
         )
         return Images.concatenate(list(batches))
 
