@@ -202,19 +202,18 @@ def test_every_experiment_has_a_recipe():
 
 @pytest.mark.parametrize(
     ("name", "channels", "size", "steps"),
-    [("fashion_uvit_small", 1, (7, 128), 2_000), ("cifar10_uvit_tiny", 3, (7, 128), 5_000)],
+    [("fashion_uvit_small", 1, (3, 128), 4_400), ("cifar10_uvit_tiny", 3, (3, 128), 4_000)],
 )
 def test_small_experiments_with_classes(name, channels, size, steps):
     """Catches a network whose classes are not the data's and one for none, and a training that takes longer than said:
-    68 and 32 images a second on two cores, an hour and 8 hours."""
+    140 images a second on one core."""
     c = load(name)
     with torch.device("meta"):
         model = build_model(c)
     assert (model.depth, c.nnet.embed_dim, c.nnet.patch_size, c.nnet.in_chans) == (*size, 4, channels)
     assert regimes.of(c).conditions.n_classes == 10 and c.dataset.p_uncond == 0.1 and c.mixed_precision == "auto"
     assert c.train.n_steps == steps and c.optimizer.name == "muon" and c.dataset.random_flip == (channels == 3)
-    hours = c.train.n_steps * c.train.batch_size / {1: 68, 3: 32}[channels] / 3600
-    assert hours < {1: 1.1, 3: 8.5}[channels]
+    assert c.train.n_steps * c.train.batch_size / 140 < 75 * 60
 
 
 def test_latents_are_scaled_as_published():
