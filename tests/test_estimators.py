@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import inputs, tiny
+from conftest import inputs, tiny, tiny_dit
 from wrong import FirstRowBank
 
 from libs.exits import EXIT_POLICIES, run_with_exits
@@ -18,6 +18,15 @@ KINDS += [("attention_probe", {}), ("shared", {})]
 def test_every_estimator_is_tested():
     """Catches an estimator that was added to the registry without the contract tests below."""
     assert {name for name, _ in KINDS} == set(ESTIMATORS)
+
+
+def test_the_attention_probe_sees_every_patch():
+    """Catches a first patch that is left out as if it were the token of the time, which a DiT has not."""
+    model = tiny_dit("attention_probe")
+    tokens = torch.randn(1, 16, 32)
+    moved = tokens.clone()
+    moved[:, 0] += 10
+    assert not torch.equal(model.uem.score(1, tokens), model.uem.score(1, moved))
 
 
 @pytest.mark.parametrize(("name", "options"), KINDS)

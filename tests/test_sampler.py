@@ -63,6 +63,18 @@ def test_six_lines(path, tmp_path, monkeypatch):
     assert sampler(2, exit_threshold=1, steps=3).depth.min() == sampler.model.depth
 
 
+def test_a_budget_keeps_refresh(tmp_path):
+    """Catches a budget that leaves sample.refresh out, which the same plan as exit.name=planned has."""
+    path = checkpoint(tmp_path / "2.ckpt")
+    plan_beside(path)
+    sampler = Sampler.load(path, device="cpu")
+    assert sampler(2, budget=0.2).depth.max(1).tolist()[:2] == [2, 3]
+    sampler.config.sample.refresh = 2
+    assert sampler(2, budget=0.2).depth[0].tolist() == [5, 5]
+    with pytest.raises(ValueError, match="batch_size 0"):
+        sampler(2, batch_size=0)
+
+
 def test_an_image_depends_on_seed_and_number_only(path):
     """Catches images that change with their batch, or with how many are made."""
     sampler = Sampler.load(path, device="cpu")

@@ -114,6 +114,10 @@ def small_config(**train):
 def test_accumulation_equals_the_full_batch(tmp_path):
     """Catches micro-batches that are weighted, drawn or ordered differently."""
     states = []
+    config = small_config().to_dict()
+    assert checkpoints.allowed("train.accumulate", config)
+    config["loss"]["weights"] = "adadiff"  # means over a micro-batch
+    assert not checkpoints.allowed("train.accumulate", config)
     for accumulate in (1, 4):
         run = Run.single(tmp_path / str(accumulate))
         config = small_config(n_steps=4, accumulate=accumulate, grad_clip=0.0)
