@@ -71,7 +71,7 @@ def test_a_budget_keeps_refresh(tmp_path):
     assert sampler(2, budget=0.2).depth.max(1).tolist()[:2] == [2, 3]
     sampler.config.sample.refresh = 2
     assert sampler(2, budget=0.2).depth[0].tolist() == [5, 5]
-    with pytest.raises(ValueError, match="batch_size 0"):
+    with pytest.raises(ValueError, match="mini_batch_size is 0"):
         sampler(2, batch_size=0)
 
 

@@ -201,8 +201,8 @@ class Sampler:
             ...
         ValueError: labels are [10]; they must lie in 0..9
         """
-        if not n >= 1 or batch_size is not None and not batch_size >= 1:
-            raise ValueError(f"n is {n} and batch_size {batch_size}; both must be at least 1")
+        if not n >= 1:
+            raise ValueError(f"n is {n}; at least 1 image can be made")
         if plan is not None and steps is not None or policy is not None and exit_threshold is not None:
             raise ValueError("give either plan or steps, and either policy or exit_threshold")
         if budget is not None:
