@@ -239,9 +239,12 @@ def resolve(kind: str):
 
 def refuse_what_a_plan_holds(kind: str) -> None:
     """An evaluation's calls are those of full depth, which a plan is held against; images have the plan's alone."""
-    holds = ("exit.",) if kind == "eval" else ("exit.", "sample.sample_steps", "sample.algorithm", "sample.grid")
+    holds = ["exit."]
+    if kind == "sample":
+        holds += ["sample.sample_steps", "sample.algorithm", "sample.grid", "sample.forecast."]
+        holds += [f"sample.{name}." for name in SAMPLERS]
     for key in config_flags.get_override_values(FLAGS["config"]):
-        if key.startswith(holds):
+        if key.startswith(tuple(holds)):
             raise ValueError(f"--plan or --budget, and --config.{key} are given; a plan holds its own calls and depths")
 
 

@@ -100,7 +100,7 @@ evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the
         --config.eval.tolerance=0 --config.eval.timing_runs=1 --config.eval.timing_batch=128 "${MORE[@]}"
 }
 
-SETTINGS="$CONFIG $REFERENCE $IMAGES ${MORE[*]}"   # files of others are not kept
+SETTINGS="$CONFIG $REFERENCE $IMAGES ${MORE[*]}"   # plans made with others would be kept
 [[ $SETTINGS != *train.n_steps=* ]] || { echo "train.n_steps is that of $CONFIG: rivals train as long" >&2 && exit 2; }
 if [ -f "$FOLDER/settings" ] && [ "$(cat "$FOLDER/settings")" != "$SETTINGS" ]; then
     echo "$FOLDER holds a comparison with other settings, $(cat "$FOLDER/settings"); name another folder" >&2 && exit 2

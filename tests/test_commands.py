@@ -182,6 +182,16 @@ def test_a_mistake_as_a_process():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("setting", ["sample.sample_steps=3", "sample.forecast.every=2", "exit.fixed.layer=1"])
+def test_what_a_plan_holds_is_refused(setting, tmp_path):
+    """Catches images of a plan under the name of a setting that it ignored."""
+    weights = f"--nnet_path={ROOT / 'assets' / 'released' / 'digits.safetensors'}"
+    process = start("-m", "scripts.sample", weights, "--budget=0.15", f"--output={tmp_path}", f"--config.{setting}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and f"--config.{setting.partition('=')[0]} are given" in err
+
+
+@pytest.mark.slow
 def test_help_names_every_flag(tmp_path):
     """Catches a --help without flags, or that ends as a failure."""
     out = "\n".join(finished(tmp_path / "log", "eval.py", "--help"))
