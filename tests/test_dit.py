@@ -215,7 +215,9 @@ def test_cache_needs_long_skips():
     [
         (dict(convention="flux"), "nnet.convention is 'flux'; it must be one of dit, sit"),
         (dict(embed_dim=30, num_heads=3), "nnet.embed_dim is 30; a DiT's positions need a multiple of 4"),
-        (dict(depth=0), "nnet.depth is 0"),
+        (dict(depth=0), "nnet.depth is 0; it must be at least 1"),
+        (dict(in_chans=-1), "nnet.in_chans is -1; it must be at least 1"),
+        (dict(mlp_ratio=-2.0), "nnet.mlp_ratio is -2.0; it must be at least 0.03125"),
         (dict(patch_size=3), "nnet.img_size 8 is not a multiple of nnet.patch_size 3"),
     ],
 )

@@ -91,8 +91,13 @@ def test_banks_cover_all_times():
     """Catches an index beyond the last bin at t = 1, where discrete processes read 1000, and a wrong bin width."""
     bank = tiny("time_bank", uem_options={"bins": 4}).uem
     assert bank.bin(torch.tensor([0.0, 249.0, 250.0, 999.0, 1000.0])).tolist() == [0, 0, 1, 3, 3]
-    with pytest.raises(ValueError, match="bins is 0"):
-        tiny("time_bank", uem_options={"bins": 0})
+
+
+@pytest.mark.parametrize(("kind", "size"), [("time_bank", "bins"), ("attention", "hidden"), ("ahead", "hidden")])
+def test_impossible_sizes_are_refused(kind, size):
+    """Catches torch's own words for an empty or negative layer, which name no setting."""
+    with pytest.raises(ValueError, match=f"uem.{kind}.{size} is 0; it must be at least 1"):
+        tiny(kind, uem_options={size: 0})
 
 
 def test_attention_starts_as_the_mean_and_then_selects():

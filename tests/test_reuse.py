@@ -298,6 +298,8 @@ def test_wrong_settings_are_refused():
     for name, never in (("fixed", {"layer": 2}), ("schedule", {"shares": (0.3,)})):
         with pytest.raises(ValueError, match="never runs full depth.*set sample.refresh"):
             denoiser(model, policy(name, **never, residual=True))
+        with pytest.raises(ValueError, match="never runs full depth.*set sample.refresh"):  # inside tied pairs too
+            policy(name, **never, residual=True).paired("tied").check(model)
     denoiser(model, policy("schedule", shares=(0.3,), residual=True, refresh=2))
     with pytest.raises(ValueError, match="exit.reuse.every is 0"):
         policy("reuse", every=0)

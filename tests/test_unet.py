@@ -234,6 +234,8 @@ def test_a_network_of_another_kind_is_refused():
         (dict(img_size=6), "nnet.img_size 6 must be a multiple"),
         (dict(widths=(8, 10, 16)), "nnet.widths is (8, 10, 16); each must be a multiple of nnet.groups, 4"),
         (dict(attention=(3,)), "nnet.attention is (3,); it must name levels in 0..2"),
+        (dict(in_chans=0), "nnet.in_chans is 0; it must be at least 1"),
+        (dict(img_size=-8), "nnet.img_size is -8; it must be at least 1"),
         (dict(n_blocks=0), "nnet.n_blocks is 0; it must be at least 1"),
     ],
 )

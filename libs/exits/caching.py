@@ -15,7 +15,7 @@ from torch import Tensor
 
 from libs.exits.calls import Calls
 from libs.exits.execute import run_outer, run_with_exits
-from libs.exits.policy import ExitPolicy, Wrapped, one_size
+from libs.exits.policy import ExitPolicy, GuidancePairs, Wrapped, one_size
 from libs.exits.static import Fixed, Full, Levels, Power, Schedule, layers_at
 from libs.models.backbone import Carry
 
@@ -139,8 +139,9 @@ class Residual(Around):
     def check(self, model):
         super().check(model)
         times = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        static = isinstance(self.inner, Fixed | Schedule | Power | Levels)
-        if static and layers_at(self.inner, model.points, times).max() < model.depth:
+        inner = self.inner.inner if isinstance(self.inner, GuidancePairs) else self.inner
+        static = isinstance(inner, Fixed | Schedule | Power | Levels)
+        if static and layers_at(inner, model.points, times).max() < model.depth:
             raise ValueError(
                 "sample.residual is on, but the policy never runs full depth, so there is nothing to correct with; set "
                 "sample.refresh"

@@ -47,6 +47,11 @@ class Estimator(nn.Module):
         raise NotImplementedError
 
 
+def check_size(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"uem.{name} is {value}; it must be at least 1")
+
+
 class Linear(Estimator):
     """u_k = sigmoid(W_k h_k + b_k), one linear map per exit: the released AdaDiff form.
 
@@ -224,8 +229,7 @@ class TimeBank(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, bins: int = 50, norm: bool = True):
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"uem.time_bank.bins is {bins}; it must be at least 1")
+        check_size("time_bank.bins", bins)
         self.bins = bins
         self.norms = nn.ModuleDict({str(k): nn.LayerNorm(tokens[k].width) for k in points} if norm else {})
         self.maps = nn.ModuleDict({str(k): nn.Embedding(bins, tokens[k].width) for k in points})
@@ -259,6 +263,7 @@ class AttentionPool(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
+        check_size("attention.hidden", hidden)
         self.grids = [of.n for of in tokens]
         widths = {str(k): tokens[k].width for k in points}
         self.norms = nn.ModuleDict({k: nn.LayerNorm(width) for k, width in widths.items()})
@@ -294,6 +299,7 @@ class Ahead(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
+        check_size("ahead.hidden", hidden)
         self.grid, self.width = tokens[0].n, (width := tokens[0].width)
         self.norm = nn.LayerNorm(width)
         self.hidden, self.time_map = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False)

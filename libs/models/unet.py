@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
-from libs.models.uvit import check_one_of
+from libs.models.uvit import check_at_least, check_one_of
 
 # What makes diffusers' UNet2DModel DDPM's and does not show in its tensors, as in google/ddpm-cifar10-32's config.json.
 DDPM = dict(
@@ -108,6 +108,7 @@ class UNet(Backbone):
         self.depth, self.channels, self.img_size, self.widths = len(widths), in_chans, img_size, tuple(widths)
         self.n_blocks, self.num_classes, self.missing = n_blocks, max(num_classes, 0), missing
         self.needs_own = missing in ("duplicate", "interpolate")
+        check_at_least(1, img_size=img_size, in_chans=in_chans, n_blocks=n_blocks)
         if self.depth < 2 or img_size % 2 ** (self.depth - 1):
             raise ValueError(
                 f"nnet.widths is {widths}: at least 2 levels are needed, and nnet.img_size {img_size} must be a "
@@ -117,8 +118,6 @@ class UNet(Backbone):
             raise ValueError(f"nnet.widths is {widths}; each must be a multiple of nnet.groups, {groups}")
         if any(level not in range(self.depth) for level in attention):
             raise ValueError(f"nnet.attention is {attention}; it must name levels in 0..{self.depth - 1}")
-        if n_blocks < 1:
-            raise ValueError(f"nnet.n_blocks is {n_blocks}; it must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"nnet.dropout is {dropout}; it is a probability and must lie in [0, 1)")
         check_one_of(missing=(missing, MISSING))
