@@ -25,7 +25,7 @@ from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS, build_model
 from libs.run import PATIENCE, Run, precision_on
-from libs.sampling.plans import SAMPLERS
+from libs.sampling.solvers import SAMPLERS
 from libs.sampling.stored import beside
 from libs.trainer import LR_SCHEDULES, OPTIMIZERS
 from sde import PROCESSES

@@ -34,8 +34,8 @@ from libs.exits import EXIT_POLICIES
 from libs.regimes import Labels, Regime
 from libs.run import Run
 from libs.sampling.inflight import BATCHES
-from libs.sampling.plans import dpm_solver_pp_2m
 from libs.sampling.sampler import Sampler
+from libs.sampling.solvers import dpm_solver_pp_2m
 from sde import VPLinear
 
 SAME = 1e-3  # of samples in about [-1, 1], fp32, where no decision was within rounding of the threshold

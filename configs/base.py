@@ -15,7 +15,7 @@ from libs.exits import EXIT_POLICIES
 from libs.losses import Objective
 from libs.models import BACKBONES, DIT_SIZES, ESTIMATORS, SIZES
 from libs.run import portable
-from libs.sampling.plans import SAMPLERS
+from libs.sampling.solvers import SAMPLERS
 
 # What a resumed run may change: it takes effect and is recorded with the step it began at. A change of anything else
 # is another experiment, which needs another workdir. A dot at the end stands for the whole group; the data below

@@ -20,8 +20,9 @@ from libs.analysis.trajectory import Trajectory, best_path, learn, step_errors
 from libs.exits import EXIT_POLICIES
 from libs.metrics.cost import macs_per_image
 from libs.models import build_model
-from libs.sampling.plans import State, advance, dpm_solver_pp_2m
+from libs.sampling.plans import State, advance
 from libs.sampling.sampler import Sampler
+from libs.sampling.solvers import dpm_solver_pp_2m
 from libs.sampling.stored import plan_of
 from sde import VPLinear
 

@@ -20,8 +20,9 @@ from libs.exits import EXIT_POLICIES, oracle
 from libs.models import build_model
 from libs.sampling.denoiser import Guidance
 from libs.sampling.dense import sample_dense
-from libs.sampling.plans import SAMPLERS, State, advance
+from libs.sampling.plans import State, advance
 from libs.sampling.sampler import Sampler
+from libs.sampling.solvers import SAMPLERS
 from libs.sampling.stored import make_plan
 from sde import VPLinear
 

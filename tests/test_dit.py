@@ -21,7 +21,8 @@ from libs.models import DIT_SIZES, ESTIMATORS, DiT, EarlyExitModel, build_model
 from libs.models.dit import FinalLayer, position_table
 from libs.rng import SeededNoise
 from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.plans import SAMPLERS, sample
+from libs.sampling.plans import sample
+from libs.sampling.solvers import SAMPLERS
 from scripts import inspect_checkpoint
 from sde import PROCESSES, Flow
 from tests.golden.recipe import golden_input, golden_weights

@@ -14,7 +14,7 @@ from wrong import BatchMeanExit, FirstRowTime, RememberingPatience, UngatheredSk
 from libs.exits import EXIT_POLICIES, GuidancePairs, Look, Trace, oracle, run_with_exits
 from libs.models.backbone import Carry
 from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.plans import ddim
+from libs.sampling.solvers import ddim
 from sde import PROCESSES, VPLinear
 
 # One instance of every policy, with settings at which the tiny model's exits differ between images.

@@ -13,8 +13,9 @@ from libs.metrics.cost import macs_per_image
 from libs.regimes import Labels, Regime
 from libs.sampling.denoiser import PAIRS, Guidance
 from libs.sampling.inflight import InFlight, suits
-from libs.sampling.plans import ddim, dpm_solver, dpm_solver_pp_2m, euler_maruyama_sde, forecasting
+from libs.sampling.plans import forecasting
 from libs.sampling.sampler import Sampler
+from libs.sampling.solvers import ddim, dpm_solver, dpm_solver_pp_2m, euler_maruyama_sde
 from sde import VPLinear
 
 PLANS = {

@@ -18,7 +18,8 @@ from libs.models import ESTIMATORS, AllExits, EarlyExitModel, UViT
 from libs.models.backbone import Tokens
 from libs.models.uvit import time_embedding
 from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.plans import SAMPLERS, sample
+from libs.sampling.plans import sample
+from libs.sampling.solvers import SAMPLERS
 from sde import PROCESSES, VPLinear
 from tests.golden.recipe import golden_input, golden_weights, toy_eps
 

@@ -13,7 +13,8 @@ from libs.exits import EXIT_POLICIES, Refresh, Residual, Trace, looking_back
 from libs.exits.execute import run_outer
 from libs.metrics.cost import macs_per_image
 from libs.sampling.denoiser import Denoiser, Guidance
-from libs.sampling.plans import ddim, dpm_solver_pp_2m, sample
+from libs.sampling.plans import sample
+from libs.sampling.solvers import ddim, dpm_solver_pp_2m
 from sde import VPLinear
 
 PROCESS = VPLinear()

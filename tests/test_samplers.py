@@ -14,7 +14,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from libs.rng import SeededNoise
-from libs.sampling.plans import SAMPLERS, State, advance, fast_orders, forecasting, regular, sample
+from libs.sampling.plans import State, advance, forecasting, regular, sample
+from libs.sampling.solvers import SAMPLERS, fast_orders
 from sde import PROCESSES, DiscreteVP, VPLinear
 
 f8 = torch.float64

@@ -21,8 +21,9 @@ from libs.models import NoEstimator
 from libs.regimes import Regime
 from libs.run import Run
 from libs.sampling.images import Images
-from libs.sampling.plans import Plan, dpm_solver_pp_2m
+from libs.sampling.plans import Plan
 from libs.sampling.sampler import Sampler
+from libs.sampling.solvers import dpm_solver_pp_2m
 from libs.sampling.stored import plan_name, plan_of
 
 OBJECTIVES = ("frechet", "teacher")

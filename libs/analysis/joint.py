@@ -23,7 +23,8 @@ import numpy as np
 
 from libs.analysis import calibration
 from libs.analysis.trajectory import Trajectory, best_path
-from libs.sampling.plans import Plan, dpm_solver_pp_2m
+from libs.sampling.plans import Plan
+from libs.sampling.solvers import dpm_solver_pp_2m
 from libs.sampling.stored import plan_of
 from sde import Process
 

@@ -18,8 +18,9 @@ from libs.files import read_json
 from libs.models import NoEstimator
 from libs.sampling.denoiser import Guidance
 from libs.sampling.images import Images
-from libs.sampling.plans import SAMPLERS, Plan
+from libs.sampling.plans import Plan
 from libs.sampling.sampler import Sampler
+from libs.sampling.solvers import SAMPLERS
 from libs.sampling.stored import make_plan, own_plan
 
 

@@ -11,7 +11,8 @@ from libs.build import lookup, settings
 from libs.checkpoints import file_of
 from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, Wrapped
-from libs.sampling.plans import SAMPLERS, Plan, dpm_solver_pp_2m, forecasting, regular
+from libs.sampling.plans import Plan, forecasting, regular
+from libs.sampling.solvers import SAMPLERS, dpm_solver_pp_2m
 from sde import Process
 
 
