@@ -18,13 +18,13 @@ from ml_collections import config_flags
 
 from configs import base
 from libs.build import check_ranges, flat, in_use, lookup, nearest
-from libs.checkpoints import file_of
+from libs.checkpoints import file_of, settled
 from libs.data import DATASETS
 from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS, build_model
-from libs.run import PATIENCE, Run, precision_on
+from libs.run import PATIENCE, Run, precision_on, set_tf32
 from libs.sampling.solvers import SAMPLERS
 from libs.sampling.stored import beside
 from libs.trainer import LR_SCHEDULES, OPTIMIZERS
@@ -185,9 +185,10 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             config = resolve(kind)
             if FLAGS.dry_run:
                 return dry_run(config)
-            torch.set_float32_matmul_precision("high" if FLAGS.tf32 else "highest")
-            torch.backends.cudnn.allow_tf32 = FLAGS.tf32  # of convolutions, where torch allows it unasked
+            set_tf32(FLAGS.tf32)
             directory = workdir(config, kind)
+            if kind != "train":
+                config.nnet_path = settled(config.nnet_path)
             run = Run(directory, make_accelerator(config, directory))
             with run.stopping:
                 start_trackers(config, run)
@@ -226,7 +227,7 @@ def resolve(kind: str):
         if kind in ("eval", "sample") and FLAGS.budget is not None:
             if plan:
                 raise ValueError("--plan and --budget are both given; a budget takes the plan beside the weights")
-            plan = beside(config.nnet_path, FLAGS.budget).path
+            plan = beside(given_weights(config), FLAGS.budget).path
         if plan:
             if FLAGS.exit_threshold:
                 raise ValueError("--plan or --budget, and --exit_threshold are given; a plan holds its own depths")
@@ -292,13 +293,17 @@ def workdir(config, kind: str) -> Path:
     stored = Path(file).resolve() == Path(base.__file__).resolve()
     if kind == "train":
         return Path(FLAGS.workdir or Path("workdir", Path(file).stem, run_name(arg, config.pretrained_weight)))
-    if not config.nnet_path:
-        raise ValueError("--nnet_path is missing: give the weights to evaluate (a file or a <step>.ckpt folder)")
-    beside = file_of(config.nnet_path).parent
-    given = Path(config.nnet_path)
+    given = Path(given_weights(config))
+    beside = file_of(settled(given)).parent
     run = given if (given / "last.ckpt").exists() else given.parent
     name = kind if stored else f"{Path(file).stem}-{kind}"
     return Path(FLAGS.output or (beside if kind == "calibrate" else run / name))
+
+
+def given_weights(config) -> str:
+    if not config.nnet_path:
+        raise ValueError("--nnet_path is missing: give the weights to evaluate (a file or a <step>.ckpt folder)")
+    return config.nnet_path
 
 
 def run_name(arg: str, pretrained: str) -> str:

@@ -11,10 +11,21 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+
+def umask() -> int:
+    """The process's file mode mask. Reading it sets it for a moment, which other threads would see."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+UMASK = umask()  # mkstemp ignores it
 
 
 @contextmanager
@@ -33,7 +44,7 @@ def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Itera
     try:
         handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            os.chmod(part, 0o666 & ~umask())
+            os.chmod(part, 0o666 & ~UMASK)
             yield file
             file.flush()
             if sync:
@@ -45,13 +56,6 @@ def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Itera
         if part is not None:
             with suppress(FileNotFoundError):
                 os.unlink(part)
-
-
-def umask() -> int:
-    """The process's file mode mask, which mkstemp ignores."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_file(path: str | Path, content: str | bytes, sync: bool = True) -> None:
@@ -149,6 +153,18 @@ def sha256(path: str | Path) -> str:
     """Hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """The first 16 digits of a file's sha256; a file that has not changed since is not read again."""
+    stat = Path(path).stat()
+    return hash_once(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def hash_once(path: str, changed: int, size: int) -> str:
+    """Weights are large, and every point asks."""
+    return sha256(path)[:16]
 
 
 def first_line(error: Exception) -> str:

@@ -318,6 +318,16 @@ def say_progress(iterable, total: int, label: str, run: Run, done: int = 0, line
     return tqdm(iterable, total=total, initial=done, desc=label, disable=hidden, file=sys.stderr, mininterval=interval)
 
 
+def set_tf32(on: bool) -> None:
+    """Whether GPUs multiply float32 as TF32: matrices, and convolutions, where torch allows it unasked."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
+def tf32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def describe_machine() -> dict:
     """What a result depends on besides the code: device, threads, versions and commit."""
     if torch.cuda.is_available():

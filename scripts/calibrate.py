@@ -37,14 +37,17 @@ def work(config, regime: Regime, run: Run) -> None:
     asked = {name: utils.numbers(name) for name in given}
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed)
     if FLAGS.nodes == "keep":
-        if FLAGS.seconds is not None or FLAGS.depth == "full":
-            raise ValueError("--nodes=keep finds depths for a budget of MACs: leave --seconds and --depth=full out")
+        unfit = [name for name in ("seconds", "depth", "objective") if FLAGS[name].present]
+        if unfit:
+            raise ValueError(f"--nodes=keep finds depths for a budget of MACs: leave --{', --'.join(unfit)} out")
         if any(len(values) != 1 for values in asked.values()):
             raise ValueError("--nodes=keep takes one --budget or --max_quality_loss")
         one = {name: value for name, (value,) in asked.items()}
         found = calibrate(config, regime, run, **one, **options, n_bins=FLAGS.bins)
         print(json.dumps({"path": found["path"], **{part: summary(found[part]) for part in POLICIES}}))
         return
+    if FLAGS["bins"].present:
+        raise ValueError(f"--bins={FLAGS.bins} is of the thresholds that --nodes=keep finds: leave it out")
     for found in spend(config, regime, run, asked, **options, depth=FLAGS.depth, objective=FLAGS.objective):
         print(json.dumps({"path": found["path"], **found["plan"], **found["report"]}))
 

@@ -99,10 +99,10 @@ def page(sampler: Sampler, n: int = 8):
 
 def headline(both: SideBySide, what: str) -> str:
     full, early = both.seconds
-    layers = [images.depth.mean() for images in (both.early, both.full)]
+    layers = [images.mean_depth.mean() for images in (both.early, both.full)]
     return (
         f"**{both.speed_up:.1f}x** the speed of full depth with {what}: {early:.2f} s instead of {full:.2f} s, "
-        f"{len(both.early.depth)} calls instead of {len(both.full.depth)}, "
+        f"{both.early.trace.computed.sum()} calls instead of {both.full.trace.computed.sum()}, "
         f"on average {layers[0]:.1f} layers instead of {layers[1]:.1f}"
     )
 

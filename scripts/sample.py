@@ -20,6 +20,7 @@ import json
 
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 
 import utils
 from libs import regimes
@@ -68,7 +69,11 @@ def wanted(config) -> tuple[int, ...]:
 
 def work(config, regime: Regime, run: Run) -> None:
     if not FLAGS.exit_threshold:
+        if "eval.thresholds" in config_flags.get_override_values(FLAGS["config"]):
+            raise ValueError("--config.eval.thresholds is of an evaluation: give --exit_threshold")
         config.eval.thresholds = ()  # those of an evaluation, of which one set of images could have only one
+    if config.sample.inflight:
+        run.say("note: sample.inflight has no effect here: a batch that is complete is not made again")
     ids = wanted(config)
     summary = samples.sample_to_folder(config, regime, run, np.array(ids))
     if run.is_main:

@@ -189,11 +189,11 @@ def calibration_file(points=tuple(range(1, 8))) -> str:
     return str(path)
 
 
-def plan_file(points=tuple(range(1, 8)), max_u=(0.0, 0.52, 0.0)) -> str:
+def plan_file(points=tuple(range(1, 8)), max_u=(0.0, 0.52, 0.0), layers=(2, 4, 7)) -> str:
     """A plan as scripts.calibrate --budget writes it, for `tiny`: four steps, the third of them a forecast."""
-    path = Path(FILES.name, f"plan-{len(points)}-{max_u[1]}.json")
+    path = Path(FILES.name, f"plan-{len(points)}-{max_u}-{layers}.json".replace(" ", ""))
     plan = {"nodes": [1.0, 0.6, 0.3, 0.1, 0.001], "computed": [True, True, False, True], "order": 1}
-    plan |= {"lower_order_final": False, "layers": [2, 4, 7], "max_u": max_u}
+    plan |= {"lower_order_final": False, "layers": layers, "max_u": max_u}
     path.write_text(json.dumps({"points": points, "plan": plan}))
     return str(path)
 

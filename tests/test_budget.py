@@ -224,12 +224,16 @@ def test_plans_of_other_noise_are_not_compared(setup, monkeypatch):
         ({"budget": [0.2], "n_images": 0}, "--images=0"),
         ({"budget": [0.2], "seed": 1}, "--seed=1"),
         ({"budget": [0.001]}, "budget is 0.001"),
+        ({"budget": [0.2], "exit.name": "planned"}, "exit.name=planned is set"),
+        ({"budget": [0.2], "sample.forecast.every": 2}, "sample.forecast is set"),
     ],
 )
 def test_bad_requests(setup, ask, message, monkeypatch):
     """Each message names the flag and the value."""
     monkeypatch.setattr(budgets, "FINE", 3)
     config, regime, run = setup
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({name: ask.pop(name) for name in list(ask) if "." in name})
     with pytest.raises(ValueError, match=message):
         options = {name: ask.pop(name) for name in ("n_images", "seed") if name in ask}
         spend(config, regime, run, ask, **options)

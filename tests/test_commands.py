@@ -192,6 +192,26 @@ def test_what_a_plan_holds_is_refused(setting, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["scripts.calibrate", "--budget=0.5", "--nodes=keep", "--objective=teacher"], "leave --objective out"),
+        (["scripts.calibrate", "--budget=0.5", "--bins=10"], "--bins=10 is of the thresholds"),
+        (
+            ["scripts.sample", "--n=1", "--config.eval.thresholds=(0.5,)"],
+            "--config.eval.thresholds is of an evaluation",
+        ),
+    ],
+)
+def test_flags_without_effect_are_refused(command, message, tmp_path):
+    """Catches a flag that is given and changes nothing."""
+    weights = f"--nnet_path={ROOT / 'assets' / 'released' / 'digits.safetensors'}"
+    process = start("-m", *command, weights, f"--output={tmp_path}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and message in err
+
+
+@pytest.mark.slow
 def test_help_names_every_flag(tmp_path):
     """Catches a --help without flags, or that ends as a failure."""
     out = "\n".join(finished(tmp_path / "log", "eval.py", "--help"))

@@ -242,6 +242,39 @@ def test_plans_of_one_budget_are_one_setting(tmp_path):
     assert row["trainings"] == [0, 1, 2] and row["noise_seeds"] == [1, 2, 3] and row["quality_interval"][0] < 25
 
 
+def alike(tmp_path, name: str, changes: dict, model: str = "a", seed: int = 0) -> str:
+    """An evaluation of full depth and of one point that `changes`, with the same label whatever they are."""
+    points = (POINTS[0], ("planned", "planned", 2.8, 5, 1.0, 25.0))
+    directory = evaluation(tmp_path / name, points=points, model=model, seed=seed)
+    full, point = (json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines())
+    (tmp_path / name / "results.jsonl").write_text(f"{json.dumps(full)}\n{json.dumps(point | changes)}\n")
+    return directory
+
+
+def test_points_of_one_label_and_other_settings_stay_apart(tmp_path):
+    """Catches the second of two budgets, exits or solvers that a page drops, as their labels are the same."""
+    solver = {"name": "dpm_solver_pp_2m", "steps": 5}
+    for first, second in (
+        ({"exit": {"name": "planned", "path": f"x/{net}-plan-budget-{b}.json"}} for net, b in (("a", 0.1), ("a", 0.2))),
+        ({"exit": {"name": "threshold", "certainty": 0.9, "at": at}} for at in ([], [2])),
+        ({"exit": {"name": "threshold"}, "sampler": solver | more} for more in ({}, {"lower_order_final": False})),
+    ):
+        kept = tmp_path / str(len(list(tmp_path.iterdir())))
+        kept.mkdir()
+        entries = report.load([alike(kept, "one", first), alike(kept, "two", second)]).entries
+        labels = {entry.label for entry in entries}
+        assert len(entries) == len(labels) == 3, labels
+
+
+def test_another_budget_is_no_other_training_of_a_plan(tmp_path):
+    """Catches a mean over the plans of two budgets where two trainings are compared."""
+    plans = [{"exit": {"name": "planned", "path": f"run{i}/n{i}-plan-budget-0.{i}.json"}} for i in (1, 1, 2)]
+    ones = [alike(tmp_path, f"run{i}", {"exit": plans[0]["exit"]}, seed=i) for i in (1, 2)]
+    assert len(report.load(ones).entries) == 2
+    other = alike(tmp_path, "run3", plans[2], seed=3)
+    assert [entry.family for entry in report.load([ones[0], other]).entries] == ["full"]
+
+
 def test_the_rival_is_chosen_on_the_selection_seed(tmp_path):
     """Catches a rival picked by the numbers it is then reported with."""
     entries = placed(tmp_path)
@@ -497,13 +530,26 @@ def test_timing_several_evaluations_together(tmp_path):
         config.nnet_path = str(tmp_path / name / "nnet.pth")
         torch.save(build_model(config).state_dict(), config.nnet_path)
         (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
+        slugs = ("full-depth", "threshold-0.9", "reuse-every-2")
+        results = "".join(json.dumps({"slug": slug, "nfe": config.sample.sample_steps}) + "\n" for slug in slugs)
+        (tmp_path / name / "results.jsonl").write_text(results)
     directories = [tmp_path / name for name in "ab"]
     found = time_together(directories, 2)
     stored = [json.loads((directory / "timing.json").read_text()) for directory in directories]
     assert stored[0]["run"] == stored[1]["run"] and set(found) == {str(directory) for directory in directories}
     assert all(list(s["seconds"]) == ["full-depth", "threshold-0.9", "reuse-every-2"] for s in stored)
     assert all(len(runs) == 2 and min(runs) > 0 for s in stored for runs in s["seconds"].values())
+    (tmp_path / "b" / "results.jsonl").write_text(
+        results.replace(f'"nfe": {config.sample.sample_steps}', '"nfe": 3', 1)
+    )
+    with pytest.raises(ValueError, match=r"b: the point full-depth is not as it was measured \(nfe\)"):
+        time_together(directories, 1)  # was the seconds of these calls beside the quality of others
+    (tmp_path / "b" / "results.jsonl").write_text(results)
     config = json.loads((tmp_path / "b" / "config.json").read_text())
+    config["tf32"] = True
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="--tf32"):
+        time_together(directories, 1)
     config["eval"]["timing_batch"] += 1
     (tmp_path / "b" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="timing_batch"):

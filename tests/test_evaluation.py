@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import exit_codes, forked
+from conftest import exit_codes, forked, plan_file
 from PIL import Image
 from test_configs import load
 
 from libs import regimes
+from libs.checkpoints import settled
 from libs.evaluation import measure, records
 from libs.evaluation.evaluate import evaluate
 from libs.evaluation.monitor import Monitor
-from libs.files import read_json
+from libs.files import file_hash, read_json
 from libs.metrics import Moments, build_extractor
 from libs.models import build_model
 from libs.run import PATIENCE, Run
@@ -200,3 +202,78 @@ def test_the_reference_says_what_it_compared(config, tmp_path):
     run_it(config, tmp_path / "out")
     found = read_json(tmp_path / "out" / "reference.json", "reference")
     assert found["n_half"] == found["n_real"] // 2 and found["fd_pixels_real_halves"] > 0 and found["key"]
+
+
+def checkpoints_of_a_run(config, tmp_path) -> Path:
+    """run/last.ckpt, which points at the first of two checkpoints of other weights."""
+    for step in (1, 2):
+        folder = tmp_path / "run" / "ckpts" / f"{step}.ckpt"
+        folder.mkdir(parents=True)
+        torch.manual_seed(step)
+        torch.save(build_model(config).state_dict(), folder / "nnet_ema.pth")
+    (tmp_path / "run" / "last.ckpt").symlink_to("ckpts/1.ckpt")
+    return tmp_path / "run" / "last.ckpt"
+
+
+def test_last_moves_on_while_it_is_evaluated(config, tmp_path, monkeypatch):
+    """Catches results of one checkpoint that count as those of the next, to which last.ckpt points meanwhile."""
+    last = checkpoints_of_a_run(config, tmp_path)
+    assert settled(last) == str(tmp_path / "run" / "ckpts" / "1.ckpt") == settled(last.parent)
+    assert settled(last / "nnet_ema.pth") == str(tmp_path / "run" / "ckpts" / "1.ckpt" / "nnet_ema.pth")
+    first = changed(config, nnet_path=settled(last))
+    sample = measure.Bench.sample
+
+    def moves(*arguments):
+        (last.parent / "new").symlink_to("ckpts/2.ckpt")
+        (last.parent / "new").replace(last)
+        monkeypatch.setattr(measure.Bench, "sample", sample)
+        return sample(*arguments)
+
+    monkeypatch.setattr(measure.Bench, "sample", moves)
+    before = run_it(first, tmp_path / "out")
+    after = run_it(changed(config, nnet_path=settled(last)), tmp_path / "out")
+    alone = run_it(changed(config, nnet_path=str(tmp_path / "run" / "ckpts" / "2.ckpt")), tmp_path / "alone")
+    wanted = file_hash(tmp_path / "run" / "ckpts" / "1.ckpt" / "nnet_ema.pth")
+    assert {line["weights"] for line in before} == {wanted} and after[0]["weights"] != wanted
+    assert [line["metrics"]["fd_pixels"] for line in after] == [line["metrics"]["fd_pixels"] for line in alone]
+
+
+def test_images_of_two_evaluations_are_not_mixed(config, tmp_path):
+    """Catches a folder that is said to hold the images of A, complete, and holds those of B."""
+    config.sample.path = str(tmp_path / "images")
+    run_it(config, tmp_path / "a")
+    with pytest.raises(ValueError, match="holds the images of another evaluation"):
+        run_it(changed(config, sample__n_samples=10), tmp_path / "b")
+    run_it(config, tmp_path / "a")
+
+
+def test_the_log_is_that_of_the_weights(config, tmp_path):
+    """Catches curves of one training on the page of weights that have none."""
+    last = checkpoints_of_a_run(config, tmp_path)
+    (last / "meta.json").write_text(json.dumps({"config": config.to_dict()}))
+    (last.parent / "train.jsonl").write_text('{"step": 777}\n')
+    run_it(changed(config, nnet_path=str(last)), tmp_path / "out")
+    assert (tmp_path / "out" / "train.jsonl").is_file() and (tmp_path / "out" / "training.json").is_file()
+    run_it(config, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.jsonl").exists() and not (tmp_path / "out" / "training.json").exists()
+
+
+def test_a_killed_evaluation_leaves_the_old_settings(config, tmp_path, monkeypatch):
+    """Catches config.json of a new evaluation beside the results of the old one, to be timed together."""
+    run_it(config, tmp_path / "out")
+    before = read_json(tmp_path / "out" / "config.json", "then")
+    monkeypatch.setattr(measure.Bench, "sample", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_it(changed(config, sample__sample_steps=4), tmp_path / "out")
+    assert read_json(tmp_path / "out" / "config.json", "now") == before
+
+
+def test_noise_that_chose_a_plan_is_not_reported(config, tmp_path):
+    """Catches selection that leaks into the reported seeds."""
+    points = tuple(build_model(config).points)
+    plan = json.loads(Path(plan_file(points)).read_text())
+    plan["plan"]["layers"] = [1, 2, points[-1]]
+    for seeds, refused in (({"learned": 7, "selected": 2}, True), ({"learned": 7, "reported": 2}, False)):
+        (tmp_path / "plan.json").write_text(json.dumps(plan | {"seeds": seeds}))
+        with pytest.raises(ValueError, match=r"eval.seeds has \[2\], with which") if refused else nullcontext():
+            run_it(changed(config, eval__sweep=(f"plan={tmp_path / 'plan.json'}",)), tmp_path / "out")

@@ -280,6 +280,29 @@ def test_samples_are_the_evaluations_and_fit_adm(model, tmp_path):
     assert [noted[i]["depth"] for i in ("0", "1", "5")] == pytest.approx(made.depth.mean(0), abs=1e-4)
 
 
+def test_forecasts_are_no_calls_of_depth_0(model, tmp_path):
+    """Catches images of full depth that are said to have used half of the layers."""
+    config = model.copy_and_resolve_references()
+    config.exit.name = "full"
+    config.sample.forecast.update(every=2, tail=1)
+    write(config, tmp_path, [0, 1])
+    depth = build_model(config).depth
+    noted = json.loads((tmp_path / "sample.json").read_text())["images"]
+    assert [image["depth"] for image in noted.values()] == [depth, depth]
+
+
+def test_another_grid_in_the_same_file_is_refused(model, tmp_path):
+    """Catches a folder whose images are of two grids, as the file's name stayed."""
+    config, grid = model.copy_and_resolve_references(), tmp_path / "grid.txt"
+    config.sample.update(grid=str(grid), sample_steps=3)
+    (tmp_path / "images").mkdir()
+    grid.write_text("1,0.6,0.2,0.001")
+    write(config, tmp_path / "images", [0, 1])
+    grid.write_text("1,0.3,0.01,0.001")
+    with pytest.raises(ValueError, match=r"other settings \(sample\)"):
+        write(config, tmp_path / "images", [0, 1, 2])
+
+
 def test_only_what_is_missing_of_a_batch_is_written(model, tmp_path):
     """Catches complete files that a job, killed within a batch, writes again."""
     write(model, tmp_path, [0, 1, 2])

@@ -151,6 +151,14 @@ def test_points_with_solver_settings():
         points(quick(eval__sweep=("steps=4,sampler=ddim,lower_order_final=False",)))
 
 
+def test_pairs_need_guidance():
+    """Catches a second, equal point in a family of its own."""
+    config = load("digits_uvit_tiny", "quick")
+    config.eval.sweep = ("threshold.certainty=0.9,pair=tied",)
+    with pytest.raises(ValueError, match="pair is 'tied' and sample.scale is 0"):
+        points(Sampler.of(config, build_model(config), regimes.pixels(config), Alone("cpu")))
+
+
 def test_points_with_forecasts():
     """Catches forecast settings of one entry that another one takes, and a point that calls more than it says."""
     sweep = ("steps=9,forecast.every=3,forecast.order=3,forecast.tail=1", "steps=9,forecast.every=2", "steps=9")

@@ -14,6 +14,7 @@ from libs import Sampler, checkpoints
 from libs.data.digits import Digits
 from libs.data.fashion_mnist import CLASS_NAMES as FASHION_NAMES
 from libs.metrics import Moments, Statistics, build_extractor, features_of, frechet_distance
+from libs.sampling.stored import plan_name
 from scripts import export_checkpoint
 
 RELEASED = Path(__file__).resolve().parents[1] / "assets" / "released"
@@ -100,3 +101,18 @@ def test_released_weights_keep_their_number(name, budget, shape, statistics, cla
 def test_released_files_are_small():
     """Catches a release that makes every clone large: 12 MB in all."""
     assert 0 < sum(path.stat().st_size for path in RELEASED.iterdir()) < 12e6
+
+
+def test_plans_of_two_weight_files_in_one_folder(tmp_path):
+    """Catches the plan of one .pth file that replaces, or serves, the other's."""
+    state = checkpoints.read(checkpoint(tmp_path / "2.ckpt"))
+    about = checkpoints.about(tmp_path / "2.ckpt")
+    for name in ("one", "two"):
+        checkpoints.write(state, tmp_path / f"{name}.pth", about)
+    (tmp_path / plan_name(tmp_path / "one.pth", "budget-0.3")).write_text(json.dumps(PLAN))
+    assert Sampler.load(tmp_path / "one.pth", device="cpu").budgets == (0.3,)
+    assert Sampler.load(tmp_path / "two.pth", device="cpu").budgets == ()
+    earlier = PLAN | {"nnet_path": "elsewhere/two.pth"}  # the name that files of earlier versions have
+    (tmp_path / "plan-budget-0.2.json").write_text(json.dumps(earlier))
+    assert Sampler.load(tmp_path / "one.pth", device="cpu").budgets == (0.3,)
+    assert Sampler.load(tmp_path / "two.pth", device="cpu").budgets == (0.2,)

@@ -302,6 +302,10 @@ def test_wrong_settings_are_refused():
         with pytest.raises(ValueError, match="never runs full depth.*set sample.refresh"):  # inside tied pairs too
             policy(name, **never, residual=True).paired("tied").check(model)
     denoiser(model, policy("schedule", shares=(0.3,), residual=True, refresh=2))
+    shallow = policy("planned", path=plan_file(layers=(2, 4, 4), max_u=(0.0, 0.5, 0.0)), residual=True)
+    with pytest.raises(ValueError, match="never runs full depth.*set sample.refresh"):
+        shallow.check(model)
+    policy("planned", path=plan_file(layers=(2, 4, 6), max_u=(0.0, 0.0, 0.5)), residual=True).check(model)
     with pytest.raises(ValueError, match="exit.reuse.every is 0"):
         policy("reuse", every=0)
     with pytest.raises(ValueError, match="each half of this network has 3 layers"):

@@ -56,7 +56,7 @@ def trace_statistics(bench: DepthBench, images: Images) -> dict:
         "share_of_macs": bench.share([images]),
         "mean_depth": float(used.mean()),
         "variance": explain.exit_variance(used, None if labels is None else np.tile(labels, trace.used.shape[1])),
-        "late": explain.late_images(images.depth.mean(0), labels, explain.busyness(images.pixels.numpy())),
+        "late": explain.late_images(images.mean_depth, labels, explain.busyness(images.pixels.numpy())),
         "mode_agreement": explain.mode_agreement(used),
         "depth_per_image": explain.sample_spread(trace.used.mean(1)),
         "t": trace.t.tolist(),

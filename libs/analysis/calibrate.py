@@ -232,7 +232,7 @@ def facts_of(sampler: Sampler, n_images: int) -> dict:
         "depth": sampler.model.depth,
         "guidance": asdict(sampler.guidance),
         "n_images": n_images,
-        "config_hash": config_hash(sampler.config),
+        "config_hash": config_hash(sampler),
         "nnet_path": sampler.config.nnet_path,
         **describe_machine(),
     }
@@ -315,7 +315,10 @@ def check(config, run: Run, budget, max_quality_loss, n_images: int, seed: int, 
 
 
 def check_images(config, run: Run, n_images: int, seed: int) -> None:
-    """Refuse images that no calibration may learn from."""
+    """Refuse images and calls that no calibration may learn from."""
+    if config.exit.name == "planned" or config.sample.forecast.every != 1:
+        what = "exit.name=planned" if config.exit.name == "planned" else "sample.forecast"
+        raise ValueError(f"{what} is set: calibration learns from every call of the configured solver; leave it out")
     if n_images < 1:
         raise ValueError(f"--images={n_images}: it must be at least 1")
     evaluated = {*config.eval.seeds, config.eval.selection_seed}

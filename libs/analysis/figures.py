@@ -87,7 +87,7 @@ def early_and_late(images: dict[str, tuple[str, Images]], n: int = 16):
     """Of every point, the images that left earliest and those that left latest, in the order of their mean depth."""
     fig, axes = figure(2 * len(images), 1, width=9.6, height=1.1)
     for i, (label, found) in enumerate(images.values()):
-        depth = found.depth.mean(0)  # (n,)
+        depth = found.mean_depth  # (n,)
         order = np.argsort(depth, kind="stable")
         for ax, what, rows in zip(axes[2 * i :, 0], ("earliest", "latest"), (order[:n], order[-n:]), strict=False):
             tiles = found.pixels[rows].permute(2, 0, 3, 1).flatten(1, 2).numpy()  # (H, n W, C)

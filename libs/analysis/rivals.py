@@ -121,7 +121,7 @@ def fit_gates(
     with run.autocast():
         losses = learn(model, gates, calls, late, epochs, penalty, run)
         logits = logits_of(model, gates, calls, late)  # (late, K, 2, B)
-    found = {"kind": kind, "t": plan.t[plan.computed].tolist()}
+    found = {"kind": kind, "seeds": {"learned": seed}, "t": plan.t[plan.computed].tolist()}
     if table:
         logits = logits[..., 0]  # the same for all images
         ran = np.ones((len(calls), model.depth, 2), int)

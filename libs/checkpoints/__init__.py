@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from libs.checkpoints.files import about, file_of, read, write
+from libs.checkpoints.files import about, file_of, read, settled, write
 from libs.checkpoints.infer import ASSUMED, infer
 from libs.checkpoints.layouts import LAYOUTS, complete, export, kind, to_ours
 from libs.checkpoints.load import check_config, check_fit, flags, known, load
@@ -22,6 +22,7 @@ __all__ = [
     "known",
     "load",
     "read",
+    "settled",
     "to_ours",
     "write",
 ]

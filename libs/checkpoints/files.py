@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import re
 import struct
@@ -124,6 +125,16 @@ def file_of(path: str | Path) -> Path:
 
         raise ValueError(f"no weight file at {path}{how_to_get(path)}")
     return path
+
+
+def settled(path: str | Path) -> str:
+    """`path` with a run's last.ckpt, which moves on while the run trains, replaced by the checkpoint that it is now."""
+    file = file_of(path)
+    folder = file.parent
+    if not folder.is_symlink():
+        return str(path)
+    target = folder.parent / os.readlink(folder)
+    return str(target if Path(path).is_dir() else target / file.name)
 
 
 # ---- what is known about the weights -------------------------------------------------------------------------------

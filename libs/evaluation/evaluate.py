@@ -7,13 +7,13 @@ from pathlib import Path
 
 from libs.build import check_ranges
 from libs.evaluation import records
-from libs.evaluation.measure import Bench, FullDepth, measure_point
+from libs.evaluation.measure import Bench, FullDepth, check_images_are_ours, measure_point
 from libs.evaluation.sweep import Point, points
 from libs.evaluation.timing import time_in_turn, timing_job
 from libs.evaluation.uncertainty_maps import save_uncertainty_maps
-from libs.files import remove_parts
+from libs.files import read_json, remove_parts
 from libs.regimes import Regime
-from libs.run import Run, describe_machine, say_progress
+from libs.run import Run, describe_machine, say_progress, tf32
 from libs.sampling.inflight import suits
 from libs.sampling.sampler import Sampler
 
@@ -34,9 +34,11 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     sampler = Sampler.open(config, regime, run)
     todo = points(sampler)
     bench = Bench.open(sampler)
+    for point in todo:
+        check_unseen(point)
+        check_images_are_ours(point, bench.key(point))
+    run.barrier()  # nobody may write while others still look
     say_lockstep(todo, run)
-    run.write_json("config.json", config.to_dict() | {"mixed_precision": run.precision})  # a launcher may have set it
-    records.save_training_config(config, run)
 
     folder = run.dir / "points"
     full = FullDepth(todo[0], folder / todo[0].slug, bench.key(todo[0]))
@@ -47,15 +49,27 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     lines: list[dict] = []
     if run.is_main:
         seconds = time_in_turn([timing_job(point) for point in todo], config.eval.timing_runs, run)
-        machine = describe_machine() | {"weights": records.weights_hash(config)}
+        machine = describe_machine() | {"weights": sampler.weights}
         lines = [records.record(p, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
         records.recommend(lines, config.eval.tolerance)
-        records.write(lines, run)
         (run.dir / "timing.json").unlink(missing_ok=True)  # of scripts.time_together, for older results
+        records.save_training_config(config, run)
+        chosen = {"mixed_precision": run.precision, "tf32": tf32()}  # not by the config alone
+        run.write_json("config.json", config.to_dict() | chosen)
+        records.write(lines, run)
         save_uncertainty_maps(sampler, run.dir / "umaps.npz", config.eval.seeds[0])
         run.say(records.summary_lines(lines))
     run.barrier()
     return lines
+
+
+def check_unseen(point: Point) -> None:
+    """ValueError where noise seeds that chose a point's plan, schedule or gates are to be reported."""
+    path = str(point.exit.get("path", ""))
+    made = read_json(path, f"exit.{point.exit['name']}.path").get("seeds", {}) if path.endswith(".json") else {}
+    chose = {seed for use, seed in made.items() if use != "reported"} if isinstance(made, dict) else set()
+    if seen := sorted(chose & set(point.sampler.config.eval.seeds)):
+        raise ValueError(f"eval.seeds has {seen}, with which {path} was made: report other noise seeds")
 
 
 def say_lockstep(todo: Sequence[Point], run: Run) -> None:

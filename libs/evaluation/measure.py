@@ -16,7 +16,7 @@ from libs.evaluation.records import finite, point_key
 from libs.evaluation.reference import more_metrics, open_reference
 from libs.evaluation.sweep import Point
 from libs.exits import Trace
-from libs.files import atomic_write, read_json
+from libs.files import atomic_write, read_json, write_file
 from libs.metrics.cost import macs_per_image
 from libs.metrics.extractors import Extractor, build_extractor
 from libs.metrics.frechet import Frechet, Statistics
@@ -68,7 +68,6 @@ class Bench:
             for metric in metrics:
                 metric.update(images)
             if folder:
-                folder.mkdir(parents=True, exist_ok=True)
                 for i, pixels in zip(images.ids, images.pixels, strict=True):
                     save_png(folder / f"{i}.png", pixels)
             pixels = images.pixels[torch.from_numpy(images.ids < keep)].clone()
@@ -147,6 +146,9 @@ def measure_point(point: Point, bench: Bench, full: FullDepth, folder: Path) -> 
         return done
     if run.is_main:
         folder.mkdir(parents=True, exist_ok=True)
+        for images in image_folders(point):
+            images.mkdir(parents=True, exist_ok=True)
+            write_file(owner(images), key)
     run.barrier()
     config = bench.config
     frechet = Frechet(bench.extractor, bench.reference)
@@ -188,11 +190,31 @@ def finished(point: Point, bench: Bench, folder: Path, key: str) -> dict | None:
     wanted = {"quality_key", "selection", "per_seed", "psnr", "ssim", "more", "mean_depth", "gmacs"}
     if found.get("key") != key or not wanted <= found.keys():
         return None
-    for seed in (bench.config.eval.selection_seed, *bench.config.eval.seeds):
-        kept = image_folder(bench.config, point, seed)
-        if kept and not all((kept / f"{i}.png").exists() for i in range(bench.config.sample.n_samples)):
+    for kept in image_folders(point):
+        if not all((kept / f"{i}.png").exists() for i in range(bench.config.sample.n_samples)):
             return None
     return found
+
+
+def image_folders(point: Point) -> list[Path]:
+    config = point.sampler.config
+    seeds = (config.eval.selection_seed, *config.eval.seeds)
+    return [folder for seed in seeds if (folder := image_folder(config, point, seed))]
+
+
+def owner(folder: Path) -> Path:
+    """The file that holds the key of the point whose images are in the folder beside it."""
+    return folder.with_name(f"{folder.name}.key")
+
+
+def check_images_are_ours(point: Point, key: str) -> None:
+    """ValueError where a folder of the point's images holds those of other settings or weights."""
+    for folder in image_folders(point):
+        if owner(folder).is_file() and owner(folder).read_text() != key:
+            raise ValueError(
+                f"{folder} holds the images of another evaluation (other settings, weights or numbers of images): "
+                "remove it, or set another sample.path"
+            )
 
 
 def compare(parts: list[Images], point: Point, full: FullDepth, run: Run) -> dict[str, float | None]:

@@ -27,6 +27,8 @@ def compare_prompts(sampler: Sampler, texts: list[str], clip: ClipModel, run: Ru
         what prompts.json holds: "columns", each with certainty, mean depth in layers, the n scores and their mean, and
         "lost": the mean of paired differences in score to full depth, with its standard error.
     """
+    if run.world > 1:
+        raise ValueError(f"prompts are compared in one process; {run.world} were started")
     config, columns, pictures = sampler.config, [], []
     for certainty in (1.0, *(c for c in config.eval.thresholds if c < 1)):
         images = sampler(len(texts), seed=config.eval.seeds[0], prompts=texts, exit_threshold=certainty)
@@ -35,7 +37,7 @@ def compare_prompts(sampler: Sampler, texts: list[str], clip: ClipModel, run: Ru
         lost = full - scores
         columns.append({
             "certainty": certainty,
-            "depth": float(images.depth.mean()),
+            "depth": float(images.mean_depth.mean()),
             "clip_score": float(scores.mean()),
             "lost": float(lost.mean()),
             "lost_error": float(lost.std() / len(texts) ** 0.5) if len(texts) > 1 else None,

@@ -9,39 +9,21 @@ import shutil
 import statistics
 import time
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
-
-import torch
 
 from libs import checkpoints
 from libs.evaluation.families import BASELINES
 from libs.evaluation.sweep import Point
-from libs.files import sha256, write_file
+from libs.files import file_hash, write_file
 from libs.metrics.cost import CONVENTION
-from libs.run import Run
+from libs.run import Run, tf32
+from libs.sampling.sampler import Sampler
 
 
-def weights_hash(config) -> str:
-    """Identifies a training run's result, wherever its file lies."""
-    return file_hash(checkpoints.file_of(config.nnet_path))
-
-
-def config_hash(config) -> str:
+def config_hash(sampler: Sampler) -> str:
     """Identifies a config together with its weights."""
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str) + weights_hash(config)
+    text = json.dumps(sampler.config.to_dict(), sort_keys=True, default=str) + sampler.weights
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: str | Path) -> str:
-    stat = Path(path).stat()
-    return hash_once(str(path), stat.st_mtime_ns, stat.st_size)
-
-
-@cache
-def hash_once(path: str, changed: int, size: int) -> str:
-    """Weights are large, and every point asks."""
-    return sha256(path)[:16]
 
 
 def image_settings(point: Point) -> dict:
@@ -56,13 +38,15 @@ def image_settings(point: Point) -> dict:
     kept |= {"exit": point.exit, "p_uncond": config.dataset.p_uncond, "precision": point.sampler.run.precision}
     if path := point.exit.get("path"):  # of a plan or a checkpoint, what the file holds
         kept["exit"] = point.exit | {"path": file_hash(checkpoints.file_of(path))}
-    if torch.get_float32_matmul_precision() != "highest":  # --tf32
+    if Path(config.sample.grid).is_file():  # likewise
+        kept["sample"]["grid"] = point.plan.t.tolist()
+    if tf32():
         kept["tf32"] = True
     if config.regime == "text" and not config.sample.prompts:
         kept["dataset"] = settings["dataset"]
     if config.sample.prompts:
         kept["prompts"] = Path(config.sample.prompts).read_text().splitlines()
-    return json.loads(json.dumps(kept | {"weights": weights_hash(config)}))
+    return json.loads(json.dumps(kept | {"weights": point.sampler.weights}))
 
 
 def point_key(point: Point, reference: str) -> str:
@@ -174,12 +158,13 @@ def write(records: list[dict], run: Run) -> None:
 def save_training_config(config, run: Run) -> None:
     """training.json and train.jsonl: config and log of the run that made the weights, where they lie in its workdir."""
     known = checkpoints.about(config.nnet_path).get("config")
-    if not known and run.is_main:
-        (run.dir / "training.json").unlink(missing_ok=True)  # of other weights
-    if known and run.is_main:
-        run.write_json("training.json", known)
-        log = (
-            checkpoints.file_of(config.nnet_path).resolve().parent / "../../train.jsonl"
-        )  # of <workdir>/ckpts/<step>.ckpt
-        if log.is_file() and log.resolve().parent != run.dir.resolve():
+    if not run.is_main:
+        return
+    log = checkpoints.file_of(config.nnet_path).resolve().parent / "../../train.jsonl"  # of <workdir>/ckpts/<step>.ckpt
+    if log.resolve().parent != run.dir.resolve():
+        for name in ("training.json", "train.jsonl"):  # of other weights
+            (run.dir / name).unlink(missing_ok=True)
+        if known and log.is_file():
             shutil.copy(log, run.dir / "train.jsonl")
+    if known:
+        run.write_json("training.json", known)

@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def configured(config, sampler: Sampler) -> Point:
         raise ValueError(f"--exit_threshold has {len(config.eval.thresholds)} values; one set of images needs one")
     alone = config.copy_and_resolve_references()
     alone.eval.update(pairs=(), fixed=(), fewer_steps=(), sweep=())
-    return points(Sampler.of(alone, sampler.model, sampler.regime, sampler.run))[-1]
+    return points(replace(sampler, config=alone))[-1]
 
 
 def begin(run: Run, settings: dict) -> None:
@@ -100,7 +101,7 @@ def begin(run: Run, settings: dict) -> None:
 
 
 def save(folder: Path, images: Images, row: int) -> None:
-    text = {"depth": f"{images.depth[:, row].mean():.4f}"}
+    text = {"depth": f"{images.mean_depth[row]:.4f}"}
     if images.labels is not None:
         text["label"] = str(images.labels[row])
     save_png(folder / f"{images.ids[row]}.png", images.pixels[row], text)

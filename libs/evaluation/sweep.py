@@ -144,10 +144,14 @@ def make_point(method: Method, sampler: Sampler) -> Point:
     policy = lookup(EXIT_POLICIES, method.policy, "exit.name")(**options)
     policy = looking_back(policy, residual=method.residual, refresh=method.refresh)
     policy.check(model)  # refused before any work
+    if method.pair and not config.sample.scale:
+        raise ValueError(f"pair is {method.pair!r} and sample.scale is 0: without guidance there are no pairs")
+    name = method.sampler or config.sample.algorithm
     solver = {
-        "name": method.sampler or config.sample.algorithm,
+        "name": name,
         "steps": config.sample.sample_steps if method.steps is None else method.steps,
         "grid": config.sample.grid if method.grid is None else method.grid,
+        **set_apart(config.sample, name),
         **method.solver,
     }
     if plan := own_plan(sampler.regime.process, policy):
@@ -175,6 +179,15 @@ def make_point(method: Method, sampler: Sampler) -> Point:
         plan=plan,
         solver=solver,
     )
+
+
+def set_apart(sample, algorithm: str) -> dict:
+    """The configured settings of a solver that are not its defaults."""
+    own, usual = sample.get(algorithm) or {}, settings(lookup(SAMPLERS, algorithm, "sample.algorithm"))
+    found = {key: value for key, value in own.items() if value is not None and value != usual.get(key)}
+    if sample.forecast.every > 1:
+        found |= {f"forecast.{key}": value for key, value in sample.forecast.items()}
+    return found
 
 
 # ---- sweep entries -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 import uuid
@@ -14,8 +15,8 @@ from ml_collections import ConfigDict
 
 from libs import regimes
 from libs.evaluation.sweep import Point, points
-from libs.files import read_json, write_json
-from libs.run import Alone, Run, describe_machine, hold, say_progress
+from libs.files import read_json, read_lines, write_json
+from libs.run import Alone, Run, describe_machine, hold, say_progress, set_tf32
 from libs.sampling.inflight import BATCHES as IN_FLIGHT
 from libs.sampling.sampler import Sampler
 
@@ -62,15 +63,19 @@ def time_together(directories: Sequence[Path], n_runs: int) -> dict[str, dict[st
     for directory, config in zip(directories, configs, strict=True):
         if missing := [key for key in ("cpu", "mixed_precision", "nnet_path", "sample", "eval") if key not in config]:
             raise ValueError(f"{directory}/config.json has no {', '.join(missing)}: it is of no evaluation")
-    if len({(config.cpu, config.mixed_precision, config.eval.timing_batch) for config in configs}) > 1:
+    alike = [(c.cpu, c.mixed_precision, c.eval.timing_batch, c.get("tf32", False)) for c in configs]
+    if len(set(alike)) > 1:
         raise ValueError(
-            "the evaluations differ in cpu, mixed_precision or eval.timing_batch; such seconds are not alike"
+            "the evaluations differ in cpu, mixed_precision, eval.timing_batch or --tf32; such seconds are not alike"
         )
     locks = [hold(directory) for directory in directories]  # kept until the end
+    set_tf32(alike[0][-1])
     run = Alone("cpu" if configs[0].cpu else None, configs[0].mixed_precision or "no")
     places, jobs = [], []
     for config, directory in zip(configs, directories, strict=True):
-        for point in points(Sampler.open(config, regimes.of(config), run)):
+        todo = points(Sampler.open(config, regimes.of(config), run))
+        check_same(todo, directory)
+        for point in todo:
             jobs.append(timing_job(point))
             places.append((directory, point.slug))
     seconds = time_in_turn(jobs, n_runs, run)
@@ -83,3 +88,22 @@ def time_together(directories: Sequence[Path], n_runs: int) -> dict[str, dict[st
     for lock in locks:
         lock.release()
     return found
+
+
+def check_same(todo: Sequence[Point], directory: Path) -> None:
+    """Refuse to time other weights or calls than results.jsonl measured: a plan may have been made anew since."""
+    lines = read_lines(directory / "results.jsonl", "the results of the evaluation")
+    try:
+        measured = {line["slug"]: line for line in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{directory}/results.jsonl is damaged: evaluate again first") from None
+    for point in todo:
+        now = {"weights": point.sampler.weights, "nfe": point.plan.nfe, **point.solver}
+        line = measured.get(point.slug, {})
+        then = line | (line.get("sampler") or {})  # records of earlier versions say less
+        changed = [key for key, value in now.items() if key in then and then[key] != value]
+        if changed or not line:
+            raise ValueError(
+                f"{directory}: the point {point.slug} is not as it was measured ({', '.join(changed) or 'no result'}): "
+                "evaluate again first"
+            )

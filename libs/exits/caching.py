@@ -15,6 +15,7 @@ from torch import Tensor
 
 from libs.exits.calls import Calls
 from libs.exits.execute import run_outer, run_with_exits
+from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, GuidancePairs, Wrapped, one_size
 from libs.exits.static import Fixed, Full, Levels, Power, Schedule, layers_at
 from libs.models.backbone import Carry
@@ -141,7 +142,8 @@ class Residual(Around):
         times = torch.linspace(0, 1, 1001, dtype=torch.float64)
         inner = self.inner.inner if isinstance(self.inner, GuidancePairs) else self.inner
         static = isinstance(inner, Fixed | Schedule | Power | Levels)
-        if static and layers_at(inner, model.points, times).max() < model.depth:
+        never = static and layers_at(inner, model.points, times).max() < model.depth
+        if never or isinstance(inner, Planned) and not inner.reaches(model.points):
             raise ValueError(
                 "sample.residual is on, but the policy never runs full depth, so there is nothing to correct with; set "
                 "sample.refresh"

@@ -56,6 +56,12 @@ class Planned(ExitPolicy):
             return Full()
         return Split(layer=layer, max_u=max_u) if max_u else Fixed(layer=layer)
 
+    def reaches(self, points: tuple[int, ...]) -> bool:
+        """Whether any image runs full depth at any call."""
+        last = points[-2:]  # from the last exit but one, a split sends images on
+        calls = zip(self.stored["layers"], self.stored["max_u"], strict=True)
+        return any(layer == last[-1] or layer == last[0] and max_u > 0 for layer, max_u in calls)
+
     def asked(self, points):
         asked = [self.call(number).asked(points) for number in range(len(self.stored["layers"]))]
         return tuple(sorted(set().union(*asked)))

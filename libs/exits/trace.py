@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ class Trace:
 
     t (calls,) in [0, 1]; used (calls, branches, n) layers; branches is 1, or 2 under guidance (conditional, null).
     `costs` holds the calls in which something else was run than `used` and `asked` tell (libs/exits/calls.py): the MACs
-    of every row (branches, n).
+    of every row (branches, n). `forecasts` are the steps among `calls` that called nothing.
 
     >>> trace = Trace(depth=7)
     >>> trace.add(1.0, np.array([[3, 5]]))  # the first call: image 0 used 3 layers, image 1 used 5
@@ -31,6 +31,7 @@ class Trace:
     asked: tuple[int, ...] = ()
     calls: list[tuple[float, np.ndarray]] = field(default_factory=list)
     costs: dict[int, np.ndarray] = field(default_factory=dict)
+    forecasts: frozenset[int] = frozenset()
 
     def add(self, t: float, used: np.ndarray, costs: np.ndarray | None = None) -> None:
         """One call for all images: used (branches, n), and the MACs of all rows where they are special."""
@@ -42,9 +43,15 @@ class Trace:
         """This trace, of the steps that were `computed`, among all steps t: a forecast runs no layers and costs 0."""
         steps, used = np.flatnonzero(computed), np.zeros((len(t), *self.used.shape[1:]), np.uint8)
         used[steps] = self.used
-        costs = {step: np.zeros(used.shape[1:]) for step in range(len(t)) if not computed[step]}
+        forecasts = frozenset(step for step in range(len(t)) if not computed[step])
+        costs = {step: np.zeros(used.shape[1:]) for step in forecasts}
         costs |= {int(steps[number]): special for number, special in self.costs.items()}
-        return Trace(self.depth, self.asked, list(zip(t, used, strict=True)), costs)
+        return Trace(self.depth, self.asked, list(zip(t, used, strict=True)), costs, forecasts)
+
+    @property
+    def computed(self) -> np.ndarray:
+        """(calls,) bool: network calls, not forecasts."""
+        return np.array([call not in self.forecasts for call in range(len(self.calls))])
 
     @property
     def t(self) -> np.ndarray:
@@ -61,24 +68,24 @@ class Trace:
         first = traces[0]
         used = np.concatenate([trace.used for trace in traces], axis=2)
         costs = {call: np.concatenate([trace.costs[call] for trace in traces], axis=1) for call in first.costs}
-        return Trace(first.depth, first.asked, list(zip(first.t.tolist(), used, strict=True)), costs)
+        return replace(first, calls=list(zip(first.t.tolist(), used, strict=True)), costs=costs)
 
     def first(self, n: int) -> Trace:
         """The first `n` images."""
         calls = [(t, used[:, :n]) for t, used in self.calls]
-        return Trace(self.depth, self.asked, calls, {call: costs[:, :n] for call, costs in self.costs.items()})
+        return replace(self, calls=calls, costs={call: costs[:, :n] for call, costs in self.costs.items()})
 
     def save(self, path: str | Path, ids: np.ndarray) -> None:
         costs = np.full(self.used.shape, np.nan)  # NaN: nothing special
         for call, special in self.costs.items():
             costs[call] = special
-        asked = np.array(self.asked, int)
+        arrays = dict(t=self.t, used=self.used, depth=self.depth, asked=np.array(self.asked, int), costs=costs, ids=ids)
         with atomic_write(path) as file:
-            np.savez_compressed(file, t=self.t, used=self.used, depth=self.depth, asked=asked, costs=costs, ids=ids)
+            np.savez_compressed(file, **arrays, computed=self.computed)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        data = read_npz(path, "the trace", ("t", "used", "depth", "asked", "costs"))
+        data = read_npz(path, "the trace", ("t", "used", "depth", "asked", "costs"), optional=("computed",))
         t, used, costs = data["t"], data["used"], data["costs"]
         kinds = [array.dtype.kind for array in (t, used, data["depth"], data["asked"], costs)]
         depth = int(data["depth"]) if data["depth"].size == 1 and data["depth"].dtype.kind in "iu" else 0
@@ -95,4 +102,6 @@ class Trace:
         if costs.ndim == 2:  # as written before: by the layers used
             costs = np.take_along_axis(costs[:, None], used, axis=2)
         special = {call: rows for call, rows in enumerate(costs) if not np.isnan(rows).any()}
-        return cls(depth, asked, list(zip(t.tolist(), used, strict=True)), special)
+        computed = data.get("computed", np.ones(len(t), bool))  # traces of earlier versions do not say it
+        forecasts = frozenset(np.flatnonzero(~computed.astype(bool)).tolist())
+        return cls(depth, asked, list(zip(t.tolist(), used, strict=True)), special, forecasts)

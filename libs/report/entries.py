@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
@@ -223,8 +225,9 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
             notes.append(f"Left out, as not every run of {model} has them: {', '.join(sorted(missing))}.")
     if not found:
         raise ValueError(f"{', '.join(str(e.dir) for e in evaluations)}: no point was measured in all of them")
-    labels = Counter((e.model, e.label) for e in found)
-    found = [e if labels[e.model, e.label] == 1 else replace(e, where=f", {e.placement}") for e in found]
+    for tell in (lambda e: e.placement, lambda e: settings_of(e.first)):  # what tells points of one label apart
+        labels = Counter((e.model, e.label) for e in found)
+        found = [e if labels[e.model, e.label] == 1 else replace(e, where=f"{e.where}, {tell(e)}") for e in found]
     return found, notes + warnings([p for e in found for p in e.points])
 
 
@@ -234,9 +237,26 @@ def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Result, Evaluation]]:
     for evaluation in run:
         for p in evaluation.points:
             solver = () if planned(p) else (str(p.record.get("sampler", {})), p.nfe)
-            key = (p.family, p.label, p.slug, *solver, str(p.record.get("guidance")))
+            key = (p.family, p.label, p.slug, *solver, str(p.record.get("guidance")), str(exit_of(p)))
             cells.setdefault(key, (p, evaluation))
     return cells
+
+
+def exit_of(p: Result) -> dict:
+    """The settings of the exit policy; a file by its name, without the weights' in front of a plan's."""
+    settings = dict(sorted((p.record.get("exit") or {}).items()))
+    if path := settings.get("path"):
+        file = Path(str(path))
+        name = file.parent.name if file.stem in ("trace", "last") else file.name
+        settings["path"] = re.sub(r"^.*-(?=plan-)", "", name)
+    return settings
+
+
+def settings_of(p: Result) -> str:
+    """Everything about how a point is sampled, in words."""
+    solver = {} if planned(p) else p.record.get("sampler") or {}
+    found = {k: v for k, v in {**exit_of(p), **solver}.items() if k not in ("name", "steps", "grid")}
+    return ", ".join(f"{key} {value}" for key, value in found.items()) or "other settings"
 
 
 def warnings(points: Sequence[Result]) -> list[str]:
@@ -245,7 +265,7 @@ def warnings(points: Sequence[Result]) -> list[str]:
     for keys, what in (
         (("n_images",), "Distances of unequal numbers of images are not compared."),
         (("seeds",), "Only the noise seeds that two points share are compared."),
-        (("device", "threads", "batch_size", "precision"), "Their seconds are not comparable."),
+        (("device", "threads", "batch_size", "precision", "float32_products"), "Their seconds are not comparable."),
         (("commit",), "They were made by different code."),
     ):
         for key in keys:
@@ -271,7 +291,7 @@ def timed_together(evaluations: Sequence[Evaluation]) -> list[Evaluation] | None
 
     def retimed(point: Result, timing: dict) -> Result:
         runs = positive(timing.get("seconds", {}), point.slug, point.dir / "timing.json")
-        machine = {key: timing[key] for key in ("device", "threads") if key in timing}
+        machine = {key: timing[key] for key in ("device", "threads", "float32_products") if key in timing}
         seconds = median(runs) if runs else None
         record = point.record | machine
         return replace(point, seconds=seconds, seconds_runs=runs, timed_with=str(timing.get("run")), record=record)
@@ -340,4 +360,5 @@ def same_network(full: Result, reference: Result) -> bool:
 
 
 def machine(point: Result) -> tuple:
-    return tuple(str(point.record.get(key)) for key in ("device", "threads", "batch_size"))
+    keys = ("device", "threads", "batch_size", "float32_products")
+    return tuple(str(point.record.get(key)) for key in keys)

@@ -107,7 +107,7 @@ class Evaluation:
         path = self.dir / "points" / point.slug / "trace.npz"
         if not path.is_file():
             return None
-        arrays = read_npz(path, "the trace", ("t", "used", "depth"))
+        arrays = read_npz(path, "the trace", ("t", "used", "depth"), optional=("computed",))
         t, used, depth = np.asarray(arrays["t"], float), arrays["used"], int(arrays["depth"])
         if used.ndim != 3 or used.shape[0] != len(t) or used.shape[1] not in (1, 2) or used.size == 0:
             raise ValueError(
@@ -116,7 +116,8 @@ class Evaluation:
             )
         if used.max() > depth:
             raise ValueError(f"{path}: `used` reaches {used.max()} layers, more than its `depth` of {depth}.")
-        return Exits(t, used, depth)
+        computed = arrays.get("computed", np.ones(len(t))).astype(bool)  # of earlier versions: unknown
+        return Exits(t[computed], used[computed], depth)
 
     def uncertainty(self) -> Uncertainty | None:
         path = self.dir / "umaps.npz"

@@ -44,6 +44,11 @@ class Images:
         used = self.trace.used  # (calls, branches, n)
         return used[:, 0] if used.shape[1] == 1 else used.mean(1)
 
+    @property
+    def mean_depth(self) -> np.ndarray:
+        """(n,): layers per network call, of which a forecast is none."""
+        return self.depth[self.trace.computed].mean(0)
+
     def save(self, path: str | Path, columns: int = 8) -> None:
         """One PNG with all images, `columns` in a row; small ones enlarged to about 48 pixels."""
         save_grid(path, self.pixels, columns)

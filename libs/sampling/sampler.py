@@ -17,6 +17,7 @@ from libs import checkpoints, regimes, rng
 from libs.build import chosen, lookup, settings
 from libs.exits import EXIT_POLICIES, Duo, ExitPolicy, looking_back
 from libs.exits.policy import max_u_of
+from libs.files import file_hash
 from libs.models import EarlyExitModel, NoEstimator, build_model
 from libs.regimes import Labels, Regime
 from libs.run import Alone, Run, portable
@@ -54,6 +55,7 @@ class Sampler:
         guidance: classifier-free guidance; the default is none.
         config: the experiment, from which `plan` and `policy` take their defaults.
         class_names: in the order of the classes, where the checkpoint knows them.
+        weights: what identifies the content of the weight file that was read (`open`).
     """
 
     model: EarlyExitModel
@@ -64,6 +66,7 @@ class Sampler:
     guidance: Guidance = Guidance()
     config: ConfigDict | None = None
     class_names: tuple[str, ...] = ()
+    weights: str = ""
 
     @classmethod
     def of(cls, config, model: EarlyExitModel, regime: Regime, run: Run) -> Sampler:
@@ -80,7 +83,7 @@ class Sampler:
         sampler = cls.of(config, load_model(config, run), regime, run)
         if config.compile:
             sampler.model.compile_blocks()
-        return sampler
+        return replace(sampler, weights=file_hash(checkpoints.file_of(config.nnet_path)))
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None, precision: str | None = None) -> Sampler:
@@ -95,6 +98,7 @@ class Sampler:
         Raises:
             ValueError: no weights there, or none that know their experiment, or they do not fit it.
         """
+        path = checkpoints.settled(path)
         about = checkpoints.about(path)
         known = about.get("config")
         if not known:

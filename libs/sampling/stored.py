@@ -11,6 +11,7 @@ from libs.build import lookup, settings
 from libs.checkpoints import file_of
 from libs.exits.planned import Planned
 from libs.exits.policy import ExitPolicy, Wrapped
+from libs.files import read_json
 from libs.sampling.plans import Plan, forecasting, regular
 from libs.sampling.solvers import SAMPLERS, dpm_solver_pp_2m
 from sde import Process
@@ -60,10 +61,13 @@ def own_plan(process: Process, policy: ExitPolicy) -> Plan | None:
     return plan_of(process, policy.stored) if isinstance(policy, Planned) else None
 
 
+OF_A_RUN = ("nnet.pth", "nnet_ema.pth", "best.pth")
+
+
 def name_beside(weights: str | Path, name: str) -> str:
-    """`name` of a file beside `weights`, with theirs in front where they share their folder: a .safetensors file."""
+    """`name` of a file beside `weights`, with theirs in front unless they are a run's, with a folder of their own."""
     file = file_of(weights)
-    return f"{file.stem}-{name}" if file.suffix == ".safetensors" else name
+    return name if file.name in OF_A_RUN else f"{file.stem}-{name}"
 
 
 def plan_name(weights: str | Path, what: str) -> str:
@@ -77,6 +81,11 @@ def all_beside(weights: str | Path) -> dict[float, Path]:
     for path in file.parent.glob(plan_name(file, "budget-*")):
         if match := re.search(r"plan-budget-([0-9.]+)\.json$", path.name):
             found[float(match[1])] = path
+    for path in file.parent.glob("plan-budget-*.json"):  # as earlier versions named those of any .pth file
+        match = re.fullmatch(r"plan-budget-([0-9.]+)\.json", path.name)
+        if match and file.suffix != ".safetensors" and file.name not in OF_A_RUN:
+            if Path(read_json(path, "a plan beside the weights").get("nnet_path", "")).name == file.name:
+                found.setdefault(float(match[1]), path)
     return dict(sorted(found.items()))
 
 
