@@ -83,6 +83,13 @@ def check_ranges(config) -> None:
         )
 
 
+def check_at_least(prefix: str, least: float = 1, **settings: float) -> None:
+    """Refuse a setting below `least`: name=value, `prefix` in front of the name."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{prefix}{name} is {value}; it must be at least {least}")
+
+
 # ---- trees of settings ---------------------------------------------------------------------------------------------
 
 

@@ -159,21 +159,14 @@ class Regime:
 def pixels(config) -> Regime:
     """Images as they are, with class labels where the network has classes."""
     check(config, "pixels")
-    shape = network_shape(config)
-    return Regime(
-        shape=shape,
-        image_shape=shape,
-        process=process(config),
-        codec=Identity(),
-        conditions=labels(config),
-        dataset=cache(lambda: open_dataset(config, shape)),
-    )
+    return assembled(config, Identity(), labels(config), cache(lambda: open_dataset(config, network_shape(config))))
 
 
 def latents(config) -> Regime:
     """Latents of the KL autoencoder, with class labels where the network has classes."""
     check(config, "latents")
-    return of_latents(config, labels(config), cache(lambda: open_dataset(config, moments_shape(config))))
+    training = cache(lambda: open_dataset(config, moments_shape(config)))
+    return assembled(config, autoencoder(config), labels(config), training)
 
 
 def text_to_image(config) -> Regime:
@@ -181,19 +174,13 @@ def text_to_image(config) -> Regime:
     check(config, "text")
     training = cache(lambda: open_captions(config))
     conditions = Texts(config.dataset.p_uncond > 0, training, cache(lambda: open_texts(config)))
-    return of_latents(config, conditions, training)
+    return assembled(config, autoencoder(config), conditions, training)
 
 
-def of_latents(config, conditions: Conditions, dataset: Callable[[], Any]) -> Regime:
-    codec, shape = autoencoder(config), network_shape(config)
-    return Regime(
-        shape=shape,
-        image_shape=(3, codec.factor * shape[1], codec.factor * shape[2]),
-        process=process(config),
-        codec=codec,
-        conditions=conditions,
-        dataset=dataset,
-    )
+def assembled(config, codec, conditions: Conditions, dataset: Callable[[], Any]) -> Regime:
+    shape = network_shape(config)
+    image_shape = (3, codec.factor * shape[1], codec.factor * shape[2]) if codec.draws else shape
+    return Regime(shape, image_shape, process(config), codec, conditions, dataset)
 
 
 REGIMES = {"pixels": pixels, "latents": latents, "text": text_to_image}

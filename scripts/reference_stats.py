@@ -14,12 +14,10 @@ import ast
 import inspect
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import scripts
@@ -60,7 +58,9 @@ def make(args: argparse.Namespace) -> dict:
     dataset = open_dataset(args)
     extractor = build_extractor(args.extractor, dataset.shape, args.device)
     moments = Moments(extractor.n_features, extractor.device)
-    for pixels in image_batches(dataset, args):
+    rows = [range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size)]
+    batches = read_in_workers(dataset.stack, rows, args.workers)  # in order, (b, C, H, W) uint8
+    for pixels in tqdm(batches, total=len(rows), desc=args.extractor, unit="batch", file=sys.stderr):
         moments.add(extractor(pixels))
     reference = moments.statistics(extractor)
     if reference.n <= extractor.n_features:
@@ -106,16 +106,6 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
                 raise ValueError(f"--set={key}={value} must be of type {wanted.__name__}.")
             settings[key] = value
     return DATASETS[name](**settings)
-
-
-def image_batches(dataset: Dataset, args: argparse.Namespace) -> Iterator[Tensor]:
-    """All images in order, (b, C, H, W) uint8, with a progress bar."""
-    rows = (range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size))
-    loader = read_in_workers(dataset.stack, rows, args.workers)
-    with tqdm(total=len(dataset), desc=args.extractor, unit="image", file=sys.stderr) as bar:
-        for pixels in loader:
-            yield pixels
-            bar.update(len(pixels))
 
 
 if __name__ == "__main__":

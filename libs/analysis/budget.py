@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 from libs.analysis.calibrate import DepthBench, check_images, distance_of, facts_of
 from libs.analysis.joint import WITHIN, Choice, Search
 from libs.analysis.trajectory import learn
+from libs.evaluation.timing import time_in_turn, timed
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.files import read_json, write_json
 from libs.metrics.cost import CONVENTION, macs_per_image
@@ -260,14 +260,10 @@ def seconds_of(sampler: Sampler, batch: int, rounds: int = 9) -> np.ndarray:
     t = torch.full((batch,), 0.5, dtype=torch.float64)
     time_in = sampler.regime.process.network_time(t).to(device, torch.float32)
     cond = sampler.run.put(sampler.regime.conditions.for_ids(0, np.arange(batch)))
-    taken = np.zeros((rounds, len(model.points)))
+    fixed = [EXIT_POLICIES["fixed"](layer=k) for k in model.points]
+    jobs = [timed(lambda policy=p: run_with_exits(model, policy, x, t, time_in, cond)[0].cpu()) for p in fixed]
     with sampler.precision():
-        for turn in range(-1, rounds):  # the first warms up
-            for e, k in enumerate(model.points):
-                start = time.perf_counter()
-                run_with_exits(model, EXIT_POLICIES["fixed"](layer=k), x, t, time_in, cond)[0].cpu()
-                taken[turn, e] = time.perf_counter() - start
-    median = np.maximum.accumulate(np.median(taken, axis=0))
+        median = np.maximum.accumulate(np.median(time_in_turn(jobs, rounds, sampler.run), axis=1))
     return (median + 1e-6 * np.arange(len(median))) / median[-1]
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -25,7 +24,7 @@ import torch
 from libs.analysis import calibration
 from libs.analysis.calibrate import DepthBench, DepthSearch, distance_of
 from libs.analysis.calibration import Evidence
-from libs.evaluation.timing import time_in_turn
+from libs.evaluation.timing import time_in_turn, timed
 from libs.exits import EXIT_POLICIES
 from libs.metrics.paired import mse, psnr
 from libs.report.statistics import estimate
@@ -203,14 +202,8 @@ def seconds(bench: DepthBench, search: DepthSearch, thresholds: dict, budget: fl
 
     def job(policy, inflight: bool) -> Callable[[], float]:
         ids = np.arange(size * BATCHES)
-
-        def timed() -> float:
-            start = time.perf_counter()
-            options = dict(plan=bench.plan, policy=policy, batch_size=size, inflight=inflight)
-            list(bench.sampler.images(ids, seed=bench.seed, **options))
-            return (time.perf_counter() - start) / len(ids)
-
-        return timed
+        options = dict(plan=bench.plan, policy=policy, batch_size=size, inflight=inflight)
+        return timed(lambda: list(bench.sampler.images(ids, seed=bench.seed, **options)), len(ids))
 
     taken = time_in_turn([job(*way) for way in jobs.values()], bench.config.eval.timing_runs, bench.sampler.run)
     median = dict(zip(jobs, map(statistics.median, taken), strict=True))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from libs.build import check_at_least
 from libs.files import first_line
 
 
@@ -40,9 +41,7 @@ class ClipText:
         chunk: int = 64,
         device: torch.device | str = "cpu",
     ):
-        for key, value in (("length", length), ("chunk", chunk), ("width", 1 if width is None else width)):
-            if value < 1:
-                raise ValueError(f"clip.{key} is {value}; it must be at least 1.")
+        check_at_least("clip.", length=length, chunk=chunk, width=1 if width is None else width)
         if path == "random":
             model, self.tokenizer, self.width = RandomWords(width or 768), number_words, width or 768
         else:

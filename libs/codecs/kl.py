@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from libs import checkpoints
-from libs.build import lookup
+from libs.build import check_at_least, lookup
 from libs.checkpoints.layouts import modern_attention
 from libs.codecs.identity import to_uint8
 from libs.files import read_json
@@ -82,12 +82,9 @@ class KL:
     ):
         if not scale > 0:
             raise ValueError(f"autoencoder.scale is {scale}; it must be positive (0.18215, or 0.2301 for MS-COCO).")
-        if chunk < 1:
-            raise ValueError(f"autoencoder.chunk is {chunk}; it must be at least 1.")
+        check_at_least("autoencoder.", chunk=chunk, latent_channels=latent_channels, layers=layers)
         if not channels or any(width % groups for width in channels):
             raise ValueError(f"autoencoder.channels is {channels}; its widths must be multiples of {groups} groups.")
-        if latent_channels < 1 or layers < 1:
-            raise ValueError(f"autoencoder.latent_channels is {latent_channels} and layers {layers}; at least 1 each.")
         self.scale, self.dtype, self.chunk = scale, lookup(PRECISIONS, precision, "autoencoder.precision"), chunk
         self.latent_channels, self.factor = latent_channels, 2 ** (len(channels) - 1)
         self.path, self.device = path, device

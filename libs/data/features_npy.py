@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from libs.build import check_at_least
 from libs.data.dataset import Dataset
 from libs.data.features import empty_context, no_pixels, picked
 from libs.data.npy import object_array, plain_array, read_array, read_objects
@@ -56,9 +57,7 @@ class LatentFiles(Dataset):
                 "The files of dataset latents_npy are pickled object arrays: set dataset.latents_npy.read_pickles=True "
                 "to have them read (without running code), or extract again with --layout sharded."
             )
-        for key, value in (("n_classes", n_classes), ("batch", batch)):
-            if value < 1:
-                raise ValueError(f"dataset.latents_npy.{key} is {value}; it must be at least 1.")
+        check_at_least("dataset.latents_npy.", n_classes=n_classes, batch=batch)
         files = count_files(path)
         if files == 0 or files % 2:
             raise ValueError(

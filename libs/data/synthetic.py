@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from libs import rng
+from libs.build import check_at_least
 from libs.data.dataset import Dataset, InMemory, in_unit_range, mirrored
 from libs.data.features import picked
 
@@ -33,13 +34,8 @@ class Synthetic(InMemory):
     def __init__(self, *, resolution: int = 32, channels: int = 3, n_classes: int = 10, n_images: int = 256):
         if channels not in (1, 3):
             raise ValueError(f"dataset.synthetic.channels is {channels}; it must be 1 or 3.")
-        for key, value, least in (
-            ("resolution", resolution, 1),
-            ("n_classes", n_classes, 0),
-            ("n_images", n_images, 1),
-        ):
-            if value < least:
-                raise ValueError(f"dataset.synthetic.{key} is {value}; it must be at least {least}.")
+        check_at_least("dataset.synthetic.", resolution=resolution, n_images=n_images)
+        check_at_least("dataset.synthetic.", 0, n_classes=n_classes)
         index = torch.arange(n_images)
         kind = index % max(n_classes, 1)
         turn = kind / max(n_classes, 1)  # (n,) in [0, 1): half turns of the grating, full turns of the hue

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from libs.evaluation.timing import time_in_turn
+from libs.evaluation.timing import time_in_turn, timed
 from libs.exits import EXIT_POLICIES
 from libs.sampling.images import Images
 from libs.sampling.sampler import Sampler
@@ -62,15 +61,7 @@ def side_by_side(
         dict(plan=plan, policy=EXIT_POLICIES["full"]()),
         dict(budget=budget) if budget is not None else dict(plan=plan, exit_threshold=exit_threshold),
     ]
-    made: list[Images] = [None] * len(ways)
-
-    def job(i: int):
-        def work() -> float:
-            start = time.perf_counter()
-            made[i] = sampler(n, **told, **ways[i])
-            return time.perf_counter() - start
-
-        return work
-
-    seconds = time_in_turn([job(i) for i in range(len(ways))], rounds, sampler.run)
-    return SideBySide(*made, tuple(map(median, seconds)))
+    made: dict[int, Images] = {}
+    jobs = [timed(lambda i=i, way=way: made.update({i: sampler(n, **told, **way)})) for i, way in enumerate(ways)]
+    seconds = time_in_turn(jobs, rounds, sampler.run)
+    return SideBySide(made[0], made[1], tuple(map(median, seconds)))

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,10 +32,17 @@ def timing_job(point: Point) -> Callable[[], float]:
     size, inflight = config.eval.timing_batch, config.sample.inflight
     ids = np.arange(size * (IN_FLIGHT if inflight else 1))
 
+    options = dict(seed=config.eval.selection_seed, batch_size=size, inflight=inflight)
+    return timed(lambda: list(alone.images(ids, **options)), len(ids))  # to the CPU
+
+
+def timed(work: Callable[[], Any], n: int = 1) -> Callable[[], float]:
+    """`work` as a job of `time_in_turn`: does it, and returns the seconds per image, of which it makes `n`."""
+
     def job() -> float:
         start = time.perf_counter()
-        list(alone.images(ids, seed=config.eval.selection_seed, batch_size=size, inflight=inflight))  # to the CPU
-        return (time.perf_counter() - start) / len(ids)
+        work()
+        return (time.perf_counter() - start) / n
 
     return job
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from libs.build import check_at_least
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
 from libs.models.uvit import (
     ATTENTION,
     Attention,
     Mlp,
     PatchEmbed,
-    check_at_least,
     check_multiples,
     check_one_of,
     linear_weights,
@@ -128,8 +128,8 @@ class DiT(Backbone):
         check_multiples(img_size=(img_size, "patch_size", patch_size), embed_dim=(embed_dim, "num_heads", num_heads))
         if embed_dim % 4:
             raise ValueError(f"nnet.embed_dim is {embed_dim}; a DiT's positions need a multiple of 4")
-        check_at_least(1, depth=depth, in_chans=in_chans)
-        check_at_least(1 / embed_dim, mlp_ratio=mlp_ratio)
+        check_at_least("nnet.", 1, depth=depth, in_chans=in_chans)
+        check_at_least("nnet.", 1 / embed_dim, mlp_ratio=mlp_ratio)
         self.depth, self.channels, self.img_size, self.patch_size = depth, in_chans, img_size, patch_size
         self.embed_dim, self.num_classes, self.use_checkpoint = embed_dim, max(num_classes, 0), use_checkpoint
         self.sit, self.num_heads, self.n_patches = convention == "sit", num_heads, (img_size // patch_size) ** 2

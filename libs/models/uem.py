@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from libs.build import check_at_least
 from libs.models.backbone import Tokens
 from libs.models.uvit import time_embedding
 
@@ -45,11 +46,6 @@ class Estimator(nn.Module):
     def macs(self, k: int) -> int:
         """MACs of one question about one row at exit k."""
         raise NotImplementedError
-
-
-def check_size(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"uem.{name} is {value}; it must be at least 1")
 
 
 class Linear(Estimator):
@@ -229,7 +225,7 @@ class TimeBank(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, bins: int = 50, norm: bool = True):
         super().__init__()
-        check_size("time_bank.bins", bins)
+        check_at_least("uem.time_bank.", bins=bins)
         self.bins = bins
         self.norms = nn.ModuleDict({str(k): nn.LayerNorm(tokens[k].width) for k in points} if norm else {})
         self.maps = nn.ModuleDict({str(k): nn.Embedding(bins, tokens[k].width) for k in points})
@@ -263,7 +259,7 @@ class AttentionPool(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
-        check_size("attention.hidden", hidden)
+        check_at_least("uem.attention.", hidden=hidden)
         self.grids = [of.n for of in tokens]
         widths = {str(k): tokens[k].width for k in points}
         self.norms = nn.ModuleDict({k: nn.LayerNorm(width) for k, width in widths.items()})
@@ -299,7 +295,7 @@ class Ahead(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, hidden: int = 64):
         super().__init__()
-        check_size("ahead.hidden", hidden)
+        check_at_least("uem.ahead.", hidden=hidden)
         self.grid, self.width = tokens[0].n, (width := tokens[0].width)
         self.norm = nn.LayerNorm(width)
         self.hidden, self.time_map = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False)

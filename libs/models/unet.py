@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from libs.build import check_at_least
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
-from libs.models.uvit import check_at_least, check_one_of
+from libs.models.uvit import check_one_of
 
 # What makes diffusers' UNet2DModel DDPM's and does not show in its tensors, as in google/ddpm-cifar10-32's config.json.
 DDPM = dict(
@@ -108,7 +109,7 @@ class UNet(Backbone):
         self.depth, self.channels, self.img_size, self.widths = len(widths), in_chans, img_size, tuple(widths)
         self.n_blocks, self.num_classes, self.missing = n_blocks, max(num_classes, 0), missing
         self.needs_own = missing in ("duplicate", "interpolate")
-        check_at_least(1, img_size=img_size, in_chans=in_chans, n_blocks=n_blocks)
+        check_at_least("nnet.", 1, img_size=img_size, in_chans=in_chans, n_blocks=n_blocks)
         if self.depth < 2 or img_size % 2 ** (self.depth - 1):
             raise ValueError(
                 f"nnet.widths is {widths}: at least 2 levels are needed, and nnet.img_size {img_size} must be a "

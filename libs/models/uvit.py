@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from libs.build import check_at_least
 from libs.models.backbone import Backbone, Carry, Macs, Tokens
 
 # The published sizes: width, layers in the two halves (the middle layer comes on top), attention heads. method: U-ViT
@@ -61,13 +62,6 @@ def check_multiples(**settings: tuple[int, str, int]) -> None:
     for name, (value, other, unit) in settings.items():
         if unit < 1 or value < 1 or value % unit:
             raise ValueError(f"nnet.{name} {value} is not a multiple of nnet.{other} {unit}")
-
-
-def check_at_least(least: int, **settings: float) -> None:
-    """Refuse a setting of nnet below `least`: name=value."""
-    for name, value in settings.items():
-        if value < least:
-            raise ValueError(f"nnet.{name} is {value}; it must be at least {least}")
 
 
 def linear_weights(module: nn.Module) -> int:
@@ -205,12 +199,12 @@ class UViT(Backbone):
     ):
         super().__init__()
         check_one_of(attention=(attention, ATTENTION), init=(init, INITS))
-        check_at_least(0, clip_dim=clip_dim)
-        check_at_least(1, in_chans=in_chans, num_clip_token=num_clip_token)
+        check_at_least("nnet.", 0, clip_dim=clip_dim)
+        check_at_least("nnet.", 1, in_chans=in_chans, num_clip_token=num_clip_token)
         if depth < 2 or depth % 2:
             raise ValueError(f"nnet.depth is {depth}; it must be even and at least 2 (the middle layer comes on top)")
         check_multiples(img_size=(img_size, "patch_size", patch_size), embed_dim=(embed_dim, "num_heads", num_heads))
-        check_at_least(1 / embed_dim, mlp_ratio=mlp_ratio)
+        check_at_least("nnet.", 1 / embed_dim, mlp_ratio=mlp_ratio)
         if num_classes > 0 and clip_dim > 0:
             raise ValueError("a U-ViT takes labels (nnet.num_classes) or text (nnet.clip_dim), not both")
         self.depth = depth + 1

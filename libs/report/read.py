@@ -206,21 +206,17 @@ def read_directory(path: Path, name: str) -> Evaluation:
     return Evaluation(name, path, tuple(points.values()), config, reference or {}, rows, tuple(notes))
 
 
+# What a line must hold beside its metrics' values, and the word for it.
+NEEDED = {str: "a non-empty string", int: "a whole number of at least 1", dict: "an object of numbers"}
+FIELDS = {"metrics": dict, "slug": str, "quality_key": str, "family": str, "label": str, "nfe": int, "depth": int}
+
+
 def read_point(record: dict[str, Any], where: str, directory: Path, run: str) -> Result:
-    def need(key: str, kind: type, what: str):
+    for key, kind in FIELDS.items():
         value = record.get(key)
         if type(value) is not kind or not value or (kind is int and value < 1):
-            raise ValueError(f"{where}: `{key}` is {value!r}; {what} is needed.")
-        return value
-
-    def text(key: str) -> str:
-        return need(key, str, "a non-empty string")
-
-    def whole(key: str) -> int:
-        return need(key, int, "a whole number of at least 1")
-
-    metrics = need("metrics", dict, "an object of numbers")
-    slug, key = text("slug"), text("quality_key")
+            raise ValueError(f"{where}: `{key}` is {value!r}; {NEEDED[kind]} is needed.")
+    metrics, slug, key = record["metrics"], record["slug"], record["quality_key"]
     if Path(slug).name != slug or slug == "..":
         raise ValueError(f"{where}: `slug` is {slug!r}; it names a folder, so it must be a single path component.")
     if key.startswith(HIGHER_IS_BETTER):
@@ -237,12 +233,7 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
     return Result(
         run=run,
         dir=directory,
-        slug=slug,
-        family=text("family"),
-        label=text("label"),
-        nfe=whole("nfe"),
-        depth=whole("depth"),
-        quality_key=key,
+        **{name: record[name] for name in FIELDS if name != "metrics"},
         quality=quality,
         quality_per_seed=numbers(metrics, f"{key}_per_seed", where),
         mean_depth=number(metrics, "mean_depth", where),
