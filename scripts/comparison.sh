@@ -131,6 +131,6 @@ for seed in $SEEDS; do
     done
 done
 
-python -m scripts.time_together --runs 3 "${evaluations[@]#*=}"
+python -m scripts.time_together --runs 7 "${evaluations[@]#*=}"
 python -m scripts.compare "${evaluations[@]}" --output "$FOLDER/comparison.html" \
     --json "benchmarks/results/frontier-$DATA-cpu.json"
