@@ -21,8 +21,9 @@ from libs.sampling.sampler import Sampler
 
 
 def config_hash(sampler: Sampler) -> str:
-    """Identifies a config together with its weights."""
-    text = json.dumps(sampler.config.to_dict(), sort_keys=True, default=str) + sampler.weights
+    """Identifies a config together with its weights, wherever these lie."""
+    settings = sampler.config.to_dict() | {"nnet_path": ""}
+    text = json.dumps(settings, sort_keys=True, default=str) + sampler.weights
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
