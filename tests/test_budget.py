@@ -130,6 +130,19 @@ def test_search_spends_the_budget_and_improves():
     assert full.select(0.27, quality, (cheap, 1.0)) == (cheap, 1.0)
 
 
+def test_a_larger_budgets_plan_is_where_a_smaller_one_begins():
+    """Catches times that a larger budget found good, and that a smaller one never tries."""
+    search = Search(VPLinear(), trajectory(), np.array([0.3, 0.6, 1.0]), 10.0, np.random.default_rng(0))
+    dearer = Choice((1.0, 0.83, 0.47, 0.11, 0.001), (0, 0, 2, 2), False, "plan-budget-0.3", (0.0, 0.1, 0.0, 0.0))
+
+    def quality(choice: Choice, everything: bool) -> float:
+        return float(choice.nodes != dearer.nodes)
+
+    best, value = search.select(0.2, quality, dearer=dearer)
+    assert value == 0 and best.nodes == dearer.nodes and best.max_u is None
+    assert search.spends(best) <= 0.2 * (1 + WITHIN)
+
+
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 

@@ -178,11 +178,15 @@ class Planner:
             stored = choice.stored(self.points[self.exits])
             return self.measure(self.bench.planned(stored, seed, sizes[0 if everything else 1]), seed)
 
-        return self.search.select(budget, quality, self.smaller(budget), say=self.bench.sampler.run.say)
+        cheaper, dearer = self.neighbours(budget)
+        return self.search.select(budget, quality, cheaper, dearer, say=self.bench.sampler.run.say)
 
-    def smaller(self, budget: float) -> tuple[Choice, float] | None:
-        """The best plan of smaller budgets that lies there already: with more to spend, nothing should get worse."""
-        found, points = [], self.points[self.exits]
+    def neighbours(self, budget: float) -> tuple[tuple[Choice, float] | None, Choice | None]:
+        """Of the plans that lie there already, the best of smaller budgets with its quality, and the next larger one.
+
+        With more to spend, nothing should get worse.
+        """
+        smaller, larger, points = [], [], self.points[self.exits]
         for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*")):
             content = read_json(path, "a plan beside the weights")
             same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash", "seeds"))
@@ -190,12 +194,16 @@ class Planner:
             if not same or unit[0] != unit[1] or not set(content["plan"]["layers"]) <= set(points):
                 continue
             plan, report = content["plan"], content["report"]
-            if report["budget"] < budget and report["objective"] == self.objective:
+            if report["budget"] != budget and report["objective"] == self.objective:
                 exits = tuple(points.index(k) for k in plan["layers"])
                 max_u, lower = tuple(plan["max_u"]), plan["lower_order_final"]
                 choice = Choice(tuple(plan["nodes"]), exits, lower, path.stem, max_u)
-                found.append((choice, report["selected_at"]))
-        return min(found, key=lambda pair: pair[1], default=None)
+                if report["budget"] < budget:
+                    smaller.append((choice, report["selected_at"]))
+                else:
+                    larger.append((choice, report["budget"]))
+        cheaper = min(smaller, key=lambda pair: pair[1], default=None)
+        return cheaper, min(larger, key=lambda pair: pair[1], default=(None,))[0]
 
     def finish(self, choice: Choice, quality: float, budget: float, asked: dict) -> dict:
         """The file: the budget met in the closed loop, and what the plan does on a noise seed that chose nothing."""

@@ -8,7 +8,8 @@
    times and depths are kept while they help, from the best two. The objective is a Frechet distance or, with
    --objective=teacher, the squared distance to the teacher's images. Every budget is worth about the same work, so
    small ones are tried in more ways; the best plan of the smaller ones, with what is left bought at its calls, always
-   takes part. Where nothing beats that plan as it is, it is the answer: a budget is what may be spent.
+   takes part, and that of the next larger one, made shallower, where it lies there. Where nothing beats the smaller
+   one's as it is, it is the answer: a budget is what may be spent.
 4. Meet the budget: what is left sends the images that are most uncertain in one call one exit further.
 
 The report is from a noise seed that chose nothing.
@@ -199,15 +200,17 @@ class Search:
         budget: float,
         quality: Callable[[Choice, bool], float],
         cheaper: tuple[Choice, float] | None = None,
+        dearer: Choice | None = None,
         keep: int = 3,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[Choice, float]:
         """The best choice for `budget` and its quality; `quality(choice, many images)`: less is better.
 
-        `cheaper`: the best choice of smaller budgets and its quality.
+        `cheaper`: the best choice of smaller budgets and its quality; `dearer`: that of the next larger one.
         """
         proposed = self.programmed(budget) + self.family(budget)
         grown = self.grown(cheaper[0], budget) if cheaper else []
+        grown += [self.fit(replace(dearer, max_u=None), budget)] if dearer else []
         able = {(c.nodes, c.exits, c.lower_order_final): c for c in proposed + grown if self.affords(c, budget)}
         if not able and cheaper:
             return cheaper
