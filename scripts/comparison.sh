@@ -9,11 +9,11 @@ source "$(dirname "$0")/environment.sh"
 
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}} MORE=("${@:3}")
 # Per data set: config, training seeds; the other networks of equal training time (presets of the config) and the steps of
-# the small one; images per noise seed; budgets as shares of the reference's GMACs, and those of full depth; the grid on
-# which few calls do well, how many calls full depth tries on it, and on how many calls exits and fixed layers are
-# compared; the settings of exits, forecasts and caches. Of the digits they are the best that cost no more than five calls
-# of full depth, found on other noise (Q41).
-OTHERS="small plain" SMALL_STEPS=6000 IMAGES=1024 BUDGETS="0.1 0.15 0.2" PLACED="0.2 0.25 0.3"
+# the small one; images per noise seed; budgets as shares of the reference's GMACs, those between them, which begin with
+# the plans on both sides, and those of full depth; the grid on which few calls do well, how many calls full depth tries
+# on it, and on how many calls exits and fixed layers are compared; the settings of exits, forecasts and caches. Of the
+# digits they are the best that cost no more than five calls of full depth, found on other noise (Q41).
+OTHERS="small plain" SMALL_STEPS=6000 IMAGES=1024 BUDGETS="0.1 0.15 0.2" BETWEEN="" PLACED="0.2 0.25 0.3 0.35 0.4"
 GRID=karras:7 PLAIN=(steps={4,5,6,8,10}) CALLS=6 LAYERS="1 2" CERTAINTIES="0.98 0.99" FORECASTS=10
 RIVALS=(
     {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
@@ -34,7 +34,7 @@ case $DATA in
             reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
             first_block.threshold=0.3,first_block.per_image={True,False},steps=6
         ) ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" BETWEEN="0.185" ;;
     cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=5500 IMAGES=512 ;;
     *) echo "the data are $DATA; they must be digits, digits-deep, fashion or cifar10" >&2 && exit 2 ;;
 esac
@@ -79,6 +79,7 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the other netwo
     python train.py --config=$CONFIG "${MORE[@]}" --config.seed="$2" --workdir="$1"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
         place "$FIRST" search "" $BUDGETS
+        place "$FIRST" search "" $BETWEEN
         place "$FIRST" full -full $PLACED
     fi
     few=("${MORE[@]}" --nnet_path="$checkpoint" $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6)
@@ -116,7 +117,7 @@ done
 finish
 
 evaluations=() plans=()
-for budget in $BUDGETS; do plans+=("plan=$FIRST/plan-budget-$budget.json"); done
+for budget in $BUDGETS $BETWEEN; do plans+=("plan=$FIRST/plan-budget-$budget.json"); done
 for budget in $PLACED; do plans+=("plan=$FIRST/plan-budget-$budget-full.json"); done
 for seed in $SEEDS; do
     run=$FOLDER/$DATA$seed on=steps=6,grid=$FEW
