@@ -14,6 +14,7 @@ from conftest import plan_file, tiny
 from configs import digits_uvit_tiny
 from libs import checkpoints, regimes
 from libs.analysis import budget as budgets
+from libs.analysis import joint
 from libs.analysis.budget import spend
 from libs.analysis.joint import WITHIN, Choice, Search
 from libs.analysis.trajectory import Trajectory, best_path, learn, step_errors
@@ -28,8 +29,9 @@ from sde import VPLinear
 
 
 @pytest.fixture
-def setup(run):
+def setup(run, monkeypatch):
     """A quick model whose heads and estimators differ, its weights in the run's directory, and a reference of 20."""
+    monkeypatch.setattr(joint, "WORK", 1.0)  # a few changes are as good as many here
     config = digits_uvit_tiny.get_config("quick")
     config.sample.update(sample_steps=20, n_samples=16, mini_batch_size=8)
     torch.manual_seed(0)
