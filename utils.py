@@ -187,9 +187,9 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
                 return dry_run(config)
             set_tf32(FLAGS.tf32)
             directory = workdir(config, kind)
-            if kind != "train":
-                config.nnet_path = settled(config.nnet_path)
             run = Run(directory, make_accelerator(config, directory))
+            if kind != "train":  # the same checkpoint in all processes
+                config.nnet_path = run.gather_list([settled(config.nnet_path)])[0]
             with run.stopping:
                 start_trackers(config, run)
                 work(config, regime(config), run)

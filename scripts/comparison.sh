@@ -34,7 +34,7 @@ case $DATA in
             reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
             first_block.threshold=0.3,first_block.per_image={True,False},steps=6
         ) ;;
-    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" BETWEEN="0.175 0.18 0.185" ;;
+    fashion) CONFIG=configs/fashion_uvit_small.py SEEDS="1 2" BETWEEN="0.185 0.175 0.18" ;;
     cifar10) CONFIG=configs/cifar10_uvit_tiny.py SEEDS="1" SMALL_STEPS=5500 IMAGES=512 ;;
     *) echo "the data are $DATA; they must be digits, digits-deep, fashion or cifar10" >&2 && exit 2 ;;
 esac
@@ -79,7 +79,7 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the other netwo
     python train.py --config=$CONFIG "${MORE[@]}" --config.seed="$2" --workdir="$1"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
         place "$FIRST" search "" $BUDGETS
-        place "$FIRST" search "" $BETWEEN
+        for budget in $BETWEEN; do place "$FIRST" search "" "$budget"; done # in this order
         place "$FIRST" full -full $PLACED
     fi
     few=("${MORE[@]}" --nnet_path="$checkpoint" $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6)

@@ -187,7 +187,7 @@ class Planner:
         With more to spend, nothing should get worse.
         """
         smaller, larger, points = [], [], self.points[self.exits]
-        for path in self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*")):
+        for path in sorted(self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*"))):
             content = read_json(path, "a plan beside the weights")
             same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash", "seeds"))
             unit = "seconds" in content.get("asked", {}), self.bench.unit == "seconds"
@@ -200,7 +200,7 @@ class Planner:
                 choice = Choice(tuple(plan["nodes"]), exits, lower, path.stem, max_u)
                 if report["budget"] < budget:
                     smaller.append((choice, report["selected_at"]))
-                else:
+                elif path.stem.endswith("-full") == (len(points) == 1):  # full depth is no plan to make shallower
                     larger.append((choice, report["budget"]))
         cheaper = min(smaller, key=lambda pair: pair[1], default=None)
         return cheaper, min(larger, key=lambda pair: pair[1], default=(None,))[0]

@@ -133,8 +133,9 @@ def settled(path: str | Path) -> str:
     folder = file.parent
     if not folder.is_symlink():
         return str(path)
-    target = folder.parent / os.readlink(folder)
-    return str(target if Path(path).is_dir() else target / file.name)
+    while folder.is_symlink():
+        folder = folder.parent / os.readlink(folder)
+    return str(folder if Path(path).is_dir() else folder / file.name)
 
 
 # ---- what is known about the weights -------------------------------------------------------------------------------

@@ -32,11 +32,12 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
             remove_parts(folder)
     run.barrier()
     sampler = Sampler.open(config, regime, run)
+    training = records.training_of(config)
     todo = points(sampler)
     bench = Bench.open(sampler)
     for point in todo:
         check_unseen(point)
-        check_images_are_ours(point, bench.key(point))
+        check_images_are_ours(point)
     run.barrier()  # nobody may write while others still look
     say_lockstep(todo, run)
 
@@ -53,7 +54,7 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
         lines = [records.record(p, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
         records.recommend(lines, config.eval.tolerance)
         (run.dir / "timing.json").unlink(missing_ok=True)  # of scripts.time_together, for older results
-        records.save_training_config(config, run)
+        records.keep_training(training, run)
         chosen = {"mixed_precision": run.precision, "tf32": tf32()}  # not by the config alone
         run.write_json("config.json", config.to_dict() | chosen)
         records.write(lines, run)
@@ -67,8 +68,8 @@ def check_unseen(point: Point) -> None:
     """ValueError where noise seeds that chose a point's plan, schedule or gates are to be reported."""
     path = str(point.exit.get("path", ""))
     made = read_json(path, f"exit.{point.exit['name']}.path").get("seeds", {}) if path.endswith(".json") else {}
-    chose = {seed for use, seed in made.items() if use != "reported"} if isinstance(made, dict) else set()
-    if seen := sorted(chose & set(point.sampler.config.eval.seeds)):
+    chose = [seed for use, seed in made.items() if use != "reported"] if isinstance(made, dict) else []
+    if seen := [seed for seed in point.sampler.config.eval.seeds if seed in chose]:
         raise ValueError(f"eval.seeds has {seen}, with which {path} was made: report other noise seeds")
 
 

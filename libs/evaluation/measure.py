@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from libs.evaluation.records import finite, point_key
+from libs.evaluation.records import finite, images_key, point_key
 from libs.evaluation.reference import more_metrics, open_reference
 from libs.evaluation.sweep import Point
 from libs.exits import Trace
@@ -148,7 +148,7 @@ def measure_point(point: Point, bench: Bench, full: FullDepth, folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
         for images in image_folders(point):
             images.mkdir(parents=True, exist_ok=True)
-            write_file(owner(images), key)
+            write_file(owner(images), images_key(point))
     run.barrier()
     config = bench.config
     frechet = Frechet(bench.extractor, bench.reference)
@@ -203,14 +203,14 @@ def image_folders(point: Point) -> list[Path]:
 
 
 def owner(folder: Path) -> Path:
-    """The file that holds the key of the point whose images are in the folder beside it."""
+    """The file that says whose images are in the folder beside it; earlier versions wrote none."""
     return folder.with_name(f"{folder.name}.key")
 
 
-def check_images_are_ours(point: Point, key: str) -> None:
-    """ValueError where a folder of the point's images holds those of other settings or weights."""
+def check_images_are_ours(point: Point) -> None:
+    """ValueError where a folder of the point's images holds those of other settings or weights, as far as it says."""
     for folder in image_folders(point):
-        if owner(folder).is_file() and owner(folder).read_text() != key:
+        if owner(folder).is_file() and owner(folder).read_text() != images_key(point):
             raise ValueError(
                 f"{folder} holds the images of another evaluation (other settings, weights or numbers of images): "
                 "remove it, or set another sample.path"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import statistics
 import time
 from dataclasses import asdict
@@ -25,6 +24,14 @@ def config_hash(sampler: Sampler) -> str:
     settings = sampler.config.to_dict() | {"nnet_path": ""}
     text = json.dumps(settings, sort_keys=True, default=str) + sampler.weights
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def images_key(point: Point) -> str:
+    """Identifies the images of a point, whatever is measured of them."""
+    parts = [image_settings(point), asdict(point.sampler.guidance), point.sampler.config.sample.n_samples]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    digest.update(point.plan.t.numpy().tobytes() + point.plan.table.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def image_settings(point: Point) -> dict:
@@ -156,16 +163,26 @@ def write(records: list[dict], run: Run) -> None:
     write_file(run.dir / "results.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in records))
 
 
-def save_training_config(config, run: Run) -> None:
-    """training.json and train.jsonl: config and log of the run that made the weights, where they lie in its workdir."""
-    known = checkpoints.about(config.nnet_path).get("config")
-    if not run.is_main:
-        return
-    log = checkpoints.file_of(config.nnet_path).resolve().parent / "../../train.jsonl"  # of <workdir>/ckpts/<step>.ckpt
-    if log.resolve().parent != run.dir.resolve():
-        for name in ("training.json", "train.jsonl"):  # of other weights
-            (run.dir / name).unlink(missing_ok=True)
-        if known and log.is_file():
-            shutil.copy(log, run.dir / "train.jsonl")
-    if known:
-        run.write_json("training.json", known)
+def training_of(config) -> dict[str, str]:
+    """training.json and train.jsonl, as far as they are known: config and log of the run that made the weights.
+
+    Read when the weights are: a training that goes on removes old checkpoints.
+    """
+    found = {}
+    if known := checkpoints.about(config.nnet_path).get("config"):
+        found["training.json"] = json.dumps(known, indent=1) + "\n"
+        log = (
+            checkpoints.file_of(config.nnet_path).resolve().parent / "../../train.jsonl"
+        )  # <workdir>/ckpts/<step>.ckpt
+        if log.is_file():
+            found["train.jsonl"] = log.read_text()
+    return found
+
+
+def keep_training(found: dict[str, str], run: Run) -> None:
+    """Write what `training_of` found, and nothing else, unless the directory is a training's own."""
+    for name in ("training.json", "train.jsonl"):
+        if name in found and not (name == "train.jsonl" and (run.dir / "ckpts").is_dir()):
+            write_file(run.dir / name, found[name])
+        elif not (run.dir / "ckpts").is_dir():
+            (run.dir / name).unlink(missing_ok=True)  # of other weights

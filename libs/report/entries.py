@@ -21,7 +21,7 @@ from libs.report.read import Evaluation, Result, json_object, positive
 from libs.report.statistics import Estimate, difference, over_seeds, ratio
 
 # Settings that do not make another model: which seed and files, how it is sampled, how it is measured.
-NOT_THE_MODEL = ("seed", "nnet_path", "pretrained_weight", "sample", "exit", "eval", "cpu", "tracker")
+NOT_THE_MODEL = ("seed", "nnet_path", "pretrained_weight", "sample", "exit", "eval", "cpu", "tracker", "tf32")
 UNIFORM = ("", "time_uniform", "power:1", "power:1.0")  # `sample.grid` of evenly spaced calls
 
 
