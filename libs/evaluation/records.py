@@ -28,7 +28,12 @@ def config_hash(sampler: Sampler) -> str:
 
 def images_key(point: Point) -> str:
     """Identifies the images of a point, whatever is measured of them."""
-    parts = [image_settings(point), asdict(point.sampler.guidance), point.sampler.config.sample.n_samples]
+    return key_of(point, point.sampler.config.sample.n_samples)
+
+
+def key_of(point: Point, *more) -> str:
+    """Identifies how a point samples, and `more`."""
+    parts = [image_settings(point), asdict(point.sampler.guidance), *more]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     digest.update(point.plan.t.numpy().tobytes() + point.plan.table.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -65,10 +70,7 @@ def point_key(point: Point, reference: str) -> str:
     """
     config = point.sampler.config
     measured = {name: config.eval.to_dict()[name] for name in ("seeds", "selection_seed", "paired", "metrics", "clip")}
-    parts = [image_settings(point), asdict(point.sampler.guidance), measured, config.sample.n_samples, reference]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    digest.update(point.plan.t.numpy().tobytes() + point.plan.table.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return key_of(point, measured, config.sample.n_samples, reference)
 
 
 def finite(value: float | None) -> float | None:
@@ -181,8 +183,9 @@ def training_of(config) -> dict[str, str]:
 
 def keep_training(found: dict[str, str], run: Run) -> None:
     """Write what `training_of` found, and nothing else, unless the directory is a training's own."""
-    for name in ("training.json", "train.jsonl"):
-        if name in found and not (name == "train.jsonl" and (run.dir / "ckpts").is_dir()):
+    own = (run.dir / "ckpts").is_dir()  # its log goes on
+    for name in ("training.json",) if own else ("training.json", "train.jsonl"):
+        if name in found:
             write_file(run.dir / name, found[name])
-        elif not (run.dir / "ckpts").is_dir():
+        else:
             (run.dir / name).unlink(missing_ok=True)  # of other weights
