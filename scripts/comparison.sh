@@ -28,7 +28,7 @@ case $DATA in
             first_block.threshold=0.3,first_block.per_image={True,False},steps=5
         ) ;;
     digits-deep) CONFIG=configs/digits_uvit_deep.py SEEDS="1 2 3" OTHERS=small SMALL_STEPS=4400 IMAGES=2048
-        BUDGETS="0.08 0.09 0.1 0.15 0.2 0.3 0.5" PLACED="0.25 0.3"
+        BUDGETS="0.08 0.1 0.15 0.2 0.3 0.5" BETWEEN="0.12 0.11 0.09" PLACED="0.2 0.25 0.3 0.4"
         GRID=power:2 PLAIN=(steps={3,4,5,8}) CALLS=5 LAYERS="3 4" FORECASTS=8
         RIVALS=(
             reuse.every=2,steps=6 cache.every=2,steps=7 teacache.threshold=0.2,steps=6
