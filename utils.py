@@ -1,7 +1,5 @@
 """Starting a command: flags, the resolved config, the run directory, errors that a person can act on."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import inspect

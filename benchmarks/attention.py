@@ -7,8 +7,6 @@ Every backend that runs here (sdpa, math, xformers) with fp32, bf16 and fp16 (au
 same weights. The largest difference of the outputs from that is reported beside the time: speed is no excuse for it.
 """
 
-from __future__ import annotations
-
 import torch
 
 from benchmarks.common import (

@@ -6,8 +6,6 @@ Shares of the call's time in the parts of the executor: embedding, layers, quest
 the rows that leave and stay, and everything else (decisions, the host). Skips are gathered within `layers`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import contextmanager

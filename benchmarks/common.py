@@ -4,8 +4,6 @@ A result file, benchmarks/results/<benchmark>-<device>.json, holds one record pe
 replaces its record and leaves the others, and every record says by itself what it depends on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

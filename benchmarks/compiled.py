@@ -8,8 +8,6 @@ which casts every weight at every call. `saved` is the time that exits save over
 against its own full depth: at least 0.90, compiled too.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import ExitStack

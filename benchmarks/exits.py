@@ -15,8 +15,6 @@ Weights are random; the estimators' biases are set so that every exit is taken b
 measured on eight different images in a row.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from itertools import repeat

@@ -6,8 +6,6 @@
 Counts 2 FLOPs per multiply-accumulate of the network (libs/metrics/cost.py) and divides by the time and the peak.
 """
 
-from __future__ import annotations
-
 import re
 
 import torch

@@ -10,8 +10,6 @@ losses, with activation checkpointing: forward, backward, AdamW, EMA. Weights ar
 its own; its memory is the peak resident size on a CPU, the allocator's peak on CUDA. `first` is the first call.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import importlib

@@ -8,8 +8,6 @@ which is checked: the largest difference is part of the result. `full` is full d
 holds up to four batches at once, so lockstep with batches four times as large is measured too.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 

@@ -8,8 +8,6 @@ EMA. Targets: at most 1.05 times the time and 1.10 times the peak memory. Memory
 peak resident size on a CPU, the allocator's peak on CUDA.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json

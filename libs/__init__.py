@@ -1,7 +1,5 @@
 """Adaptive-depth diffusion. From Python: `from libs import Sampler` (libs/sampling/sampler.py)."""
 
-from __future__ import annotations
-
 __all__ = ["Sampler"]
 
 

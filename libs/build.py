@@ -104,8 +104,8 @@ def settings(variant: Callable, omit: tuple[str, ...] = ()) -> ConfigDict:
             continue
         default = parameter.default
         if default is parameter.empty or default is None:
-            annotation = str(parameter.annotation).split("[")[0].split("|")[0].strip().strip("'")
-            tree[name] = placeholder(TYPES[annotation.removeprefix("<class '")])
+            annotation = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+            tree[name] = placeholder(TYPES[annotation.split("[")[0].split("|")[0].strip()])
         else:
             tree[name] = default
     return tree

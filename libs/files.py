@@ -1,7 +1,5 @@
 """Files that are complete or absent, and files that others made: every error names the file."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

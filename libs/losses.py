@@ -7,8 +7,6 @@ tanh|eps_k - eps| per pixel (Eq. 10, 11). The uncertainty is about eps, whatever
 stops before full depth (`Depths`), its deepest exit has the simple loss, and the sums are over the exits that it ran.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 

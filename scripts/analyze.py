@@ -7,8 +7,6 @@
 Numbers go to analysis.json, pictures beside it. One process; the last line, on stdout, is JSON.
 """
 
-from __future__ import annotations
-
 import json
 
 from absl import flags

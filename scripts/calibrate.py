@@ -16,8 +16,6 @@ Several budgets in one call share what is learned, and larger ones begin with th
 file is read by exit.name=schedule and exit.name=calibrated. One process; on stdout a line of JSON per budget.
 """
 
-from __future__ import annotations
-
 import json
 
 from absl import flags

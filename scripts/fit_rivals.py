@@ -9,8 +9,6 @@ beside the weights, KIND-BUDGET-CALLS-GRID.json (libs/analysis/rivals.py says ho
 line, on stdout, is JSON.
 """
 
-from __future__ import annotations
-
 import json
 
 from absl import flags

@@ -7,8 +7,6 @@ A prompt per line. pairs.png has a row per prompt: full depth, then every certai
 has depth and CLIP score (model: config.eval.clip) of every image; a table of their means is printed. One process.
 """
 
-from __future__ import annotations
-
 import utils
 from libs import regimes
 from libs.evaluation.prompts import compare_prompts

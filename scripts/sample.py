@@ -14,8 +14,6 @@ class and mean depth of every image. --npz adds samples.npz (arr_0, uint8, NHWC,
 evaluation suite of ADM reads. The last line is a JSON summary.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

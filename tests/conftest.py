@@ -1,7 +1,5 @@
 """Tiny models with exits that spread, and one-process runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

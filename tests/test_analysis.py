@@ -1,7 +1,5 @@
 """Analysis on constructed data with known answers, and the command on a quick model."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

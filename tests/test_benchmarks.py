@@ -1,7 +1,5 @@
 """The benchmarks measure the published networks, and start where optional packages are missing."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import subprocess

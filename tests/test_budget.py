@@ -1,7 +1,5 @@
 """One budget over calls, times and depths: the costs, the search, the file, and what samples from it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import replace

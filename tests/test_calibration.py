@@ -1,7 +1,5 @@
 """Budgets: what calibration promises is what the executor spends, and more budget never buys less."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Codecs: pixels, the KL autoencoder and CLIP's text encoder, with the real classes and small random weights."""
 
-from __future__ import annotations
-
 import json
 import sys
 import types

@@ -1,7 +1,5 @@
 """The commands as people type them: a real run from training to report, and mistakes that end in one clear line."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """What is said about constructed evaluations: a win, a tie, a loss, the honest rival, and what must not be mixed."""
 
-from __future__ import annotations
-
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,7 +12,7 @@ from test_points import quick
 from test_report import KEY, record
 
 from libs import report
-from libs.evaluation.families import BASELINES
+from libs.report.families import BASELINES
 from libs.evaluation.timing import time_together
 from libs.models import build_model
 from libs.report import statistics

@@ -1,7 +1,5 @@
 """Compiled blocks: the numbers of eager ones, few graphs whatever the exits, and what cannot be compiled."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every experiment file: it builds, its small twin trains and evaluates, and a mistyped setting is refused."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cost model against torch's own counter, and against the published totals."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Training that runs only some of the layers: which, for whom, and at what cost."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 

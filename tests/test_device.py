@@ -4,8 +4,6 @@ The budgets are what a CUDA stream needs to stay filled: a call whose depth is k
 that looks at the images waits once per exit at which it asks.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from copy import deepcopy

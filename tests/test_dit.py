@@ -1,7 +1,5 @@
 """DiT and SiT: the public codes' numbers, exits, guidance of some channels, weight files in both layouts."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The examples in the docstrings: all of them run as they stand."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 

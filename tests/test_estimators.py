@@ -1,7 +1,5 @@
 """Uncertainty estimators: range, precision, what they may read, and what they may not move."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from conftest import inputs, tiny, tiny_dit

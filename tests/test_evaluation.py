@@ -1,7 +1,5 @@
 """What an evaluation keeps, measures again and says: nothing stale, the same records for any number of processes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import nullcontext
@@ -171,23 +169,45 @@ def test_records_are_the_same_for_any_number_of_processes(config, tmp_path):
 # ---- records -------------------------------------------------------------------------------------------------------
 
 
-def line(family, label, seconds, distance, ssim=0.9):
+def line(family, label, seconds, distance, ssim=0.9, **sampler):
     metrics = {"fd_x": distance, "fd_x_selection": distance, "seconds_per_image": seconds, "images_per_s": 1 / seconds}
     metrics |= {"mean_depth": 3.0, "gmacs": 0.1, "psnr": 100.0 if ssim == 1 else 30.0, "ssim": ssim}
-    return dict(family=family, label=label, quality_key="fd_x", depth=7, recommended=False, metrics=metrics)
+    metrics |= {"fd_x_per_seed": [distance] * 3, "seconds_per_image_runs": [seconds] * 3}
+    sampler = {"name": "dpm_solver_pp_2m", "steps": 20, "grid": ""} | sampler
+    found = dict(family=family, label=label, slug=label.replace(" ", "-"), quality_key="fd_x", depth=7, nfe=20)
+    return found | dict(seeds=[1, 2, 3], n_images=64, recommended=False, metrics=metrics, sampler=sampler, exit={})
 
 
-def test_recommended_is_faster_than_full_depth():
+def said_of(lines, folder):
+    run = Run.single(folder)
+    run.write_json("config.json", {"eval": {"tolerance": 0.05}})
+    records.write(lines, run)
+    return records.summary_lines(lines, records.recommend(lines, run))
+
+
+def test_recommended_is_faster_than_full_depth(tmp_path):
     """Catches a recommendation that costs more than what it replaces."""
     lines = [line("full", "full depth", 1.0, 5.0), line("threshold", "threshold 0.9", 1.1, 5.0)]
-    records.recommend(lines, 0.05)
+    said = said_of(lines, tmp_path)
     assert not lines[1]["recommended"]
-    assert "recommended: none is faster than full depth and close enough" in records.summary_lines(lines)
-    assert "fixed layer" not in records.summary_lines(lines), "none was evaluated"
+    assert "No early exit is both faster than full depth and at most 5 % worse." in said.replace("\xa0", " ")
     lines.append(line("threshold", "threshold 0.8", 0.9, 5.2, ssim=1))
-    records.recommend(lines, 0.05)
-    assert lines[2]["recommended"] and "identical to full depth" in records.summary_lines(lines)
-    assert "100.0 dB" not in records.summary_lines(lines)
+    said = said_of(lines, tmp_path)
+    assert lines[2]["recommended"] and "identical to full depth" in said and "100.0 dB" not in said
+
+
+def test_the_command_recommends_what_the_report_does(tmp_path):
+    """Catches two rules: the fastest of all by the command, the most times as fast as its rival by the report."""
+    lines = [
+        line("full", "full depth", 1.0, 5.0),
+        line("steps", "full depth, 5 steps", 0.30, 5.1, steps=5, grid="power:2"),
+        line("steps", "full depth, 8 steps", 0.50, 4.0, steps=8, grid="power:2"),
+        line("planned", "planned 0.25", 0.29, 5.1),
+        line("planned", "planned 0.3", 0.31, 4.0),
+    ]
+    said = said_of(lines, tmp_path)
+    assert [r["label"] for r in lines if r["recommended"]] == ["planned 0.3"]
+    assert "recommended (planned 0.3): " in said and "The best plain sampling of that quality is full depth, 8" in said
 
 
 def test_results_are_json(tmp_path):

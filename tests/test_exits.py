@@ -1,7 +1,5 @@
 """Per-image exits: a batch of B equals B batches of one, and the work done is the sum of the layers used."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Extracted features: both layouts, reading them safely, and an extraction that is killed and continued."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """One minute on a GPU, with torch and none of the optional packages: python -m pytest -m gpu tests/test_gpu.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

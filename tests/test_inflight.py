@@ -1,7 +1,5 @@
 """In-flight batching: images that do not wait for their batch are the images of lockstep."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -3,8 +3,6 @@
 KILLS=100 in the environment makes a campaign of it: so many kills of every case instead of a few.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -40,7 +38,7 @@ from libs.run import Run
 KILLS = int(os.environ.get("KILLS", 1))
 ROUND = 4  # kills of one directory, at most, before the command may end and its files are compared
 TIMED = {"seconds", "images_per_s", "memory_gb", "seconds_per_image", "seconds_per_image_runs", "time"}
-TIMED |= {"recommended", "recommended_fixed"}  # by seconds
+TIMED |= {"recommended"}  # by seconds
 TIMED |= {"commit"}  # of a checkout in which somebody works
 
 

@@ -1,7 +1,5 @@
 """Latents and text-to-image from images on the disk to the report, with small random networks of the real classes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

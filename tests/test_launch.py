@@ -1,7 +1,5 @@
 """Several processes: what accelerate's own launcher makes of our files, and what is refused before anything starts."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from datetime import timedelta

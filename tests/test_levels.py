@@ -1,7 +1,5 @@
 """Level skipping (Giladi, Meir, Kawar and Elad): what stands in for missing levels, k(t), and dropout that resumes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

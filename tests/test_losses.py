@@ -1,7 +1,5 @@
 """The objective on cases small enough to do by hand, and where gradients must not flow."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

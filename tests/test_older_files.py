@@ -3,8 +3,6 @@
 `tests/golden/README.md` has the commands that wrote `tests/golden/older`.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers recorded from the public implementations (tests/golden): networks, exits, losses, processes, samplers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """scripts.play: the comparison that it shows, and its page."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 

@@ -1,7 +1,5 @@
 """Which points an evaluation measures, and how a sweep names them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Sampling below float32: weights cast once per sampling, the same images, and how far they are from float32's."""
 
-from __future__ import annotations
-
 import json
 from contextlib import nullcontext
 from unittest.mock import patch

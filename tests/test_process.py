@@ -1,7 +1,5 @@
 """Noise schedules and the conversions between noise, x0 and v predictions."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """docs/questions.md: every question has a command that would start, and the page is what its data say."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Files that others made: damaged at random in every reader of data and codecs. MUTATIONS=500 tries more of them."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

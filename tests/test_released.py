@@ -1,7 +1,5 @@
 """Weights that ship: what their export keeps."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report: one self-contained page, true numbers on it, files of earlier versions, and honest errors."""
 
-from __future__ import annotations
-
 import json
 import re
 import xml.etree.ElementTree as ElementTree

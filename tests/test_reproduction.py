@@ -1,7 +1,5 @@
 """The commands of docs/reproduction.md: files, settings and downloads that they name exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that runs made and people edit: calibrations, traces, records, logs, training states, damaged at random."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Methods that look back: residual correction, output reuse, deep-feature cache. Memory is per image and branch."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -3,8 +3,6 @@
 Their batches, guidance branches and costs are tested with the other methods that look back (test_reuse.py).
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

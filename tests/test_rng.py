@@ -1,7 +1,5 @@
 """Randomness is a function of names, never of batches, ranks or history."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

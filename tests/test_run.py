@@ -1,7 +1,5 @@
 """A run's directory belongs to one process, and signals end it between two items."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The Sampler: images from a checkpoint alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

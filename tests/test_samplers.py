@@ -4,8 +4,6 @@ Data are Gaussians or mixtures of Gaussians in one dimension, whose noise predic
 float64 unless a test says otherwise.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Training that can be killed, resumed and split over processes without changing what comes out."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

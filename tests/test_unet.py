@@ -1,7 +1,5 @@
 """The U-Net: diffusers' own forward pass at full depth, exits at levels of different sizes, bridges, weight files."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

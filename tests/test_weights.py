@@ -1,7 +1,5 @@
 """Weight files: every kind loads by its keys, goes back unchanged, and what does not fit is refused with a reason."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

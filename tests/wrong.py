@@ -1,7 +1,5 @@
 """Wrong implementations that were really made somewhere. Each must fail the check that is there to catch it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

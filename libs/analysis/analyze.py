@@ -13,8 +13,6 @@ per_image  whether looking at the image pays, at given budgets: per_image.py
 t = 1 is noise, t = 0 the data; logSNR = 2 log(alpha / sigma).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +23,7 @@ from libs.analysis import explain, figures
 from libs.analysis.calibrate import DepthBench, distance_of
 from libs.analysis.per_image import per_image
 from libs.data import batches
-from libs.evaluation.families import BASELINES
+from libs.report.families import BASELINES
 from libs.evaluation.sweep import points
 from libs.exits import EXIT_POLICIES, oracle
 from libs.losses import LAYER_WEIGHTS, Objective

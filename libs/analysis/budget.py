@@ -1,7 +1,5 @@
 """From a budget to a file: learn, search (libs/analysis/joint.py), meet the budget in the closed loop, report."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -6,8 +6,6 @@ from another. The file lies beside the weights; exit.name=schedule and exit.name
 config.sample.residual, given config.sample.refresh. Where the times of the calls are free too: libs/analysis/budget.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import asdict, dataclass

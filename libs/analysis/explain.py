@@ -3,8 +3,6 @@
 Depths `used` are (calls, rows); a row is an image, or a guidance branch of one.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.stats import spearmanr
 

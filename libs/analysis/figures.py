@@ -1,7 +1,5 @@
 """The pictures of analyze.py, drawn from its numbers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

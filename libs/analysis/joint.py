@@ -15,8 +15,6 @@
 The report is from a noise seed that chose nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ Does a U-Net that is left early beat fewer DDIM steps at equal seconds? Quality 
 qualities are kept as they come, so that a run that was cut goes on.
 """
 
-from __future__ import annotations
-
 import copy
 import statistics
 from collections.abc import Mapping, Sequence

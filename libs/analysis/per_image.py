@@ -11,8 +11,6 @@ Each is measured against full depth's images of the same noise, as a mean square
 images, on noise seeds that shaped nothing.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Callable

@@ -9,8 +9,6 @@ at the states of full-depth samplings; `closed` is the output with no sublayer o
 as the budget asks for. The released Learning-to-Cache closes sublayers in every second call only; so does this.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ at j counts by `gain[j]`, measured: how much a small disturbance there has grown
 GITS (2405.11326) and OSS (2503.21774) search times alone in such a matrix; here every call's depth is one more index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The released files that scripts.download knows."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

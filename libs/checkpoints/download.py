@@ -1,7 +1,5 @@
 """Released files: gdown and huggingface_hub bring them; a file has its name only when it is whole and verified."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

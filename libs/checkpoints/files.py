@@ -1,7 +1,5 @@
 """Weight files (.pth, .safetensors, <step>.ckpt folders) and what is known about them. Nothing in them is executed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

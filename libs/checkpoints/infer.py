@@ -1,7 +1,5 @@
 """What a network's settings are, from its tensors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -12,8 +12,6 @@ With k the layers used before an exit, K of them in all:
     diffusers_dit   those of diffusers' DiTTransformer2DModel, which has no table of positions: read, not written
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Training state on disk, in U-ViT's folder form: <workdir>/ckpts/<step>.ckpt/ with plain state dicts."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

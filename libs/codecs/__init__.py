@@ -3,5 +3,3 @@
 from libs.codecs.clip_text import ClipText
 from libs.codecs.identity import Identity, to_uint8
 from libs.codecs.kl import KL
-
-__all__ = ["KL", "ClipText", "Identity", "to_uint8"]

@@ -29,5 +29,3 @@ DATASETS = {
     "synthetic_latents": SyntheticLatents,
     "synthetic_captions": SyntheticCaptions,
 }
-
-__all__ = ["DATASETS", "Dataset", "batches"]

@@ -203,13 +203,7 @@ class Npy:
             for name in (f"{i}.npy", *(f"{i}_{k}.npy" for k in range(len(texts))))
         ]
 
-    def files(
-        self,
-        moments: np.ndarray,
-        labels: Sequence[int] | None,
-        captions: Sequence[Sequence[str]] | None,
-        contexts: np.ndarray | None,
-    ) -> Iterator[bytes]:
+    def files(self, moments, labels, captions, contexts) -> Iterator[bytes]:
         if contexts is None:
             for view in range(moments.shape[1]):
                 for row, label in zip(moments[:, view], labels, strict=True):

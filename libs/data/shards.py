@@ -199,13 +199,7 @@ class Sharded:
         """The files of shard `number`, which has the images `rows`."""
         return [f"{number:05d}.safetensors"]
 
-    def files(
-        self,
-        moments: np.ndarray,
-        labels: Sequence[int] | None,
-        captions: Sequence[Sequence[str]] | None,
-        contexts: np.ndarray | None,
-    ) -> Iterator[bytes]:
+    def files(self, moments, labels, captions, contexts) -> Iterator[bytes]:
         """Their contents.
 
         Args:

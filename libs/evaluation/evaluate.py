@@ -1,7 +1,5 @@
 """Evaluation: quality, cost and seconds of full depth, early exits and their competitors, from the same seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,14 +50,15 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
         seconds = time_in_turn([timing_job(point) for point in todo], config.eval.timing_runs, run)
         machine = describe_machine() | {"weights": sampler.weights}
         lines = [records.record(p, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
-        records.recommend(lines, config.eval.tolerance)
         (run.dir / "timing.json").unlink(missing_ok=True)  # of scripts.time_together, for older results
         records.keep_training(training, run)
         chosen = {"mixed_precision": run.precision, "tf32": tf32()}  # not by the config alone
         run.write_json("config.json", config.to_dict() | chosen)
         records.write(lines, run)
+        said = records.recommend(lines, run)
+        records.write(lines, run)
         save_uncertainty_maps(sampler, run.dir / "umaps.npz", config.eval.seeds[0])
-        run.say(records.summary_lines(lines))
+        run.say(records.summary_lines(lines, said))
     run.barrier()
     return lines
 

@@ -1,7 +1,5 @@
 """Text to image, prompt by prompt: the same noise at full depth and at every certainty, with CLIP scores and depths."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """What an evaluation says about its points: keys, lines of results.jsonl, the recommended point, the last lines."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -10,11 +8,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from libs import checkpoints
-from libs.evaluation.families import BASELINES
+from libs import checkpoints, report
 from libs.evaluation.sweep import Point
 from libs.files import file_hash, write_file
 from libs.metrics.cost import CONVENTION
+from libs.report.verdict import Claim, claim
 from libs.run import Run, tf32
 from libs.sampling.sampler import Sampler
 
@@ -117,47 +115,28 @@ def record(point: Point, measured: dict, seconds: list[float], machine: dict) ->
     }
 
 
-def recommend(records: list[dict], tolerance: float) -> None:
-    """Mark the fastest early-exit point whose distance on the selection seed is at most 1 + tolerance of full depth's.
-
-    It must be faster than full depth, or nothing is marked. The best fixed layer is marked by the same rule. The
-    reported seeds take no part in the choice.
-    """
-    full = records[0]["metrics"]
-    key = f"{records[0]['quality_key']}_selection"
-    good = [
-        r
-        for r in records
-        if r["metrics"][key] <= (1 + tolerance) * full[key]
-        and r["metrics"]["seconds_per_image"] < full["seconds_per_image"]
-    ]
-    exits = [r for r in good if r["family"] not in BASELINES]
-    for mark, able in (("recommended", exits), ("recommended_fixed", [r for r in good if r["family"] == "fixed"])):
-        if able:
-            min(able, key=lambda r: r["metrics"]["seconds_per_image"])[mark] = True
+def recommend(records: list[dict], run: Run) -> Claim:
+    """What the report says of the run's directory, its recommended point marked in the records."""
+    found = report.load([run.dir])
+    said = claim(found.entries, found.tolerance)
+    for line in records:
+        line["recommended"] = said.chosen is not None and line["slug"] == said.chosen.first.slug
+    return said
 
 
-def summary_lines(records: list[dict]) -> str:
-    """Full depth, the recommended point and the fixed layer that the same rule picks, a line each."""
+def summary_lines(records: list[dict], said: Claim) -> str:
+    """Full depth and the recommended point, a line each, and what the report says first."""
     key = records[0]["quality_key"]
-    chosen = {"full depth": records[0]}
-    if any(r["family"] not in BASELINES for r in records):
-        chosen["recommended"] = next((r for r in records if r["recommended"]), None)
-    if any(r["family"] == "fixed" for r in records):
-        chosen["fixed layer"] = next((r for r in records if r.get("recommended_fixed")), None)
     lines = []
-    for name, line in chosen.items():
-        if line is None:
-            lines.append(f"{name}: none is faster than full depth and close enough to it")
-            continue
-        m, full = line["metrics"], name == "full depth"
-        text = f"{name}: " if full else f"{name} ({line['label']}): "
+    for line in (records[0], *(r for r in records if r["recommended"])):
+        m, full = line["metrics"], line is records[0]
+        text = f"{'full depth' if full else 'recommended'} ({line['label']}): "
         text += f"{m['images_per_s']:.1f} images/s, {m['mean_depth']:.2f} of {line['depth']} layers, "
         text += f"{m['gmacs']:.4f} GMACs per image, {key} {m[key]:.2f}"
         if not full and m["ssim"] is not None:
             text += ", images identical to full depth" if m["ssim"] == 1 else f", PSNR to full depth {m['psnr']:.1f} dB"
         lines.append(text)
-    return "\n".join(lines)
+    return "\n".join((*lines, *said.sentences))
 
 
 def write(records: list[dict], run: Run) -> None:

@@ -1,7 +1,5 @@
 """What generated images are compared with, and the metrics of `eval.metrics` beside the Fréchet distance."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

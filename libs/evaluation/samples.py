@@ -1,7 +1,5 @@
 """Images in a folder, {id}.png, that a killed job goes on with: what scripts.sample does."""
 
-from __future__ import annotations
-
 import os
 import time
 import zipfile

@@ -1,7 +1,5 @@
 """The same images at full depth and with exits, with the seconds of both: what scripts.play shows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median

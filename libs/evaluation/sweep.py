@@ -1,7 +1,5 @@
 """What to evaluate: exit policies and their competitors, each with a sampler; and how a sweep names them."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from libs.build import chosen, lookup, settings
-from libs.evaluation.families import BASELINES
+from libs.report.families import BASELINES
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.files import read_json
 from libs.models import NoEstimator

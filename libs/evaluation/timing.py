@@ -1,7 +1,5 @@
 """Seconds per image, in turn: what slows the machine for a while hits everything that is compared."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

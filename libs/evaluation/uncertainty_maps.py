@@ -1,7 +1,5 @@
 """What the estimator says and what it should say, where in the image and at which exit: umaps.npz."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

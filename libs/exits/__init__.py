@@ -5,8 +5,6 @@ has an example. The setting (`--config.exit.name=mine --config.exit.mine.slack=0
 tests follow.
 """
 
-from __future__ import annotations
-
 from libs.exits.caching import Cache, Refresh, Residual, Reuse, looking_back
 from libs.exits.calls import Answer, start_calls
 from libs.exits.changes import FirstBlock, TeaCache
@@ -43,19 +41,3 @@ EXIT_POLICIES: dict[str, type[ExitPolicy]] = {
     "learned_cache": LearnedCache,
     "lazy_gate": LazyGate,
 }
-
-__all__ = [
-    "Duo",
-    "EXIT_POLICIES",
-    "Answer",
-    "ExitPolicy",
-    "GuidancePairs",
-    "Look",
-    "Refresh",
-    "Residual",
-    "Trace",
-    "oracle",
-    "looking_back",
-    "run_with_exits",
-    "start_calls",
-]

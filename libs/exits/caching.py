@@ -4,8 +4,6 @@
 never ask anything. All of them are policies, so whatever takes a policy takes them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ The images of a sampling stay in their rows and go through the calls in lockstep
 a guidance branch of an image: each has its own memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
 

@@ -4,8 +4,6 @@ Neither needs training. Where they compute, they run full depth; where they do n
 layers added last.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Controls that spend what another policy spent without looking at the images: what is left is the policy's merit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run a network so that every row leaves where its policy says: the only place that removes rows from a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

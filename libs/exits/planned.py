@@ -1,7 +1,5 @@
 """The depth of every call of one plan of sampling: what a budget chose together with the calls' times."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar

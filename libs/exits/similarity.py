@@ -1,7 +1,5 @@
 """Leave when another layer no longer changes the tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Nothing is estimated, nothing waits for the device, and no row is removed as long as a batch shares its time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Both are fitted by scripts.fit_rivals to a frozen network (libs/analysis/rivals.py).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar

@@ -3,8 +3,6 @@
 By one threshold, with patience, by a calibrated table of thresholds, or by the released batch-mean rule.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar

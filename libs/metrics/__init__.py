@@ -13,18 +13,3 @@ from libs.metrics.frechet import Frechet, Moments, Statistics, frechet_distance,
 from libs.metrics.kernel import KID, RBFMMD
 from libs.metrics.paired import Paired
 from libs.metrics.prc import PrecisionRecall
-
-__all__ = [
-    "EXTRACTORS",
-    "KID",
-    "RBFMMD",
-    "Frechet",
-    "Moments",
-    "Paired",
-    "PrecisionRecall",
-    "Statistics",
-    "build_extractor",
-    "features_of",
-    "frechet_distance",
-    "real_halves",
-]

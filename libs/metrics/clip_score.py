@@ -1,7 +1,5 @@
 """How well images fit their texts: the cosine of CLIP's embeddings (Hessel et al. 2021)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

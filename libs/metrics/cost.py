@@ -1,7 +1,5 @@
 """Multiply-accumulates actually spent, from the trace: what was run, what was asked, one head per row."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from libs.exits import Trace

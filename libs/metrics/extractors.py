@@ -4,8 +4,6 @@ A distance means nothing without the features it was measured in, so every extra
 puts that name in its key (`fd_digits_cnn`). Only the released FID Inception network may say `fid`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -157,8 +155,7 @@ class Inception(Extractor):
         self.net = load_inception(path).to(self.device)
 
     def features(self, pixels: Tensor) -> Tensor:
-        x = (pixels / 255.0).expand(-1, 3, -1, -1)  # (n, 3, H, W)
-        return self.net(x)
+        return self.net((pixels / 255.0).expand(-1, 3, -1, -1))[0].flatten(1)  # (n, 2048)
 
 
 class Timm(Extractor):

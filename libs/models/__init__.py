@@ -1,7 +1,5 @@
 """Networks only: no exits are decided and nothing is sampled here."""
 
-from __future__ import annotations
-
 import inspect
 
 from libs.build import chosen, lookup
@@ -12,21 +10,6 @@ from libs.models.unet import DDPM, UNet
 from libs.models.uvit import SIZES, UViT
 
 BACKBONES = {"uvit": UViT, "unet": UNet, "dit": DiT}
-
-__all__ = [
-    "BACKBONES",
-    "DDPM",
-    "DIT_SIZES",
-    "ESTIMATORS",
-    "SIZES",
-    "AllExits",
-    "DiT",
-    "EarlyExitModel",
-    "NoEstimator",
-    "UNet",
-    "UViT",
-    "build_model",
-]
 
 
 def build_model(config) -> EarlyExitModel:

@@ -5,8 +5,6 @@ a transformer block. It and the head are modulated by one vector per image, the 
 embedding, which travels in front of the patch tokens, so that whoever keeps or joins rows has it with them.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """A backbone that can be left early: own or shared heads, and an uncertainty estimator at each exit point."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -8,8 +8,6 @@ tokens look like after 0 .. K layers and from the exits `points`.
 They read detached tokens, so fitting them never moves the backbone (paper section 3.2; released code does the same).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -14,8 +14,6 @@ numbers of channels differ: a 1x1 convolution of the exit's own is used there, a
 here ends with its halving convolution, which theirs leave out at the last level that runs. The blocks are diffusers'.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -3,8 +3,6 @@
 Token order as released: [label, time, patches], [time, patches] or [time, text, patches].
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -4,8 +4,6 @@
 into marks, and `page` fills the templates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +27,6 @@ from libs.report.verdict import (
     verdicts,
     worth_of_looking,
 )
-
-__all__ = ["Entry", "Evaluation", "Result", "Report", "entries", "headline", "load", "read"]
 
 
 @dataclass(frozen=True)

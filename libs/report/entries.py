@@ -3,8 +3,6 @@
 A model is a network with a way of training it; its runs are training seeds. One evaluation is one model with one run.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -16,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
-from libs.evaluation.families import BASELINES, PLAIN
+from libs.report.families import BASELINES, PLAIN
 from libs.report.read import Evaluation, Result, json_object, positive
 from libs.report.statistics import Estimate, difference, over_seeds, ratio
 

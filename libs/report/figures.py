@@ -3,8 +3,6 @@
 Colours are names that the style sheet gives a value per theme; maps have one fixed scale, bright is large in both.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -73,8 +71,7 @@ class Chart:
     x: Axis
     y: Axis
     series: list[Series]
-    baseline: float | None = None
-    band: tuple[float, float] | None = None  # top, bottom
+    band: tuple[float, float] | None = None  # top, and bottom: full depth
     names: tuple[str, str] = ("", "")
 
 
@@ -132,7 +129,7 @@ def frontier(
     top = None if full is None else (y((1 + tolerance) * full.mean), y(full.mean))
     names = (f"{'seconds' if timed else 'GMACs'} per image, full depth = 1", quality_name(shown[0].first.quality_key))
     label = f"{names[1]} against {names[0]}: {', '.join(s.name for s in series)}"
-    return Chart(label, x, y, series, top and top[1], top, names)
+    return Chart(label, x, y, series, top, names)
 
 
 def training(rows: Sequence[dict[str, float]]) -> list[Chart]:

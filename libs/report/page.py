@@ -1,7 +1,5 @@
 """What the page shows, as plain values for the templates beside this module; one page for one or many evaluations."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

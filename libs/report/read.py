@@ -1,7 +1,5 @@
 """What an evaluation directory holds, checked on the way in: every malformed piece is a ValueError naming its place."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -24,10 +22,9 @@ UMAP_ARRAYS = ("t", "k", "u", "error", "x0", "ids")
 class Result:
     """One evaluated point: a line of `results.jsonl`. None marks what was not measured."""
 
-    run: str  # name of the evaluation directory, for display
     dir: Path
     slug: str
-    family: str  # "full", "fixed", "steps" … (libs/evaluation/families.py) or the name of an exit policy
+    family: str  # "full", "fixed", "steps" … (libs/report/families.py) or the name of an exit policy
     label: str
     nfe: int
     depth: int  # K, layers of the full network
@@ -188,7 +185,7 @@ def read_directory(path: Path, name: str) -> Evaluation:
     points: dict[str, Result] = {}
     replaced: list[str] = []
     for line, record in lines:
-        point = read_point(record, f"{results}, line {line}", path, name)
+        point = read_point(record, f"{results}, line {line}", path)
         if points.pop(point.slug, None) is not None:
             replaced.append(point.slug)
         points[point.slug] = point
@@ -211,7 +208,7 @@ NEEDED = {str: "a non-empty string", int: "a whole number of at least 1", dict: 
 FIELDS = {"metrics": dict, "slug": str, "quality_key": str, "family": str, "label": str, "nfe": int, "depth": int}
 
 
-def read_point(record: dict[str, Any], where: str, directory: Path, run: str) -> Result:
+def read_point(record: dict[str, Any], where: str, directory: Path) -> Result:
     for key, kind in FIELDS.items():
         value = record.get(key)
         if type(value) is not kind or not value or (kind is int and value < 1):
@@ -231,7 +228,6 @@ def read_point(record: dict[str, Any], where: str, directory: Path, run: str) ->
         if not isinstance(record.get(name, kind()), kind):
             raise ValueError(f"{where}: `{name}` is {record[name]!r}; {what} is needed.")
     return Result(
-        run=run,
         dir=directory,
         **{name: record[name] for name in FIELDS if name != "metrics"},
         quality=quality,

@@ -1,7 +1,5 @@
 """Numbers and names as a reader sees them: every quantity prints in one way."""
 
-from __future__ import annotations
-
 from libs.report.statistics import Estimate
 
 FAMILY_NAMES = {

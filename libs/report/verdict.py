@@ -4,14 +4,12 @@ The honest rival of a point is the best plain sampling at its quality: all layer
 that was evaluated, chosen on the selection seed. A speed-up over evenly spaced calls is named as such.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from libs.evaluation.families import CONTROLS
+from libs.report.families import CONTROLS
 from libs.report.entries import Entry, change, gap, n_images, speedup
 from libs.report.statistics import Estimate
 from libs.report.text import percent, quality_word, sig, signed, speedup_text

@@ -1,7 +1,5 @@
 """Samplings in which every exit of every network call is looked at: for calibration, analysis, maps and the oracle."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -12,8 +12,6 @@ A grid is one string, the setting `sample.grid`:
 and "" is the grid that the sampler was published with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Plans of sampling: the configured solver, and files of scripts.calibrate --budget, which lie beside the weights."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

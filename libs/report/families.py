@@ -1,4 +1,4 @@
-"""Families of evaluated points, by what they may claim: read by the evaluation and, without torch, by the report."""
+"""Families of evaluated points, by what they may claim: read without torch."""
 
 # All layers at every call that is made: fewer calls, better placed ones, another solver. The rival of every speed-up.
 PLAIN = ("full", "steps", "plain", "sampler")
