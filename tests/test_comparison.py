@@ -12,11 +12,11 @@ from test_points import quick
 from test_report import KEY, record
 
 from libs import report
-from libs.report.families import BASELINES
 from libs.evaluation.timing import time_together
 from libs.models import build_model
 from libs.report import statistics
 from libs.report.entries import change, gap, speedup
+from libs.report.families import BASELINES
 from libs.report.verdict import best_plain, claim, fastest_of_each, recommend, rival_of, verdicts, worth_of_looking
 from scripts import compare, leaderboard
 

@@ -23,12 +23,12 @@ from libs.analysis import explain, figures
 from libs.analysis.calibrate import DepthBench, distance_of
 from libs.analysis.per_image import per_image
 from libs.data import batches
-from libs.report.families import BASELINES
 from libs.evaluation.sweep import points
 from libs.exits import EXIT_POLICIES, oracle
 from libs.losses import LAYER_WEIGHTS, Objective
 from libs.metrics.paired import Paired
 from libs.regimes import Regime
+from libs.report.families import BASELINES
 from libs.run import Run
 from libs.sampling.dense import sample_dense
 from libs.sampling.images import Images

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from libs.build import chosen, lookup, settings
-from libs.report.families import BASELINES
 from libs.exits import EXIT_POLICIES, ExitPolicy, looking_back
 from libs.files import read_json
 from libs.models import NoEstimator
+from libs.report.families import BASELINES
 from libs.sampling.denoiser import Guidance
 from libs.sampling.images import Images
 from libs.sampling.plans import Plan

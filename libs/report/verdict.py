@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from libs.report.families import CONTROLS
 from libs.report.entries import Entry, change, gap, n_images, speedup
+from libs.report.families import CONTROLS
 from libs.report.statistics import Estimate
 from libs.report.text import percent, quality_word, sig, signed, speedup_text
 
