@@ -130,7 +130,7 @@ def summary_lines(records: list[dict], said: Claim) -> str:
     lines = []
     for line in (records[0], *(r for r in records if r["recommended"])):
         m, full = line["metrics"], line is records[0]
-        text = f"{'full depth' if full else 'recommended'} ({line['label']}): "
+        text = f"{line['label']}: " if full else f"recommended ({line['label']}): "
         text += f"{m['images_per_s']:.1f} images/s, {m['mean_depth']:.2f} of {line['depth']} layers, "
         text += f"{m['gmacs']:.4f} GMACs per image, {key} {m[key]:.2f}"
         if not full and m["ssim"] is not None:
