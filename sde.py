@@ -89,6 +89,10 @@ class Process:
         """What the network reads for t: 999 t (continuous), or the level N t in 1..N (discrete; DDPM counts from 0)."""
         return in_double(lambda t: self.time_scale * t, t)
 
+    def of_network_time(self, time: Tensor) -> Tensor:
+        """The inverse of `network_time`, in float64."""
+        return time.double() / self.time_scale
+
     def times(self, u: Tensor) -> Tensor:
         """Uniform numbers u (B,) in [0, 1) -> training times t (B,)."""
         return u
@@ -281,6 +285,9 @@ class DiscreteVP(Process):
 
     def network_time(self, t):
         return super().network_time(t) + (self.first - 1)
+
+    def of_network_time(self, time):
+        return super().of_network_time(time - (self.first - 1))
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:  # copied to a device once, not at every call

@@ -95,6 +95,7 @@ def config(backbone: str = "uvit") -> ConfigDict:
     c.nnet.name = backbone
     c.nnet.heads = "shared"  # shared | own: one head for all exits, or one each (in a U-Net: a bridge)
     c.nnet.points = ()  # layers after which the network can be left; () = all
+    c.nnet.gaussian = 0  # directions of the data's Gaussian per class, which adds exit 0: no layers; 0 = none
     c.uem = menu(ESTIMATORS, "linear")
     c.loss = settings(Objective.__init__)
     c.exit = menu(EXIT_POLICIES, "threshold")
@@ -217,7 +218,13 @@ PRESETS = {
     "berxit": {"loss.weights": "berxit"},
     "calm": {"loss.weights": "calm", "exit.name": "similarity"},
     "frozen": {"train.freeze_backbone": True},  # with --pretrained_weight: only the estimator and own heads learn
-    "plain": {"loss.lambda_u": 0.0, "loss.lambda_layers": 0.0, "exit.name": "full", "eval.fixed": ()},  # L_simple only
+    "plain": {  # L_simple only
+        "loss.lambda_u": 0.0,
+        "loss.lambda_layers": 0.0,
+        "nnet.gaussian": 0,
+        "exit.name": "full",
+        "eval.fixed": (),
+    },
 }
 PRESETS["small"] = PRESETS["plain"]  # and half the network
 

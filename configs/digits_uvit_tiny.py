@@ -25,6 +25,7 @@ def get_config(arg=""):
     c = base.config()
     backbone(c, depth=2)
     recipe(c)
+    c.nnet.gaussian = 64
     c.optimizer.name = "muon"
     c.train.n_steps = 4_400
     c.eval.update(thresholds=(0.98,), sweep=SWEEP)

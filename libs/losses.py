@@ -157,6 +157,7 @@ class Depths:
     def __init__(self, config, model: EarlyExitModel, process: Process, objective: Objective):
         self.kind = lookup(DEPTHS, config.train.depths, "train.depths")
         self.points, self.seed, self.alone = model.points, config.seed, objective.plain
+        self.learn = self.points if model.gaussian is None else self.points[1:]  # nothing is learned at a Gaussian
         if self.kind != "all" and config.train.freeze_backbone:
             raise ValueError(
                 f"train.depths is {self.kind!r} and train.freeze_backbone is on: the layers that would not run are not "
@@ -172,7 +173,7 @@ class Depths:
             policy = build(EXIT_POLICIES, config.exit, setting="exit")
             policy.check(model)
             middles = (torch.arange(CELLS, dtype=torch.float64) + 0.5) / CELLS
-            self.layers = layers_at(policy, model.points, process.times(middles))
+            self.layers = layers_at(policy, model.points, process.times(middles)).clamp_min(self.learn[0])
 
     def draw(self, step: int, uniform: Tensor) -> tuple[tuple[int, ...], Tensor]:
         """The exits of training step `step`, and the numbers in [0, 1), (b,), that its times are made of.
@@ -183,7 +184,7 @@ class Depths:
             return self.points, uniform
         generator = rng.stream("depth", self.seed, step)
         if self.layers is None:
-            deepest = self.points[int(torch.randint(len(self.points), (), generator=generator))]
+            deepest = self.learn[int(torch.randint(len(self.learn), (), generator=generator))]
         else:
             deepest = int(self.layers[torch.randint(CELLS, (), generator=generator)])
             cells = (self.layers == deepest).nonzero().flatten()

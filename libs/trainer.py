@@ -24,6 +24,7 @@ from libs.checkpoints import load as load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import TrainState
 from libs.data import batches
+from libs.data.moments import moments
 from libs.evaluation.monitor import Monitor, save_samples
 from libs.losses import Depths, Objective, depth_at
 from libs.models import build_model
@@ -69,6 +70,10 @@ def fit(config, regime: Regime, run: Run) -> None:
         check_config(config.pretrained_weight, config, start=True)
     if train.freeze_backbone:
         model.freeze_backbone()
+    if model.gaussian is not None and not newest:
+        options = dict(flip=config.dataset.random_flip, shared=model.gaussian.shared)
+        classes = getattr(regime.conditions, "n_classes", 0)
+        model.gaussian.fit(*moments(dataset, regime.codec, classes, **options))
     model.to(run.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     if config.compile:

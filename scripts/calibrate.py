@@ -4,6 +4,7 @@
     python -m scripts.calibrate ... --seconds=0.2            the same, of the measured seconds
     python -m scripts.calibrate ... --max_quality_loss=0.05  the smallest budget that loses no more
     python -m scripts.calibrate ... --budget=0.35 --depth=full   full depth: only the calls are placed
+    python -m scripts.calibrate ... --budget=0.1 --depth=ends    full depth, or no layers: exit 0 (nnet.gaussian)
     python eval.py ... --plan=.../2000.ckpt/plan-budget-0.2.json
 
 A budget is a share of what the reference spends: full depth, config.sample.sample_steps calls on the configured grid.
@@ -22,7 +23,7 @@ from absl import flags
 
 import utils
 from libs import regimes
-from libs.analysis.budget import OBJECTIVES, spend
+from libs.analysis.budget import DEPTHS, OBJECTIVES, spend
 from libs.analysis.calibrate import POLICIES, calibrate, summary
 from libs.regimes import Regime
 from libs.run import Run
@@ -57,7 +58,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("seconds", None, "Instead: shares of the reference's seconds, as measured on this machine.")
     flags.DEFINE_list("max_quality_loss", None, "Instead: as few MACs as these relative rises of the distance allow.")
     flags.DEFINE_enum("nodes", "search", ["search", "keep"], "Whether the times of the calls are searched or kept.")
-    flags.DEFINE_enum("depth", "search", ["search", "full"], "Whether calls may leave early.")
+    flags.DEFINE_enum("depth", "search", list(DEPTHS), "Where calls may leave: anywhere, nowhere, at 0 layers only.")
     flags.DEFINE_enum("objective", "frechet", list(OBJECTIVES), "What selects: Frechet distance, or the fine teacher.")
     flags.DEFINE_integer("images", 256, "Images per noise seed to learn from.")
     flags.DEFINE_integer("seed", 7001, "Noise seed to learn from; the next two select and report.")

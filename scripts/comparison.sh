@@ -10,10 +10,10 @@ source "$(dirname "$0")/environment.sh"
 JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}} MORE=("${@:3}")
 # Per data set: config, training seeds; the other networks of equal training time (presets of the config) and the steps of
 # the small one; images per noise seed; budgets as shares of the reference's GMACs, those between them, which begin with
-# the plans on both sides, and those of full depth; the grid on which few calls do well, how many calls full depth tries
+# the plans on both sides, those of no layers or all (exit 0), and those of full depth; the grid on which few calls do well, how many calls full depth tries
 # on it, and on how many calls exits and fixed layers are compared; the settings of exits, forecasts and caches. Of the
 # digits they are the best that cost no more than five calls of full depth, found on other noise (Q41).
-OTHERS="small plain" SMALL_STEPS=6000 IMAGES=1024 BUDGETS="0.1 0.15 0.2" BETWEEN="" PLACED="0.2 0.25 0.3 0.35 0.4"
+OTHERS="small plain" SMALL_STEPS=6000 IMAGES=1024 BUDGETS="0.1 0.15 0.2" BETWEEN="" ENDS="" PLACED="0.2 0.25 0.3 0.35 0.4"
 GRID=karras:7 PLAIN=(steps={4,5,6,8,10}) CALLS=6 LAYERS="1 2" CERTAINTIES="0.98 0.99" FORECASTS=10
 RIVALS=(
     {reuse,cache}.every=2,steps={6,8} teacache.threshold={0.1,0.2,0.4},steps=8
@@ -21,7 +21,7 @@ RIVALS=(
 )
 case $DATA in
     digits) CONFIG=configs/digits_uvit_tiny.py SEEDS="1 2 3" IMAGES=2048
-        BUDGETS="0.1 0.12 0.15 0.2 0.3 0.5" PLACED="0.2 0.25 0.3 0.4"
+        BUDGETS="0.05 0.08 0.1 0.12 0.15 0.2 0.3 0.5" ENDS="0.05 0.1 0.15" PLACED="0.2 0.25 0.3 0.4"
         GRID=power:2 PLAIN=(steps={4,5,6,8}) CALLS=5 CERTAINTIES="0.96 0.98" FORECASTS=8
         RIVALS=(
             reuse.every=2,steps=8 cache.every=2,steps=6 teacache.threshold=0.2,steps={5,6}
@@ -69,18 +69,20 @@ finish() { # [N]: until at most N (default: none) of what was started runs; stop
         running=$((running - 1))
     done
 }
-place() { # CHECKPOINT DEPTH SUFFIX BUDGETS...
-    todo=$(for budget in "${@:4}"; do [ -f "$1/plan-budget-$budget$3.json" ] || echo "$budget"; done | paste -sd,)
-    [ -z "$todo" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE --config.sample.n_samples=$IMAGES \
-        "${MORE[@]}" --nnet_path="$1" --depth="$2" --budget="$todo"
+place() { # CONFIG CHECKPOINT DEPTH BUDGETS...
+    suffix=$([ "$3" = search ] || echo "-$3")
+    todo=$(for budget in "${@:4}"; do [ -f "$2/plan-budget-$budget$suffix.json" ] || echo "$budget"; done | paste -sd,)
+    [ -z "$todo" ] || python -m scripts.calibrate --config="$1" $REFERENCE --config.sample.n_samples=$IMAGES \
+        "${MORE[@]}" --nnet_path="$2" --depth="$3" --budget="$todo"
 }
 prepare() { # RUN SEED: everything that an evaluation reads, but the other networks
     checkpoint=$1/last.ckpt
     python train.py --config=$CONFIG "${MORE[@]}" --config.seed="$2" --workdir="$1"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
-        place "$FIRST" search "" $BUDGETS
-        for budget in $BETWEEN; do place "$FIRST" search "" "$budget"; done # in this order
-        place "$FIRST" full -full $PLACED
+        place $CONFIG "$FIRST" search $BUDGETS
+        for budget in $BETWEEN; do place $CONFIG "$FIRST" search "$budget"; done # in this order
+        place $CONFIG "$FIRST" ends $ENDS
+        place $CONFIG "$FIRST" full $PLACED
     fi
     few=("${MORE[@]}" --nnet_path="$checkpoint" $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6)
     [ -f "$checkpoint/$KEPT" ] || python -m scripts.calibrate --config=$CONFIG $REFERENCE "${few[@]}" --nodes=keep
@@ -92,6 +94,7 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the other netwo
 prepare_other() { # RUN SEED PRESET; a network of the same size takes as many steps
     steps=$([ "$3" != small ] || echo --config.train.n_steps=$SMALL_STEPS)
     python train.py --config=$CONFIG:"$3" --config.seed="$2" $steps "${MORE[@]}" --workdir="$1/$3"
+    [ "$1/last.ckpt" != "$FIRST" ] || place "$CONFIG:$3" "$1/$3/last.ckpt" full $PLACED
 }
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
@@ -118,6 +121,7 @@ finish
 
 evaluations=() plans=()
 for budget in $BUDGETS $BETWEEN; do plans+=("plan=$FIRST/plan-budget-$budget.json"); done
+for budget in $ENDS; do plans+=("plan=$FIRST/plan-budget-$budget-ends.json"); done
 for budget in $PLACED; do plans+=("plan=$FIRST/plan-budget-$budget-full.json"); done
 for seed in $SEEDS; do
     run=$FOLDER/$DATA$seed on=steps=6,grid=$FEW
@@ -127,7 +131,9 @@ for seed in $SEEDS; do
     evaluate "$run" $CONFIG "${SWEEP[@]}" "${PLAIN[@]}" "${fitted[@]}" "${plans[@]}"
     evaluations+=("adaptive=$run/eval")
     for other in $OTHERS; do
-        evaluate "$run/$other" "$CONFIG:$other" "${PLAIN[@]}"
+        placed=() of=${FIRST%/*}/$other/last.ckpt
+        for budget in $PLACED; do placed+=("plan=$of/plan-budget-$budget-full.json"); done
+        evaluate "$run/$other" "$CONFIG:$other" "${PLAIN[@]}" "${placed[@]}"
         evaluations+=("$other=$run/$other/eval")
     done
 done

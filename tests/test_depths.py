@@ -25,7 +25,9 @@ def depths_of(kind="random", process="vp_linear", seed=1, freeze=False, model=No
     config = load("digits_uvit_tiny").unlock()
     config.update_from_flattened_dict({"train.depths": kind, "train.freeze_backbone": freeze, "seed": seed})
     config.update_from_flattened_dict({f"exit.{key}": value for key, value in policy.items()})
-    return Depths(config, model or SimpleNamespace(points=POINTS), PROCESSES[process](), objective or Objective())
+    return Depths(
+        config, model or SimpleNamespace(points=POINTS, gaussian=None), PROCESSES[process](), objective or Objective()
+    )
 
 
 def ran(model, run) -> list[int]:

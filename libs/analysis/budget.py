@@ -25,6 +25,7 @@ from libs.sampling.solvers import dpm_solver_pp_2m
 from libs.sampling.stored import plan_name, plan_of
 
 OBJECTIVES = ("frechet", "teacher")
+DEPTHS = ("search", "full", "ends")  # every exit; K; 0 and K
 FINE, FINE_GRID = 40, "power:2"  # the teacher's calls
 FEW, MANY = 256, 2_048  # images that sort the proposals; that select, and that are reported
 LADDER = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # budgets that --max_quality_loss tries
@@ -108,7 +109,7 @@ def spend(
     try:
         for value in sorted(values):
             found = planner.plan(name, value)
-            what = f"{name.replace('_', '-')}-{value:g}{'-full' if depth == 'full' else ''}"
+            what = f"{name.replace('_', '-')}-{value:g}{'' if depth == 'search' else f'-{depth}'}"
             path = run.dir / plan_name(config.nnet_path, what)
             write_json(path, found)
             plans.append(found | {"path": str(path)})
@@ -121,9 +122,13 @@ class Planner:
     """One network's search, for any number of budgets."""
 
     def __init__(self, bench: PlanBench, depth: str, objective: str):
-        self.bench, self.objective = bench, objective
+        self.bench, self.depth, self.objective = bench, depth, objective
         sampler, self.reference = bench.sampler, float(bench.config.sample.sample_steps)
         model, self.points = sampler.model, list(sampler.model.points)
+        if depth == "ends" and model.gaussian is None:
+            raise ValueError(
+                "--depth=ends has no other end than full depth: this network has no exit 0 (nnet.gaussian)"
+            )
         if bench.unit == "seconds":
             cost = seconds_of(sampler, bench.config.eval.timing_batch)
         else:
@@ -132,7 +137,8 @@ class Planner:
         ids = np.arange(min(bench.n, bench.config.sample.mini_batch_size))
         seen = learn(sampler, bench.teacher, bench.t_end, ids, bench.seed)
         self.all_costs = cost
-        self.exits = slice(-1, None) if depth == "full" else slice(None)
+        last = len(self.points) - 1
+        self.exits = {"search": slice(None), "full": slice(last, None), "ends": slice(0, None, last)}[depth]
         seen = replace(seen, error=seen.error[..., self.exits], depth=seen.depth[:, self.exits])
         rng = np.random.default_rng(bench.seed)
         self.search = Search(sampler.regime.process, seen, cost[self.exits], self.reference, rng)
@@ -236,7 +242,7 @@ class Planner:
         bench, search = self.bench, self.search
         points = self.points[self.exits]
         plain = choice.stored(points)
-        if choice.max_u is not None:
+        if choice.max_u is not None or self.depth == "ends":  # a split sends images to the very next exit
             return plain
         left = budget * self.reference - search.cost[list(choice.exits)].sum()
         loss = search.trajectory.depth_loss(choice.table(search.process))

@@ -29,6 +29,7 @@ from sde import Process
 
 GRIDS = ("power:1.5", "power:2", "power:2.5", "logsnr", "karras:7")
 MOST_CALLS = 16
+CALL = 0.05  # of a full-depth call: the least that a call counts where calls are proposed, however few its MACs are
 WORK = 5.0  # of one budget's changes, in samplings of the reference's cost
 STARTS = 2  # plans that are changed
 WITHIN = 0.02  # of the budget
@@ -89,7 +90,7 @@ class Search:
         low, high, found = 1e-14, 1e6, {}
         for _ in range(50):
             price = (low * high) ** 0.5
-            nodes, exits = best_path(self.trajectory, self.cost, price)
+            nodes, exits = best_path(self.trajectory, np.maximum(self.cost, CALL), price)
             times = tuple(self.trajectory.nodes[nodes].tolist())
             choice = Choice(times, tuple(exits), False, "programmed")
             over = self.spends(choice) > budget
@@ -240,5 +241,7 @@ class Search:
 
     def affords(self, choice: Choice, budget: float) -> bool:
         """Whether the choice spends the budget, or less where deeper exits can take what is left."""
+        if len(choice.exits) > MOST_CALLS:
+            return False
         least = 0 if min(choice.exits) + 1 < len(self.cost) else budget * (1 - WITHIN)
         return least <= self.spends(choice) <= budget * (1 + WITHIN)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from libs.checkpoints.layouts import DIT_MARK, ESTIMATOR, HEADS, NET, kind, numbered, to_ours
+from libs.checkpoints.layouts import DIT_MARK, ESTIMATOR, GAUSSIAN, HEADS, NET, kind, numbered, to_ours
 from libs.models import DIT_SIZES, SIZES
 
 # What the tensors of a network do not say. It is guessed, and never held against a config.
@@ -166,9 +166,14 @@ def infer_exits(state: Mapping[str, Tensor], depth: int) -> dict[str, object]:
             points = tuple(range(depth + 1 - n, depth + 1)) if n in (depth, depth + 1) else None
         elif len(points) < n:  # before its first level a U-Net's exit has nothing of its own
             points = (0, *points)
-    found: dict[str, object] = {"nnet.heads": "own" if heads else "shared"}
+    basis = state.get(f"{GAUSSIAN}basis")
+    found: dict[str, object] = {
+        "nnet.heads": "own" if heads else "shared",
+        "nnet.gaussian": 0 if basis is None else basis.shape[2],
+    }
     if points is not None:
-        found["nnet.points"] = () if points == tuple(range(1, depth + 1)) else points[:-1] or points
+        every = tuple(range(basis is None, depth + 1))
+        found["nnet.points"] = () if points == every else points[:-1] or points
 
     norm = "norms" in parts
     if "map" in parts:

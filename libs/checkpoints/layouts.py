@@ -2,7 +2,7 @@
 
 With k the layers used before an exit, K of them in all:
 
-    ours      backbone.<U-ViT key> or backbone.net.<diffusers' key>, uem.*, heads.{k}.*
+    ours      backbone.<U-ViT key> or backbone.net.<diffusers' key>, uem.*, heads.{k}.*, gaussian.*
     uvit      U-ViT's keys: no exits
     adadiff   U-ViT's keys and lte_classifer.{k - 1}.lte.*, k = 1..K: what they predict is certainty, 1 - u
     uva       uvit.<U-ViT key>, matrix.{k}.* (MLP or attention probes), k = 0..K - 1, and a head for each of these
@@ -22,7 +22,7 @@ from libs.build import lookup
 from libs.checkpoints.files import shorten
 
 LAYOUTS = ("uvit", "adadiff", "uva", "dit")
-ESTIMATOR, HEADS, NET = "uem.", "heads.", "backbone.net."
+ESTIMATOR, HEADS, NET, GAUSSIAN = "uem.", "heads.", "backbone.net.", "gaussian."
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of `modern_attention`
 DIT_MARK = "backbone.x_embedder.proj.weight"  # every DiT has it, and nothing else
 DIFFUSERS_DIT = (  # diffusers' prefixes -> DiT's; {i} stands in both for the number of a block

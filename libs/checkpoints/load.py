@@ -12,7 +12,7 @@ from torch import Tensor
 from libs.build import flat, listed
 from libs.checkpoints.files import about, file_of, read, shorten, whole
 from libs.checkpoints.infer import ASSUMED, experiment, settings_of
-from libs.checkpoints.layouts import ESTIMATOR, HEADS, complete, kind, to_ours
+from libs.checkpoints.layouts import ESTIMATOR, GAUSSIAN, HEADS, complete, kind, to_ours
 from libs.files import read_json
 from libs.models import DDPM, DiT, EarlyExitModel, UNet
 
@@ -50,11 +50,14 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     if dropped:
         model.drop_exits(heads=no_heads)
         own = model.state_dict()
+    lacks += [GAUSSIAN] if start else []  # the data's, which may be others now
+    state = {key: value for key, value in state.items() if not (start and key.startswith(GAUSSIAN))}
     fresh = [key for key in own if start and key.startswith(tuple(lacks))]
     check_fit(path, what, state, {key: value for key, value in own.items() if key not in fresh})
     model.load_state_dict({**{key: own[key] for key in fresh}, **state})
     if any(key.startswith(HEADS) for key in fresh):
         model.copy_heads()
+    fresh = [key for key in fresh if not key.startswith(GAUSSIAN)]  # which the training sets
     note = f"; {len(fresh)} estimator and head tensors start fresh" if fresh else ""
     if dropped:
         note = "; it has no uncertainty estimators, so nothing leaves early"

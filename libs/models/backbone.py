@@ -26,10 +26,12 @@ class Carry:
     time: Tensor  # (b,) the network's own time, float32
     rows: Tensor  # (b,) ascending indices into the caller's batch
     skips: tuple[tuple[Tensor, Tensor], ...] = ()  # of (rows when stored (n,), what was stored (n, ...))
+    inputs: tuple[Tensor, Tensor | None] | None = None  # x (b, C, H, W) and cond (b, ...), for an exit before layer 0
 
     def keep(self, index: Tensor) -> Carry:
         """The carry of the rows at positions `index` (m,), ascending."""
-        return replace(self, h=self.h[index], time=self.time[index], rows=self.rows[index])
+        inputs = self.inputs and tuple(None if part is None else part[index] for part in self.inputs)
+        return replace(self, h=self.h[index], time=self.time[index], rows=self.rows[index], inputs=inputs)
 
     def push(self) -> Carry:
         return replace(self, skips=(*self.skips, (self.rows, self.h)))

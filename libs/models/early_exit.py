@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from libs.models.backbone import Backbone, Carry, Macs
+from libs.models.gaussian import Gaussian
 from libs.models.uem import NoEstimator
 from libs.models.uvit import check_one_of, unpatchify
 
@@ -34,7 +35,8 @@ class EarlyExitModel(nn.Module):
 
     `points` are the layers after which it may be left; () means after every layer; 0 skips a whole call. `heads`
     "shared" uses the backbone's head at every exit (released AdaDiff); "own" gives every exit but the last a part of
-    its own (`Backbone.new_head`): a head in a U-ViT, the bridge into the decoder in a U-Net.
+    its own (`Backbone.new_head`): a head in a U-ViT, the bridge into the decoder in a U-Net. With a `gaussian`, exit 0
+    is among the exits, and what the Gaussian of the data says is its prediction (libs/models/gaussian.py).
 
     >>> from libs.models import UViT
     >>> from libs.models.uem import Linear
@@ -46,7 +48,14 @@ class EarlyExitModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, estimator: type[nn.Module], *, points=(), heads="shared", **estimator_options
+        self,
+        backbone: Backbone,
+        estimator: type[nn.Module],
+        *,
+        points=(),
+        heads="shared",
+        gaussian: Gaussian | None = None,
+        **estimator_options,
     ):
         super().__init__()
         depth = backbone.depth
@@ -59,29 +68,36 @@ class EarlyExitModel(nn.Module):
             or points[-1] > depth
         ):
             raise ValueError(f"nnet.points is {points}; exits must be ascending layer counts in 0..{depth}")
+        if gaussian is not None and points[0]:
+            points = (0, *points)
         self.points = points if points[-1] == depth else (*points, depth)
         self.depth, self.backbone = depth, backbone
         self.compiled: str | Callable = ""  # the backend of `compile_blocks`
         if heads == "shared" and backbone.needs_own:
             raise ValueError("nnet.heads is 'shared'; this network needs own, as its exits have parts of their own")
         own = self.points[:-1] if heads == "own" else ()
-        self.heads = nn.ModuleDict({str(k): backbone.new_head(k) for k in own})
+        self.heads = nn.ModuleDict({str(k): backbone.new_head(k) for k in own if k or gaussian is None})
+        self.gaussian = gaussian
         self.uem = estimator([backbone.tokens(k) for k in range(depth + 1)], self.points, **estimator_options)
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
-        return self.backbone.embed(x, time, cond)
+        carry = self.backbone.embed(x, time, cond)
+        return carry if self.gaussian is None else replace(carry, inputs=(x, cond))
 
     def layer(self, i: int, carry: Carry) -> Carry:
-        return self.backbone.layer(i, carry)
+        return self.backbone.layer(i, carry if carry.inputs is None else replace(carry, inputs=None))
 
     def head(self, k: int, carry: Carry) -> Tensor:
         """(b, C, H, W): exit k's prediction, through its own head where it has one."""
+        if k == 0 and self.gaussian is not None:
+            x, cond = carry.inputs
+            return self.gaussian(x, carry.time, cond)
         return self.backbone.head(k, carry, self.heads[str(k)] if str(k) in self.heads else None)
 
     @property
     def one_head(self) -> bool:
         """Whether rows that left at different exits can pass one head together, with nothing but their tokens."""
-        return not (self.heads or self.backbone.decodes)
+        return not (self.heads or self.backbone.decodes or self.gaussian is not None)
 
     def uncertainty(self, k: int, carry: Carry) -> Tensor:
         """(b,): the mean of exit k's uncertainty over the image."""
@@ -186,4 +202,5 @@ class EarlyExitModel(nn.Module):
         """Per image and call: backbone, heads and questions to the estimator."""
         places = self.questions(self.points)
         ask = tuple(self.uem.macs(k) if k in places else 0 for k in range(self.depth + 1))
-        return replace(self.backbone.macs(own=bool(self.heads)), ask=ask)
+        macs = replace(self.backbone.macs(own=bool(self.heads)), ask=ask)
+        return macs if self.gaussian is None else replace(macs, head=(self.gaussian.macs, *macs.head[1:]))
