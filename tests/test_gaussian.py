@@ -225,6 +225,26 @@ def test_a_run_takes_its_data_and_keeps_them(tmp_path):
     assert not images.depth.any()
 
 
+def test_a_network_gets_an_exit_0_later(run):
+    """Catches weights without it that a training refuses to start from, and a network without exits that it breaks."""
+    config = digits_uvit_tiny.get_config("quick")
+    config.nnet.gaussian = 0
+    old, path = build_model(config), run.dir / "old.pth"
+    checkpoints.write(old.state_dict(), path)
+    config.nnet.gaussian = 8
+    model = build_model(config)
+    said = checkpoints.load(model, path, start=True)
+    assert "4 estimator and head tensors start fresh" in said and torch.equal(
+        model.heads["1"].norm.bias, old.heads["1"].norm.bias
+    )
+    with pytest.raises(ValueError, match="--config.nnet.gaussian=0"):
+        checkpoints.load(model, path)
+    backbone = {key: value for key, value in old.state_dict().items() if key.startswith("backbone.")}
+    checkpoints.write(backbone, path)
+    checkpoints.load(model, path, full_depth=True)
+    assert model.points[0] == 1 and model.gaussian is None
+
+
 def test_plans_of_no_layers_or_all(run):
     """Catches plans that leave elsewhere, the whole network's among them, and a network without an exit 0."""
     config = digits_uvit_tiny.get_config("quick")

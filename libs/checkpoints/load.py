@@ -24,8 +24,9 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     """Load a weight file of any kind into a model; returns a sentence that says what came from where.
 
     Every key must fit, but for these cases. `start`, fine-tuning: estimators that the file lacks, or has under another
-    uem.name, keep their initial weights, and own heads that it lacks start as copies of the loaded one. `full_depth`,
-    sampling without exits: the model drops the estimators that the file lacks.
+    uem.name, keep their initial weights, exit 0's too where it is new (nnet.gaussian), and own heads that it lacks
+    start as copies of the loaded one. `full_depth`, sampling without exits: the model drops the estimators that the
+    file lacks.
 
     Raises:
         ValueError: the file is refused (`read`), or it and the network differ; the message names both sides.
@@ -48,11 +49,13 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     dropped = full_depth and not start and ESTIMATOR in lacks
     no_heads = dropped and HEADS in lacks and bool(model.heads)
     if dropped:
-        model.drop_exits(heads=no_heads)
+        model.drop_exits(heads=no_heads, gaussian=not any(key.startswith(GAUSSIAN) for key in state))
         own = model.state_dict()
-    lacks += [GAUSSIAN] if start else []  # the data's, which may be others now
-    state = {key: value for key, value in state.items() if not (start and key.startswith(GAUSSIAN))}
-    fresh = [key for key in own if start and key.startswith(tuple(lacks))]
+    fresh = []
+    if start:  # the Gaussian is the data's, which may be others now, and a network may get an exit 0
+        state = {key: value for key, value in state.items() if not key.startswith(GAUSSIAN)}
+        new = model.gaussian is not None and {key for key in own if key.startswith(ESTIMATOR) and ".0." in key}
+        fresh = [key for key in own if key.startswith((GAUSSIAN, *lacks)) or new and key in new - state.keys()]
     check_fit(path, what, state, {key: value for key, value in own.items() if key not in fresh})
     model.load_state_dict({**{key: own[key] for key in fresh}, **state})
     if any(key.startswith(HEADS) for key in fresh):

@@ -146,12 +146,14 @@ class EarlyExitModel(nn.Module):
         for k, head in self.heads.items():
             head.load_state_dict(self.backbone.new_head(int(k)).state_dict())
 
-    def drop_exits(self, heads: bool) -> None:
+    def drop_exits(self, heads: bool, gaussian: bool = False) -> None:
         """What remains can be sampled by policies that ask nothing: a released network without exits.
 
-        `heads`: own heads are dropped too, and all exits share the backbone's.
+        `heads`: own heads are dropped too, and all exits share the backbone's. `gaussian`: so is exit 0.
         """
         self.uem = NoEstimator()
+        if gaussian and self.gaussian is not None:
+            self.points, self.gaussian = self.points[1:], None
         if heads:
             self.heads = nn.ModuleDict()
 
