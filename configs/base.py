@@ -274,6 +274,7 @@ def shrink(c: ConfigDict) -> None:
         side, depth = c.nnet.patch_size * (4 if c.regime == "pixels" else 2), 5
         middle = c.nnet.name == "uvit"  # a U-ViT has one layer more than its setting says
         c.nnet.update(img_size=side, embed_dim=32, depth=depth - middle, num_heads=4, use_checkpoint=False)
+    c.nnet.gaussian = 0  # it is made of the real data
     c.nnet.points = tuple(k for k in c.nnet.points if k <= depth)
     if c.nnet.num_classes > 0:
         classes = min(classes, 10)

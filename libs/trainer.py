@@ -83,6 +83,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     optimizer = make_optimizer(config.optimizer, model)
     lr_scheduler = make_lr_scheduler(config.lr_scheduler, optimizer, train.n_steps)
     run.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        broadcast_buffers=False,  # exit 0's are the same in all processes
         gradient_as_bucket_view=True,  # of the buckets that processes exchange: one copy of all gradients less
         find_unused_parameters=train.depths != "all",  # layers that a batch does not run have no gradients
     )

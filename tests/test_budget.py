@@ -195,7 +195,7 @@ def test_seconds_and_quality(setup, monkeypatch):
     monkeypatch.setattr(budgets, "FINE", 8)
     monkeypatch.setattr(budgets, "LADDER", (0.2, 0.05))
     with monkeypatch.context() as patch:
-        patch.setattr(budgets, "seconds_of", lambda *_: np.array([0.4, 0.5, 0.6, 0.7, 0.8, 1.0]))
+        patch.setattr(budgets, "seconds_of", lambda *_: np.array([0.5, 0.6, 0.7, 0.8, 1.0]))
         (found,) = spend(config, regime, run, {"seconds": [0.2]}, n_images=8)
     assert found["report"]["spends"] == pytest.approx(0.2, rel=WITHIN)
     (found,) = spend(config, regime, run, {"max_quality_loss": [1e9]}, n_images=8)
@@ -236,7 +236,7 @@ def test_plans_of_other_noise_are_not_compared(setup, monkeypatch):
         ({"max_quality_loss": [-0.1]}, "--max_quality_loss=-0.1"),
         ({"budget": [0.2], "n_images": 0}, "--images=0"),
         ({"budget": [0.2], "seed": 1}, "--seed=1"),
-        ({"budget": [1e-6]}, "budget is 1e-06"),
+        ({"budget": [0.001]}, "budget is 0.001"),
         ({"budget": [0.2], "exit.name": "planned"}, "exit.name=planned is set"),
         ({"budget": [0.2], "sample.forecast.every": 2}, "sample.forecast is set"),
     ],

@@ -398,12 +398,13 @@ def test_comparison_script(scripts):
     for entry in (entry for sweep in sweeps for entry in sweep):
         read(entry)
     searched = [call for call in calls if "scripts.calibrate" in call and "--nodes=keep" not in call]
-    asked = [a for call in searched for a in call if a.startswith("--budget=")]
+    own = [call for call in searched if "--config=configs/digits_uvit_tiny.py" in call]
+    asked = [a for call in own for a in call if a.startswith("--budget=")]
     fitted = [a.partition("=")[2] for call in calls if "scripts.fit_rivals" in call for a in call if "kind=" in a]
     assert sum(f"{kind}.path" in entry for kind in fitted[:2] for entry in sweeps[0]) == 2 and len(fitted) == 6
     plans = [[entry for entry in sweep if entry.startswith("plan=")] for sweep in sweeps[::3]]
-    assert len(asked) == 2 and len(plans[0]) == sum(len(a.split(",")) for a in asked)
-    assert plans[0] == plans[1] == plans[2]  # made once
+    assert len(asked) == 3 and len(plans[0]) == sum(len(a.split(",")) for a in asked)
+    assert plans[0] == plans[1] == plans[2] and len(searched) == 5  # made once, and once for each other network
     directories = [a.partition("=")[2] for a in calls[-1] if a.endswith("/eval")]
     assert len(directories) == 9 and set(directories) < set(calls[-2])
     assert "benchmarks/results/frontier-digits-cpu.json" in calls[-1]

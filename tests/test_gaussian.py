@@ -185,6 +185,7 @@ def test_a_call_of_no_layers_calls_no_network(monkeypatch):
 def test_nothing_is_trained_at_exit_0():
     """Catches a batch whose deepest exit is 0: its loss has no gradient, and the training would end there."""
     config = digits_uvit_tiny.get_config("quick")
+    config.nnet.gaussian = 64
     model, process, objective = build_model(config), VPLinear(), Objective(lambda_u=0.0, lambda_layers=0.0)
     config.train.depths = "random"
     depths = Depths(config, model, process, objective)
@@ -248,6 +249,7 @@ def test_a_network_gets_an_exit_0_later(run):
 def test_plans_of_no_layers_or_all(run):
     """Catches plans that leave elsewhere, the whole network's among them, and a network without an exit 0."""
     config = digits_uvit_tiny.get_config("quick")
+    config.nnet.gaussian = 64
     config.sample.update(sample_steps=20, n_samples=16, mini_batch_size=8)
     torch.manual_seed(0)
     model = build_model(config)

@@ -8,6 +8,7 @@ from conftest import calibration_file, tiny, tiny_unet
 from libs.codecs import Identity
 from libs.exits import EXIT_POLICIES
 from libs.metrics.cost import macs_per_image
+from libs.models.gaussian import Gaussian
 from libs.regimes import Labels, Regime
 from libs.sampling.denoiser import PAIRS, Guidance
 from libs.sampling.inflight import InFlight, suits
@@ -36,9 +37,18 @@ class Raw(Identity):
         return x
 
 
-def case(run, plan="ddim", uem="time", heads="shared", certainty=0.5, policy=None, scale=0.0, pair="free", **options):
+def case(
+    run, plan="ddim", uem="time", heads="shared", certainty=0.5, policy=None, scale=0.0, pair="free", gaussian=False,
+    **options,
+):  # fmt: skip
     classes = 4 if scale else 0
     model = tiny(uem, heads, num_classes=classes or -1, **options).requires_grad_(False)
+    if gaussian:
+        model.gaussian = Gaussian((1, 8, 8), classes or 1, 8, VPLinear(), "noise")
+        model.gaussian.basis.normal_(std=0.1), model.gaussian.mean.normal_(), model.gaussian.variance.fill_(1.0)
+        model.gaussian.basis_of.copy_(torch.arange(classes or 1))
+        if "0" in model.heads:
+            del model.heads["0"]
     labels = Labels(classes - (scale > 0), has_null=scale > 0)
     regime = Regime((1, 8, 8), (1, 8, 8), VPLinear(), Raw(), labels, dataset=None)
     settings = dict(
@@ -61,6 +71,8 @@ CASES = {
     "stochastic forecast": dict(plan="stochastic forecast", scale=1.5),
     "some exits": dict(points=(2, 4)),
     "exit before the first layer": dict(points=(0, 3), certainty=0.42),
+    "exit 0 is a Gaussian": dict(points=(0, 3), certainty=0.42, gaussian=True),
+    "exit 0 is a Gaussian per class": dict(points=(0, 3), certainty=0.42, gaussian=True, heads="own", scale=1.5),
     "guidance": dict(scale=1.5),
     "calibrated": dict(policy=EXIT_POLICIES["calibrated"](path=calibration_file())),
     "never": dict(certainty=1.0),

@@ -30,7 +30,7 @@ ALIKE = 1e-5  # relative: another machine adds in another order
 def config():
     """As the flags of the recorded commands."""
     config = load("digits_uvit_tiny", "quick")
-    config.nnet.update(embed_dim=8, depth=2, num_heads=2, gaussian=0)
+    config.nnet.update(embed_dim=8, depth=2, num_heads=2)
     config.cpu, config.mixed_precision = True, "no"
     config.sample.update(n_samples=32, sample_steps=4)
     config.eval.seeds, config.eval.thresholds = (1,), (0.5,)

@@ -49,7 +49,7 @@ def run_with_exits(
 
     if model.gaussian is not None and 0 in asked and not policy.reads and watch is None:
         if decide(Look(k=0, rows=torch.arange(len(x)))) is True:  # the network is not called at all
-            return model.gaussian(x, time, cond), np.zeros(len(x), int)
+            return model.gaussian(x, time, cond, t), np.zeros(len(x), int)
 
     carry = model.embed(x, time, cond)
     ahead = model.predict_ahead(carry) if questions else None  # (B, E)

@@ -84,18 +84,26 @@ class Gaussian(nn.Module):
         own = torch.zeros(len(means)) if self.shared else torch.arange(len(means))
         self.basis_of.copy_(torch.cat([own, torch.tensor([len(bases) - 1.0])]) if null else own)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
-        """x (B, C, H, W), time (B,) in the network's unit, cond: labels (B,), or anything else, which is not read."""
-        labels = cond if len(self.mean) > 1 else torch.zeros(len(x), dtype=torch.long, device=x.device)
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None, t: Tensor | None = None) -> Tensor:
+        """Raw outputs (B, C, H, W).
+
+        x (B, C, H, W), time (B,) in the network's unit, cond: labels (B,), or anything else, which is not read.
+        `t` (B,) on the CPU, where it is known, saves the device the time's own numbers.
+        """
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            at = self.process.at(self.process.of_network_time(time), x)
-            alpha, sigma = at.alpha.flatten(1), at.sigma.flatten(1)  # (B, 1)
-            which, mean = self.basis_of[labels], self.mean[labels]  # (B,), (B, D)
-            d = x.flatten(1) - alpha * mean
-            variance, rest = self.variance[which], self.rest[which][:, None]  # (B, r), (B, 1)
-            w, w_rest = (alpha * v / (alpha**2 * v + sigma**2) for v in (variance, rest))
-            basis = self.basis[which] if len(self.basis) > 1 else self.basis  # (B, D, r), or (1, D, r)
+            if t is None:
+                t = self.process.of_network_time(time)
+            elif bool((t == t[0]).all()):
+                t = t[:1]
+            at = self.process.at(t, x)
+            alpha, sigma = at.alpha.flatten(1), at.sigma.flatten(1)  # (B, 1), or (1, 1)
+            mean, basis, variance, rest = self.mean, self.basis, self.variance, self.rest
+            if len(mean) > 1:
+                which = self.basis_of[cond]  # (B,)
+                mean, basis, variance, rest = mean[cond], basis[which], variance[which], rest[which]
+            d = x.flatten(1) - alpha * mean  # (B, D)
+            w, w_rest = (alpha * v / (alpha**2 * v + sigma**2) for v in (variance, rest[:, None]))  # (B, r), (B, 1)
             z = (d[:, None] @ basis)[:, 0]  # (B, r)
             x0 = mean + w_rest * d + (basis @ ((w - w_rest) * z)[..., None])[..., 0]
             x0 = x0.view_as(x)

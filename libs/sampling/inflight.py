@@ -230,13 +230,15 @@ class InFlight:
     def done(self, k: int, carry: Pooled) -> None:
         """Rows that leave at k wait for their head: the shared one, or exit k's own."""
         self.left[carry.host] = k
-        self.put(self.model.depth + (k if self.model.heads else self.model.depth), replace(carry, skips=()))
+        self.put(self.model.depth + (self.model.depth if self.model.one_head else k), replace(carry, skips=()))
 
     def leave(self, k: int, carry: Pooled) -> None:
         """Head k, the end of a network call; images with all their rows take their step."""
         rows, left = carry.host, self.left[carry.host]
         places = rows % self.places
         x = self.state.x[self.run.put(places)]
+        if k == 0:
+            carry = replace(carry, inputs=(x, None if self.cond is None else self.cond[carry.rows]))
         eps = self.denoiser.to_eps(self.model.head(k, carry), x, self.t[rows])
         steps, branch = self.state.row[places].numpy(), (rows // self.places).numpy()
         self.used[steps, branch, self.position[places.numpy()]] = left.numpy()
