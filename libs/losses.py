@@ -117,11 +117,12 @@ class Objective:
         fit = fit.flatten(2).mean(2) if fit.dim() > 2 else fit  # (E, B)
         k = torch.tensor(exits.points, dtype=err.dtype).to(err.device, non_blocking=True)
         mean_gap = gap.flatten(2).mean(2) if gap.dim() > 2 else gap  # (E, B)
-        layers = (self.weights(exits.mean_u, k, mean_gap) * err).sum(0)
+        own = exits.learned
+        layers = (self.weights(exits.mean_u[own], k[own], mean_gap[own]) * err[own]).sum(0)
         simple = err[-1]
         fitted = exits.full or self.target == "error"
         lambda_u = self.lambda_u if fitted else 0.0  # not left out: DDP waits for the estimators that ran
-        loss = simple + lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err.mean(0)
+        loss = simple + lambda_u * fit.mean(0) + self.lambda_layers * layers + self.lambda_extra * err[own].mean(0)
         parts = {"simple": simple, "layers": layers}
         if fitted:
             parts["uem"] = (fit[:-1] if exits.full and len(fit) > 1 else fit).mean(0)  # nobody asks at full depth
@@ -132,9 +133,9 @@ class Objective:
 
 def depth_at(exits: AllExits, certainty: float) -> Tensor:
     """(B,): the layers that a row uses when it leaves at the first exit whose certainty 1 - u exceeds `certainty`."""
-    leaves = exits.mean_u.detach() < 1 - certainty  # (E, B)
+    leaves = exits.mean_u[exits.learned].detach() < 1 - certainty  # (E, B)
     leaves[-1] = True
-    points = torch.tensor(exits.points).to(leaves.device, non_blocking=True)
+    points = torch.tensor(exits.points[exits.learned]).to(leaves.device, non_blocking=True)
     return points[leaves.int().argmax(0)].float()
 
 

@@ -1,6 +1,7 @@
 """Exit 0: the closed form, the moments it is made of, and what runs where an image leaves there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,6 +133,24 @@ def test_ranks_that_there_are_not(rank, shape):
         Gaussian(shape, 1, rank, VPLinear(), "x0")
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_network_is_described_without_memory(process):
+    """Catches a process that is made on the meta device, where its tables have no numbers (inspect_checkpoint)."""
+    config = digits_uvit_tiny.get_config("quick")
+    config.nnet.gaussian, config.process = 8, process
+    config.pred = PROCESSES[process]().predictions[0]
+    with torch.device("meta"):
+        assert build_model(config).points[0] == 0
+
+
+def test_a_gaussian_dearer_than_a_layer_is_refused():
+    """Catches an exit 0 that costs more than exit 1, which no budget is made for."""
+    config = digits_uvit_tiny.get_config("quick")
+    config.nnet.update(gaussian=64, embed_dim=4, num_heads=2, mlp_ratio=1)
+    with pytest.raises(ValueError, match="nnet.gaussian is 64, whose 8,192 MACs"):
+        build_model(config)
+
+
 # ---- as an exit ----------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +187,9 @@ def test_some_images_leave_before_the_first_layer(heads):
     policy = EXIT_POLICIES["threshold"](certainty=1 - float(exits.mean_u[0].median()))
     out, used = run_with_exits(model, policy, x, t, time, labels)
     assert 20 < (used == 0).sum() < 44
+    assert policy.on(model).at == (1, 2) and replace(policy, at=(0, 2)).on(model).at == (0, 2)
+    tied = replace(policy, certainty=0.3).paired("tied").on(model)
+    assert tied.asked(model.points) == (1, 2) and policy.on(tiny()) is policy
     for i, k in enumerate(used):
         assert torch.allclose(out[i], exits.out[model.points.index(k), i], atol=1e-5), (i, k)
 
@@ -190,6 +212,10 @@ def test_nothing_is_trained_at_exit_0():
     config.train.depths = "random"
     depths = Depths(config, model, process, objective)
     assert {depths.draw(step, torch.rand(4).double())[0] for step in range(50)} == {(k,) for k in model.points[1:]}
+    x, time, labels = torch.randn(2, *SHAPE), torch.full((2,), 500.0), torch.arange(2)
+    exits = with_gaussian()(x, time, labels)
+    loss, parts = Objective(weights="berxit")(exits, process, "noise", x, x, torch.full((2,), 0.5).double())
+    assert torch.allclose(parts["layers"], (parts["err_1"] + parts["err_2"] + parts["err_3"]) / 3)
     config.train.depths, config.exit.name, config.exit.fixed.layer = "schedule", "fixed", 0
     assert Depths(config, model, process, objective).draw(0, torch.rand(4).double())[0] == (1,)
 
@@ -240,6 +266,13 @@ def test_a_network_gets_an_exit_0_later(run):
     )
     with pytest.raises(ValueError, match="--config.nnet.gaussian=0"):
         checkpoints.load(model, path)
+    for uem in ("linear", "ahead"):  # and back
+        config.uem.name, config.nnet.gaussian = uem, 8
+        checkpoints.write(build_model(config).state_dict(), path)
+        config.nnet.gaussian = 0
+        checkpoints.load(build_model(config), path, start=True)
+    config.uem.name, config.nnet.gaussian = "linear", 8
+    model = build_model(config)
     backbone = {key: value for key, value in old.state_dict().items() if key.startswith("backbone.")}
     checkpoints.write(backbone, path)
     checkpoints.load(model, path, full_depth=True)
@@ -261,6 +294,12 @@ def test_plans_of_no_layers_or_all(run):
     assert set(found["plan"]["layers"]) <= {0, model.depth} and found["report"]["met"]
     assert len(found["plan"]["layers"]) <= 16 and 0 < sum(layers > 0 for layers in found["plan"]["layers"]) <= 2
     assert json.loads((run.dir / "plan-budget-0.1-ends.json").read_text())["plan"] == found["plan"]
+
+    split = found | {"asked": {"budget": [0.09]}, "report": found["report"] | {"budget": 0.09, "selected_at": -1.0}}
+    split["plan"] = split["plan"] | {"max_u": [0.4] + [0.0] * (len(split["plan"]["layers"]) - 1)}
+    (run.dir / "plan-budget-0.09.json").write_text(json.dumps(split))
+    (found,) = spend(config, regimes.pixels(config), run, {"budget": [0.1]}, depth="ends", n_images=8)
+    assert not any(found["plan"]["max_u"])  # a split sends images to an exit in between
 
     config.nnet.gaussian = 0
     checkpoints.write(build_model(config).state_dict(), config.nnet_path)

@@ -61,6 +61,7 @@ def case(
     return Sampler(model, regime, run, pred="noise", guidance=Guidance(scale, pair)), settings
 
 
+AT_0 = EXIT_POLICIES["threshold"](certainty=0.42, at=(0, 3))
 CASES = {
     "ddim": dict(),
     "multistep": dict(plan="multistep"),
@@ -71,8 +72,8 @@ CASES = {
     "stochastic forecast": dict(plan="stochastic forecast", scale=1.5),
     "some exits": dict(points=(2, 4)),
     "exit before the first layer": dict(points=(0, 3), certainty=0.42),
-    "exit 0 is a Gaussian": dict(points=(0, 3), certainty=0.42, gaussian=True),
-    "exit 0 is a Gaussian per class": dict(points=(0, 3), certainty=0.42, gaussian=True, heads="own", scale=1.5),
+    "exit 0 is a Gaussian": dict(points=(0, 3), policy=AT_0, gaussian=True),
+    "exit 0 is a Gaussian per class": dict(points=(0, 3), policy=AT_0, gaussian=True, heads="own", scale=1.5),
     "guidance": dict(scale=1.5),
     "calibrated": dict(policy=EXIT_POLICIES["calibrated"](path=calibration_file())),
     "never": dict(certainty=1.0),

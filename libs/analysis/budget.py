@@ -198,6 +198,8 @@ class Planner:
             if not same or unit[0] != unit[1] or not set(content["plan"]["layers"]) <= set(points):
                 continue
             plan, report = content["plan"], content["report"]
+            if self.depth == "ends" and any(plan["max_u"]):
+                continue  # its split sends images to an exit in between
             if report["budget"] != budget and report["objective"] == self.objective:
                 exits = tuple(points.index(k) for k in plan["layers"])
                 max_u, lower = tuple(plan["max_u"]), plan["lower_order_final"]

@@ -93,10 +93,10 @@ def infer_unet(state: Mapping[str, Tensor]) -> dict[str, object]:
         channels = net["conv_in.weight"].shape[1]
     except KeyError as error:
         raise ValueError(f"these weights are no U-Net's: {error.args[0]} is missing") from error
-    label = net.get("class_embedding.weight")
+    label, basis = net.get("class_embedding.weight"), state.get(f"{GAUSSIAN}basis")
     found = {
         "nnet.name": "unet",
-        "nnet.img_size": max(32, 2 ** (depth - 1)),
+        "nnet.img_size": max(32, 2 ** (depth - 1)) if basis is None else math.isqrt(basis.shape[1] // channels),
         "nnet.in_chans": channels,
         "nnet.widths": widths,
         "nnet.n_blocks": n_blocks,

@@ -214,8 +214,8 @@ def check_adadiff(state: Mapping[str, Tensor], depth: int) -> None:
     if found != wanted:
         raise ValueError(
             "AdaDiff's files hold a shared head and one linear map after every layer; this model differs in "
-            f"{shorten(sorted(found ^ wanted))} (nnet.heads=shared, nnet.points=(), uem.name=linear and "
-            "uem.linear.norm=False would fit)"
+            f"{shorten(sorted(found ^ wanted))} (nnet.heads=shared, nnet.points=(), nnet.gaussian=0, uem.name=linear "
+            "and uem.linear.norm=False would fit)"
         )
     if len(state["uem.maps.1.bias"]) != len(state["backbone.decoder_pred.bias"]):
         raise ValueError("AdaDiff's maps estimate every pixel; this model has uem.linear.output=scalar")

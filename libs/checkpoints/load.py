@@ -40,7 +40,9 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
         raise ValueError(f"{path}: {error}") from error
 
     own = model.state_dict()
-    if start and settings_of(state).get("uem.name") != settings_of(own).get("uem.name"):
+    theirs, ours = (state.get(f"{ESTIMATOR}exits.bias") for state in (state, own))  # one that looks ahead knows them
+    other = theirs is not None and ours is not None and theirs.shape != ours.shape
+    if start and (other or settings_of(state).get("uem.name") != settings_of(own).get("uem.name")):
         state = {key: value for key, value in state.items() if not key.startswith(ESTIMATOR)}
     if what in ("ddpm", "diffusers_dit"):
         check_beside(path, model)
@@ -53,7 +55,11 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
         own = model.state_dict()
     fresh = []
     if start:  # the Gaussian is the data's, which may be others now, and a network may get an exit 0
-        state = {key: value for key, value in state.items() if not key.startswith(GAUSSIAN)}
+        was = any(key.startswith(GAUSSIAN) for key in state)
+        foreign = (GAUSSIAN, f"{HEADS}0.") if model.gaussian is not None else (GAUSSIAN,)
+        state = {key: value for key, value in state.items() if not key.startswith(foreign)}
+        if was and model.gaussian is None:
+            state = {key: state[key] for key in state if key in own or not (key.startswith(ESTIMATOR) and ".0." in key)}
         new = model.gaussian is not None and {key for key in own if key.startswith(ESTIMATOR) and ".0." in key}
         fresh = [key for key in own if key.startswith((GAUSSIAN, *lacks)) or new and key in new - state.keys()]
     check_fit(path, what, state, {key: value for key, value in own.items() if key not in fresh})

@@ -55,6 +55,7 @@ class ExitPolicy:
     asks: ClassVar[bool] = True  # False: `at` has no meaning
     reads: ClassVar[frozenset[str]] = frozenset()
     per_image: ClassVar[bool] = True  # False: the rows of a call decide together, so what is batched matters
+    timeless: ClassVar[bool] = False  # True: one rule for what it reads, whatever the time
     kind: ClassVar[type[Calls] | None] = None  # how a sampling's calls are made, where they remember earlier ones
 
     def __post_init__(self):
@@ -65,6 +66,16 @@ class ExitPolicy:
         """Raise ValueError, naming the setting, for what this policy cannot do on `model`. Called before any work."""
         if foreign := sorted(set(self.at) - set(model.points)):
             raise ValueError(f"exit.at asks at {foreign}; this model can be left at {model.points}")
+
+    def on(self, model: EarlyExitModel) -> ExitPolicy:
+        """This policy as it asks on `model`.
+
+        A rule that knows no time does not ask at a Gaussian exit 0 unless `at` names it: the patch tokens are not told
+        the time before the first layer, and what leaving there costs depends on little else.
+        """
+        if self.timeless and not self.at and model.gaussian is not None:
+            return replace(self, at=model.points[1:-1])
+        return self
 
     def asked(self, points: tuple[int, ...]) -> tuple[int, ...]:
         """The exits, among the model's `points`, at which this policy wants to be asked. The last is no question."""
@@ -129,6 +140,9 @@ class Wrapped(ExitPolicy):
 
     def check(self, model):
         self.inner.check(model)
+
+    def on(self, model):
+        return replace(self, inner=self.inner.on(model))
 
     def asked(self, points):
         return self.inner.asked(points)

@@ -29,6 +29,7 @@ class Similarity(ExitPolicy):
 
     cosine: float = 0.95
     reads: ClassVar = frozenset({"patches"})
+    timeless: ClassVar = True
 
     def __post_init__(self):
         if not -1 < self.cosine <= 1:

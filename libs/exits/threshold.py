@@ -27,6 +27,7 @@ class Threshold(ExitPolicy):
 
     certainty: float = 0.95
     reads: ClassVar = frozenset({"u"})
+    timeless: ClassVar = True
 
     def __post_init__(self):
         max_u_of(self.certainty)
@@ -51,6 +52,7 @@ class Patience(ExitPolicy):
     times: int = 2
     consecutive: bool = False
     reads: ClassVar = frozenset({"u"})
+    timeless: ClassVar = True
 
     def __post_init__(self):
         max_u_of(self.certainty)
@@ -137,6 +139,7 @@ class ReleasedBatchMean(ExitPolicy):
     per_image: bool = False
     name: ClassVar = "released_batch_mean"
     reads: ClassVar = frozenset({"u"})
+    timeless: ClassVar = True
 
     def __post_init__(self):
         max_u_of(self.certainty)

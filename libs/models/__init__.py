@@ -2,6 +2,8 @@
 
 import inspect
 
+import torch
+
 from libs.build import chosen, lookup
 from libs.models.dit import DIT_SIZES, DiT
 from libs.models.early_exit import AllExits, EarlyExitModel
@@ -28,7 +30,8 @@ def build_model(config) -> EarlyExitModel:
     network, gaussian = backbone(**nnet), None
     if rank:
         shape = (nnet["in_chans"], nnet["img_size"], nnet["img_size"])
-        process = lookup(PROCESSES, config.process, "process")()
+        with torch.device("cpu"):  # a network on the meta device has a process too
+            process = lookup(PROCESSES, config.process, "process")()
         gaussian = Gaussian(shape, max(1, nnet.get("num_classes", 1)), rank, process, config.pred)
     own = dict(points=points, heads=heads, gaussian=gaussian)
     return EarlyExitModel(network, estimator, **own, **chosen(config.uem))

@@ -23,6 +23,11 @@ class AllExits:
     out: Tensor  # (E, B, C, H, W) raw network outputs
     u: Tensor  # (E, B, C, H, W), or (E, B) from a scalar estimator
     full: bool = True  # whether the last exit is K, full depth
+    gaussian: bool = False  # whether the first exit is one, where nothing is learned
+
+    @property
+    def learned(self) -> slice:
+        return slice(int(self.gaussian), None)
 
     @property
     def mean_u(self) -> Tensor:
@@ -79,6 +84,11 @@ class EarlyExitModel(nn.Module):
         self.heads = nn.ModuleDict({str(k): backbone.new_head(k) for k in own if k or gaussian is None})
         self.gaussian = gaussian
         self.uem = estimator([backbone.tokens(k) for k in range(depth + 1)], self.points, **estimator_options)
+        if gaussian is not None and gaussian.macs >= (layers := sum(backbone.macs().layers[: self.points[1]])):
+            raise ValueError(
+                f"nnet.gaussian is {gaussian.basis.shape[2]}, whose {gaussian.macs:,} MACs are no less than the "
+                f"{layers:,} of the layers up to exit {self.points[1]}: take fewer directions"
+            )
 
     def embed(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Carry:
         carry = self.backbone.embed(x, time, cond)
@@ -139,7 +149,8 @@ class EarlyExitModel(nn.Module):
             if k in points:
                 out.append(self.head(k, carry))
                 u.append(self.uncertainty_map(k, carry) if ahead is None else ahead[:, self.points.index(k)])
-        return AllExits(points, torch.stack(out).float(), torch.stack(u), full=points[-1] == self.depth)
+        flags = dict(full=points[-1] == self.depth, gaussian=self.gaussian is not None and points[0] == 0)
+        return AllExits(points, torch.stack(out).float(), torch.stack(u), **flags)
 
     def copy_heads(self) -> None:
         """Start every own head as `new_head` does: called after a network without exits was loaded."""

@@ -56,8 +56,8 @@ class Gaussian(nn.Module):
 
     @property
     def macs(self) -> int:
-        """Per image: into the basis and back."""
-        return 2 * self.basis[0].numel()
+        """Per image: into the basis and back; of two bases into both."""
+        return 2 * self.basis[0].numel() * (2 if len(self.basis) == 2 else 1)
 
     def fit(self, counts: Tensor, means: Tensor, covariances: Tensor) -> None:
         """Take the data's moments.
@@ -101,10 +101,14 @@ class Gaussian(nn.Module):
             mean, basis, variance, rest = self.mean, self.basis, self.variance, self.rest
             if len(mean) > 1:
                 which = self.basis_of[cond]  # (B,)
-                mean, basis, variance, rest = mean[cond], basis[which], variance[which], rest[which]
+                mean, variance, rest = mean[cond], variance[which], rest[which]
             d = x.flatten(1) - alpha * mean  # (B, D)
             w, w_rest = (alpha * v / (alpha**2 * v + sigma**2) for v in (variance, rest[:, None]))  # (B, r), (B, 1)
-            z = (d[:, None] @ basis)[:, 0]  # (B, r)
-            x0 = mean + w_rest * d + (basis @ ((w - w_rest) * z)[..., None])[..., 0]
-            x0 = x0.view_as(x)
+            if len(basis) <= 2:  # large ones, which no row copies
+                parts = [(w - w_rest) * (d @ one) @ one.T for one in basis]  # (B, D) each
+                signal = parts[0] if len(parts) == 1 else torch.where(which[:, None] == 0, *parts)
+            else:
+                own = basis[which]  # (B, D, r)
+                signal = (own @ ((w - w_rest) * (d[:, None] @ own)[:, 0])[..., None])[..., 0]
+            x0 = (mean + w_rest * d + signal).view_as(x)
             return at.target(self.pred, x0, at.eps("x0", x0, x))

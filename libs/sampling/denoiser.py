@@ -92,7 +92,7 @@ class Denoiser:
         if isinstance(policy, Duo):
             policy.check_same(process, pred)
         self.model, self.process, self.pred, self.guidance = model, process, pred, guidance
-        self.guided = guidance.scale > 0
+        self.guided, policy = guidance.scale > 0, policy.on(model)
         self.policy = policy.paired(guidance.pair) if self.guided and guidance.pair != "free" else policy
         self.cond = torch.cat([cond, null]) if self.guided else cond
         self.trace = Trace(model.depth, model.questions(self.policy.questions(model.points)))

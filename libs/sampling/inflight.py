@@ -82,6 +82,7 @@ class InFlight:
 
     def __init__(self, sampler, *, plan, policy, seed, ids, batch_size):
         model, regime, run, guidance = sampler.model, sampler.regime, sampler.run, sampler.guidance
+        policy = policy.on(model)
         self.model, self.regime, self.plan, self.policy, self.guidance = model, regime, plan, policy, guidance
         self.seed, self.ids, self.run, self.precision = seed, ids, run, sampler.precision
         cond = regime.conditions.for_ids(seed, ids[:1])
