@@ -15,7 +15,7 @@ import torch
 import scripts
 from configs import base
 from libs import checkpoints
-from libs.build import flat
+from libs.build import flat, listed
 from libs.metrics.cost import CONVENTION
 from libs.models import build_model
 
@@ -86,7 +86,7 @@ def fitting(settings: dict[str, object]) -> list[str]:
     found = []
     for path in sorted(CONFIGS.glob("[!_]*_*.py")):
         config = flat(importlib.import_module(f"configs.{path.stem}").get_config().to_dict())
-        if known.items() <= config.items():
+        if all(key in config and listed(config[key]) == listed(value) for key, value in known.items()):
             found.append(f"configs/{path.name}")
     return found
 

@@ -14,6 +14,7 @@ from libs.data.fashion_mnist import CLASS_NAMES as FASHION_NAMES
 from libs.metrics import Moments, Statistics, build_extractor, features_of, frechet_distance
 from libs.sampling.stored import plan_name
 from scripts import export_checkpoint
+from scripts.inspect_checkpoint import describe
 
 RELEASED = Path(__file__).resolve().parents[1] / "assets" / "released"
 
@@ -94,6 +95,12 @@ def test_released_weights_keep_their_number(name, budget, shape, statistics, cla
     made.add(torch.from_numpy(features_of(extractor, [pixels])))
     distance = frechet_distance(made.statistics(extractor), statistics(extractor))
     assert distance == pytest.approx(float(wanted), abs=float(noise))
+
+
+@pytest.mark.parametrize("name, experiment", [("digits", "digits_uvit_tiny"), ("fashion", "fashion_uvit_small")])
+def test_released_weights_say_what_they_fit(name, experiment):
+    """Catches tuples of a config that JSON made lists, which then fit no experiment."""
+    assert f"fits: configs/{experiment}.py" in describe(RELEASED / f"{name}.safetensors")
 
 
 def test_released_files_are_small():
