@@ -79,7 +79,7 @@ def fashion_statistics(extractor):
 @pytest.mark.parametrize(
     ("name", "budget", "shape", "statistics", "class_names"),
     [
-        ("digits", "0.15", (1, 8, 8), digits_statistics, Digits.class_names),
+        ("digits", "0.1", (1, 8, 8), digits_statistics, Digits.class_names),
         ("fashion", "0.1", (1, 32, 32), fashion_statistics, FASHION_NAMES),
     ],
 )
