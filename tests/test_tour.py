@@ -33,4 +33,4 @@ def test_tour(tmp_path, monkeypatch):
     for number, cell in enumerate(cells, 1):
         exec(compile("".join(cell["source"]), f"cell {number} of the tour", "exec"), names)
     assert len(cells) >= 10 and len(shown) == 4
-    assert (tmp_path / "planned.png").is_file() and (trained / "plan-budget-0.1.json").is_file()
+    assert (tmp_path / "planned.png").is_file() and (trained / "plan-budget-0.12.json").is_file()
