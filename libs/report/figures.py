@@ -217,9 +217,8 @@ def depth_map(exits: Exits, label: str) -> dict:
     ]
     every = -(-rows // 4)
     layers = [(k, height * (1 - (k - lowest + 0.5) / rows)) for k in range(exits.depth, lowest - 1, -every)]
-    at = sorted({round(i) for i in np.linspace(0, calls - 1, min(5, calls))})
     inner = WIDTH - LEFT - RIGHT
-    times_ = [(LEFT + inner * (i + 0.5) / calls, f"{exits.t[i]:.2f}") for i in at]
+    times_ = [(LEFT + inner * (i + 0.5) / calls, f"{exits.t[i]:.2f}") for i in range(0, calls, -(-calls // 7))]
     return dict(label=label, panels=panels, layers=layers, times=times_, height=height, inner=inner)
 
 
