@@ -22,7 +22,7 @@ from libs.exits import EXIT_POLICIES
 from libs.exits.policy import max_u_of
 from libs.files import atomic_write
 from libs.models import BACKBONES, ESTIMATORS, build_model
-from libs.run import PATIENCE, Run, precision_on, set_tf32
+from libs.run import PROCESS_TIMEOUT, Run, precision_on, set_tf32
 from libs.sampling.solvers import SAMPLERS
 from libs.sampling.stored import beside
 from libs.trainer import LR_SCHEDULES, OPTIMIZERS
@@ -66,7 +66,7 @@ def define_flags(kind: str) -> None:
     flags.DEFINE_bool("is_train", None, "Accepted for old scripts; has no effect.")
 
 
-def parse(kind: str, argv: list[str]) -> list[str]:
+def parse_flags(kind: str, argv: list[str]) -> list[str]:
     """Read the command line into FLAGS; a mistake ends the command in one line with the nearest right name."""
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
         print(usage(kind))
@@ -105,7 +105,10 @@ def with_config(kind: str, argv: list[str]) -> list[str]:
         argv = sys.argv = [argv[0], f"--config={spec}", *settings]
     experiment = load_experiment(spec).to_dict()
     backbone = experiment.get("nnet", {}).get("name")
-    known, has = names(base.config(backbone if backbone in BACKBONES else "uvit").to_dict()), names(experiment)
+    known, has = (
+        setting_names(base.config(backbone if backbone in BACKBONES else "uvit").to_dict()),
+        setting_names(experiment),
+    )
     for setting in has:
         if setting not in known:
             raise ValueError(f"--config={spec}: {setting}: {elsewhere(setting, known)}")
@@ -138,9 +141,14 @@ def load_experiment(spec: str):
     return code.get_config(arg) if arg else code.get_config()
 
 
-def names(tree: dict, prefix: str = "") -> list[str]:
+def setting_names(tree: dict, prefix: str = "") -> list[str]:
     """The full names of all settings and of their groups."""
-    below = [name for key, value in tree.items() if isinstance(value, dict) for name in names(value, f"{prefix}{key}.")]
+    below = [
+        name
+        for key, value in tree.items()
+        if isinstance(value, dict)
+        for name in setting_names(value, f"{prefix}{key}.")
+    ]
     return [*(f"{prefix}{key}" for key in tree), *below]
 
 
@@ -164,7 +172,7 @@ def usage(kind: str) -> str:
     return "\n".join(lines)
 
 
-def numbers(flag: str) -> list[float]:
+def flag_numbers(flag: str) -> list[float]:
     """The values of a flag that is a list of numbers."""
     try:
         return [float(text) for text in FLAGS[flag].value]
@@ -196,7 +204,7 @@ def launch(work: Callable, regime: Callable, kind: str) -> None:
             fail(error)
 
     define_flags(kind)
-    app.run(main, flags_parser=lambda argv: parse(kind, argv))
+    app.run(main, flags_parser=lambda argv: parse_flags(kind, argv))
 
 
 def resolve(kind: str):
@@ -360,7 +368,7 @@ def make_accelerator(config, directory: Path) -> Accelerator:
         mixed_precision=precision,
         log_with=TRACKERS[config.tracker],
         project_dir=directory,
-        kwargs_handlers=[PATIENCE],
+        kwargs_handlers=[PROCESS_TIMEOUT],
     )
     precision_on(accelerator.device, accelerator.mixed_precision)  # refuses fp16 on a CPU
     return accelerator

@@ -12,12 +12,12 @@ import torch
 from benchmarks.common import (
     DTYPES,
     autocast,
+    case_parser,
     cells,
     in_turn,
     make_inputs,
     make_model,
     middle,
-    parser,
     ratios,
     save,
     table,
@@ -69,7 +69,7 @@ def measure(size: str, batch: int, options) -> dict:
 
 
 def main() -> None:
-    arguments = parser(__doc__, dtype=False)
+    arguments = case_parser(__doc__, dtype=False)
     arguments.set_defaults(budget=30)
     options = arguments.parse_args()
     cases, rows = {}, [("case", "backend", "seconds", "time", "25 %", "75 %", "difference", "rounds")]

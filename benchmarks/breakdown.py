@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.common import make_inputs, make_model, parser, sampling, save, spread_exits, table, wait
+from benchmarks.common import case_parser, make_inputs, make_model, sampling, save, spread_exits, table, wait
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.models.backbone import Carry
 
@@ -48,7 +48,7 @@ def watched(model, device: str):
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = case_parser(__doc__)
     arguments.set_defaults(budget=8)
     options = arguments.parse_args()
     cases, rows = {}, [("case", "seconds", *PARTS.values(), "gathers", "the rest")]

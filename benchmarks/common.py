@@ -47,7 +47,7 @@ LONG = 5.0  # seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parser(
+def case_parser(
     doc: str, sizes: Sequence[str] = ("tiny", "S/2"), batches: Sequence[int] = (), dtype: bool = True
 ) -> argparse.ArgumentParser:
     """The arguments that all benchmarks know; `dtype`: whether one number format is chosen."""

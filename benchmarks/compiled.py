@@ -18,12 +18,12 @@ import torch
 from benchmarks.common import (
     DTYPES,
     autocast,
+    case_parser,
     cells,
     in_turn,
     make_inputs,
     make_model,
     middle,
-    parser,
     ratios,
     save,
     spread_exits,
@@ -32,7 +32,7 @@ from benchmarks.common import (
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.metrics.cost import macs_per_image
 
-BATCHES = {"tiny": 64, "mid": 4, "S/2": 8, "L/2": 8}
+BATCH_SIZE = {"tiny": 64, "mid": 4, "S/2": 8, "L/2": 8}
 WAYS = {  # dtype, weights stored in it, compiled
     "fp32": ("fp32", False, False),
     "fp32 compiled": ("fp32", False, True),
@@ -40,7 +40,7 @@ WAYS = {  # dtype, weights stored in it, compiled
     "bf16": ("bf16", True, False),
     "bf16 compiled": ("bf16", True, True),
 }
-POLICIES = {"full": EXIT_POLICIES["full"](), "exits": EXIT_POLICIES["threshold"](certainty=0.5)}
+COMPILED = {"full": EXIT_POLICIES["full"](), "exits": EXIT_POLICIES["threshold"](certainty=0.5)}
 
 
 def measure(size: str, batch: int, options) -> dict:
@@ -61,13 +61,13 @@ def measure(size: str, batch: int, options) -> dict:
                 stack.enter_context(autocast(options.device, dtype))
                 stack.enter_context(model.weights_in(DTYPES[dtype] if stored else None))
                 for _ in range(options.calls):  # a sampling casts once for many calls
-                    used[way, policy] = run_with_exits(model, POLICIES[policy], x, t, network_time, cond)[1]
+                    used[way, policy] = run_with_exits(model, COMPILED[policy], x, t, network_time, cond)[1]
 
         return run
 
     torch._dynamo.reset()
     with torch.inference_mode():
-        jobs = {(way, policy): job(way, policy) for way in options.ways for policy in POLICIES}
+        jobs = {(way, policy): job(way, policy) for way in options.ways for policy in COMPILED}
         start = time.perf_counter()
         for run in jobs.values():
             run()
@@ -75,7 +75,7 @@ def measure(size: str, batch: int, options) -> dict:
         seconds = in_turn(jobs, options)
     result = {"seconds of the first calls": warm, "images_per_call": batch, "calls": options.calls}
     for way in options.ways:
-        trace = Trace(eager.depth, POLICIES["exits"].questions(eager.points))
+        trace = Trace(eager.depth, COMPILED["exits"].questions(eager.points))
         trace.add(0.5, used[way, "exits"][None])
         spent = float(macs_per_image(trace, macs).mean()) / macs.at(eager.depth)
         own = middle(ratios(seconds, (way, "exits"), (way, "full")))
@@ -89,13 +89,13 @@ def measure(size: str, batch: int, options) -> dict:
 
 
 def main() -> None:
-    arguments = parser(__doc__, sizes=("tiny", "mid"), dtype=False)
+    arguments = case_parser(__doc__, sizes=("tiny", "mid"), dtype=False)
     arguments.add_argument("--calls", type=int, metavar="N", default=4, help="network calls per job; default: 4")
     arguments.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="fp32 first")
     options = arguments.parse_args()
     cases, rows = {}, [("case", "way", "full over fp32", "25 %", "75 %", "exits over full", "MACs", "saved", "rounds")]
     for size in options.sizes:
-        for batch in options.batches or [BATCHES[size]]:
+        for batch in options.batches or [BATCH_SIZE[size]]:
             case = f"{size} batch {batch}"
             result = cases[case] = measure(size, batch, options)
             for way in options.ways:

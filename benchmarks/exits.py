@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
+    case_parser,
     cells,
     in_turn,
     make_inputs,
     make_model,
     middle,
-    parser,
     ratios,
     sampling,
     save,
@@ -38,7 +38,7 @@ from benchmarks.common import (
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.metrics.cost import macs_per_image
 
-BATCHES = {"tiny": (1, 8, 64, 256), "S/2": (1, 8, 64), "L/2": (1, 8, 64)}
+BATCH_SIZES = {"tiny": (1, 8, 64, 256), "S/2": (1, 8, 64), "L/2": (1, 8, 64)}
 LEAST = {("S/2", 64): 2}  # rounds where one takes most of a minute on a CPU
 TIME = 0.75  # of the schedule's calls: 16 of 28 layers
 
@@ -98,7 +98,7 @@ def measure(model, order: torch.Tensor, batch: int, options) -> dict:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = case_parser(__doc__)
     options = arguments.parse_args()
     cases, rows = {}, [("case", "job", "seconds", "time", "25 %", "75 %", "MACs", "depth", "saved/saved", "rounds")]
     least = options.least
@@ -106,7 +106,7 @@ def main() -> None:
         model = make_model(size, options.device)
         x, _, time, cond = make_inputs(model, 16 if model.depth > 7 else 64)
         order = spread_exits(model, x, time, cond)
-        for batch in options.batches or BATCHES[size]:
+        for batch in options.batches or BATCH_SIZES[size]:
             options.least = least if least != arguments.get_default("least") else LEAST.get((size, batch), least)
             case = f"{size} batch {batch} {options.dtype}"
             result = cases[case] = measure(model, order, batch, options)

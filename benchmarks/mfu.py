@@ -10,7 +10,7 @@ import re
 
 import torch
 
-from benchmarks.common import in_turn, make_inputs, make_model, middle, parser, sampling, save, table
+from benchmarks.common import case_parser, in_turn, make_inputs, make_model, middle, sampling, save, table
 
 # Dense bf16 TFLOP/s from the vendors' data sheets, by words of the name that CUDA reports; the first match counts.
 PEAKS = {
@@ -44,7 +44,7 @@ def peak_of(device: str, dtype: str, given: float | None) -> float:
 
 
 def main() -> None:
-    arguments = parser(__doc__, sizes=("S/2", "L/2"), batches=(1, 8, 64, 256))
+    arguments = case_parser(__doc__, sizes=("S/2", "L/2"), batches=(1, 8, 64, 256))
     arguments.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device, dense; known for common cards")
     arguments.add_argument("--check", action="store_true", help="only say the peak, or why there is none")
     options = arguments.parse_args()

@@ -31,7 +31,7 @@ from libs.models import build_model
 from libs.sampling.denoiser import Denoiser, Guidance
 from libs.trainer import ema_update, make_optimizer
 
-CONFIGS = {"L/2": "imagenet256_uvit_large", "H/2": "imagenet256_uvit_huge", "DiT-XL/2": "imagenet256_dit_xl"}
+EXPERIMENTS = {"L/2": "imagenet256_uvit_large", "H/2": "imagenet256_uvit_huge", "DiT-XL/2": "imagenet256_dit_xl"}
 JOBS = ("forward", "guided", "train")
 
 
@@ -40,7 +40,7 @@ def make_job(
 ) -> tuple[Callable[[], None], AbstractContextManager[None]]:
     """One call of the job, and the context of all calls; what it needs lives as long as it does."""
     torch.manual_seed(0)
-    config = importlib.import_module(f"configs.{CONFIGS[size]}").get_config()
+    config = importlib.import_module(f"configs.{EXPERIMENTS[size]}").get_config()
     process = regimes.process(config)
     model = build_model(config).to(options.device)
     n, device = options.batch, options.device
@@ -95,7 +95,7 @@ def measure(name: str, size: str, options: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=tuple(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--sizes", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--batch", type=int, default=1, metavar="N")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="after the first; default: 1")

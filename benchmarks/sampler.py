@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
+    case_parser,
     cells,
     in_turn,
     make_inputs,
     make_model,
     middle,
-    parser,
     ratios,
     sampling,
     save,
@@ -31,7 +31,7 @@ from libs.codecs import Identity
 from libs.exits import EXIT_POLICIES
 from libs.regimes import Labels, Regime
 from libs.run import Run
-from libs.sampling.inflight import BATCHES
+from libs.sampling.inflight import IN_FLIGHT
 from libs.sampling.sampler import Sampler
 from libs.sampling.solvers import dpm_solver_pp_2m
 from sde import VPLinear
@@ -72,7 +72,7 @@ def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
         "full": dict(policy=EXIT_POLICIES["full"](), batch_size=batch),
         "lockstep": dict(policy=EXIT_POLICIES["threshold"](certainty=0.5), batch_size=batch),
         "in flight": dict(policy=EXIT_POLICIES["threshold"](certainty=0.5), batch_size=batch, inflight=True),
-        f"lockstep x {BATCHES}": dict(policy=EXIT_POLICIES["threshold"](certainty=0.5), batch_size=BATCHES * batch),
+        f"lockstep x {IN_FLIGHT}": dict(policy=EXIT_POLICIES["threshold"](certainty=0.5), batch_size=IN_FLIGHT * batch),
     }
     made, rows = {}, {way: [] for way in ways}
     hooks = [
@@ -115,7 +115,7 @@ def measure(model, batch: int, run: Run, options: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    arguments = parser(__doc__, sizes=("tiny",), batches=(16, 64, 256))
+    arguments = case_parser(__doc__, sizes=("tiny",), batches=(16, 64, 256))
     arguments.add_argument("--steps", type=int, default=10, help="network evaluations per image; default: 10")
     arguments.add_argument("--factor", type=int, default=8, help="batches per measurement; default: 8")
     arguments.set_defaults(rounds=15, budget=40)

@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.common import autocast, cells, in_turn, make_trainable, middle, parser, ratios, save, table
+from benchmarks.common import autocast, case_parser, cells, in_turn, make_trainable, middle, ratios, save, table
 from libs.losses import Objective
 from libs.trainer import ema_update
 from sde import VPLinear
 
-KINDS = ("plain", "uem")
+TRAINED_KINDS = ("plain", "uem")
 
 
 def make_step(kind: str, size: str, batch: int, options: argparse.Namespace) -> Callable[[], None]:
@@ -76,8 +76,8 @@ def own_peak(kind: str, size: str, batch: int, options: argparse.Namespace) -> i
 
 
 def main() -> None:
-    arguments = parser(__doc__, sizes=("S/2",), batches=(8,))
-    arguments.add_argument("--memory_of", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = case_parser(__doc__, sizes=("S/2",), batches=(8,))
+    arguments.add_argument("--memory_of", choices=TRAINED_KINDS, help=argparse.SUPPRESS)
     arguments.set_defaults(budget=90)
     options = arguments.parse_args()
     if options.memory_of:
@@ -86,11 +86,11 @@ def main() -> None:
     cases, rows = {}, [("case", "kind", "seconds", "time", "25 %", "75 %", "peak MB", "memory", "rounds")]
     for size in options.sizes:
         for batch in options.batches:
-            peaks = {kind: peak_memory(kind, size, batch, options) for kind in KINDS}
-            seconds = in_turn({kind: make_step(kind, size, batch, options) for kind in KINDS}, options)
+            peaks = {kind: peak_memory(kind, size, batch, options) for kind in TRAINED_KINDS}
+            seconds = in_turn({kind: make_step(kind, size, batch, options) for kind in TRAINED_KINDS}, options)
             case = f"{size} batch {batch} {options.dtype}"
             cases[case] = {}
-            for kind in KINDS:
+            for kind in TRAINED_KINDS:
                 record = cases[case][kind] = {
                     "seconds": middle(seconds[kind]),
                     "time_ratio": middle(ratios(seconds, kind, "plain")),

@@ -141,7 +141,7 @@ def depth_at(exits: AllExits, certainty: float) -> Tensor:
 
 # ---- which exits a batch trains ------------------------------------------------------------------------------------
 
-DEPTHS = ("all", "random", "schedule")
+TRAINED_DEPTHS = ("all", "random", "schedule")
 CELLS = 1_000  # equal parts of [0, 1) in which the times of one depth are told apart: DDPM's levels
 
 
@@ -156,7 +156,7 @@ class Depths:
     """
 
     def __init__(self, config, model: EarlyExitModel, process: Process, objective: Objective):
-        self.kind = lookup(DEPTHS, config.train.depths, "train.depths")
+        self.kind = lookup(TRAINED_DEPTHS, config.train.depths, "train.depths")
         self.points, self.seed, self.alone = model.points, config.seed, objective.plain
         self.learn = self.points if model.gaussian is None else self.points[1:]  # nothing is learned at a Gaussian
         if self.kind != "all" and config.train.freeze_backbone:

@@ -158,23 +158,23 @@ class Regime:
 
 def pixels(config) -> Regime:
     """Images as they are, with class labels where the network has classes."""
-    check(config, "pixels")
+    check_regime(config, "pixels")
     return assembled(config, Identity(), labels(config), cache(lambda: open_dataset(config, network_shape(config))))
 
 
 def latents(config) -> Regime:
     """Latents of the KL autoencoder, with class labels where the network has classes."""
-    check(config, "latents")
+    check_regime(config, "latents")
     training = cache(lambda: open_dataset(config, moments_shape(config)))
-    return assembled(config, autoencoder(config), labels(config), training)
+    return assembled(config, kl_codec(config), labels(config), training)
 
 
 def text_to_image(config) -> Regime:
     """Latents of the KL autoencoder, with contexts of CLIP's text encoder."""
-    check(config, "text")
+    check_regime(config, "text")
     training = cache(lambda: open_captions(config))
     conditions = Texts(config.dataset.p_uncond > 0, training, cache(lambda: open_texts(config)))
-    return assembled(config, autoencoder(config), conditions, training)
+    return assembled(config, kl_codec(config), conditions, training)
 
 
 def assembled(config, codec, conditions: Conditions, dataset: Callable[[], Any]) -> Regime:
@@ -193,7 +193,7 @@ def of(config) -> Regime:
     return lookup(REGIMES, config.regime, "regime")(config)
 
 
-def check(config, name: str) -> None:
+def check_regime(config, name: str) -> None:
     lookup(REGIMES, config.regime, "regime")
     if config.regime != name:
         script = SCRIPTS[config.regime]
@@ -212,7 +212,7 @@ def moments_shape(config) -> tuple[int, int, int]:
     return (2 * channels, *size)
 
 
-def autoencoder(config) -> KL:
+def kl_codec(config) -> KL:
     codec = KL(**config.autoencoder)
     if codec.latent_channels != config.nnet.in_chans:
         raise ValueError(

@@ -29,7 +29,7 @@ from libs import files
 
 # How long processes wait for one another before the job counts as stuck. NCCL's own 10 minutes would end a run while
 # one process computes a reference or its larger share; a process that died is noticed by the launcher at once.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+PROCESS_TIMEOUT = InitProcessGroupKwargs(timeout=timedelta(hours=24))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -123,7 +123,7 @@ class Stopping:
         if self.world == 1:
             return self.signal is not None
         if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE.timeout)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PROCESS_TIMEOUT.timeout)
         before, flag = self._asked, torch.tensor([self.signal or 0])
         maximum = torch.distributed.ReduceOp.MAX
         self._asked = flag, torch.distributed.all_reduce(flag, maximum, group=self._group, async_op=True)

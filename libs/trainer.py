@@ -58,7 +58,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     dataset = regime.dataset()
     newest = checkpoints.found(run.dir)[-1:]
     settings = config.to_dict() | {"mixed_precision": run.accelerator.mixed_precision}
-    meta = describe_machine() | {"config": settings, "data": fingerprint(dataset), "depths": depths.fingerprint}
+    meta = describe_machine() | {"config": settings, "data": dataset_fingerprint(dataset), "depths": depths.fingerprint}
     if dataset.class_names:
         meta["class_names"] = list(dataset.class_names)
     resumed_at = int(newest[0].stem) if newest else 0
@@ -97,7 +97,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     # ---- resume: everything below depends on `step` only
     state = TrainState(model, ema, optimizer, lr_scheduler, run.accelerator.scaler)
     run.say(checkpoints.resume(state, run.dir))
-    run.say(describe(run, model, dataset))
+    run.say(startup_line(run, model, dataset))
     if run.is_main:
         checkpoints.tidy(run.dir, train.keep)
         checkpoints.truncate_log(run.dir / "train.jsonl", state)
@@ -120,7 +120,7 @@ def fit(config, regime: Regime, run: Run) -> None:
     with run.stopping.deferred():
         for step in say_progress(range(first, train.n_steps), train.n_steps, "train", run, done=first, lines=True):
             if state.step == step:
-                batch = draw(stream, config, regime, run, step, shares[0], depths)
+                batch = draw_batch(stream, config, regime, run, step, shares[0], depths)
                 sums: dict[str, Tensor] = {}
                 for micro in shares[1]:
                     context = nullcontext() if micro.stop == len(batch.x) else run.accelerator.no_sync(ddp)
@@ -173,7 +173,7 @@ def fit(config, regime: Regime, run: Run) -> None:
             if run.is_main and (done or best or stop or due(state.step, train.save_interval)):
                 if best:
                     checkpoints.keep_best(run.dir, ema, meta)
-                path = checkpoints.save(state, run.dir, meta, train.keep)
+                path = checkpoints.save_state(state, run.dir, meta, train.keep)
             if stop:
                 note = f"step {state.step} of {train.n_steps} is saved as {path}; the same command goes on from there"
                 raise Stopped(run.stopping.signal, note)
@@ -205,7 +205,7 @@ class Batch:
         return replace(self, **{name: of[part] for name, of in vars(self).items() if isinstance(of, Tensor)})
 
 
-def draw(stream, config, regime: Regime, run: Run, step: int, rows: slice, depths: Depths) -> Batch:
+def draw_batch(stream, config, regime: Regime, run: Run, step: int, rows: slice, depths: Depths) -> Batch:
     """The batch of `step`: rows `rows` of the global batch."""
     x, stored = next(stream)  # (b, C, H, W), and labels (b,) or contexts (b, tokens, width)
     key = (config.seed, step, config.train.batch_size, regime.shape, rows)
@@ -303,7 +303,7 @@ def log_line(step: int, n_steps: int, values: dict[str, float], depth: int, cert
     return "  ".join([*parts, f"{values['memory_gb']:.2f} GB"])
 
 
-def describe(run: Run, model, dataset) -> str:
+def startup_line(run: Run, model, dataset) -> str:
     """Where and what is trained, in one line."""
     gpu = run.device.type == "cuda"
     device = torch.cuda.get_device_name(run.device) if gpu else f"CPU, {torch.get_num_threads()} threads"
@@ -315,7 +315,7 @@ def describe(run: Run, model, dataset) -> str:
     )
 
 
-def fingerprint(dataset, n: int = 16) -> str:
+def dataset_fingerprint(dataset, n: int = 16) -> str:
     """Identifies the data, wherever they lie: their number, shape and labels and `n` images spread over them."""
     indices = torch.linspace(0, len(dataset) - 1, n, dtype=torch.float64).round().long()
     columns = [indices, torch.zeros(n, dtype=torch.bool), *([torch.zeros(n)] if dataset.draws else [])]

@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 
 def work(config, regime: Regime, run: Run) -> None:
-    taus, budgets = utils.numbers("oracle"), utils.numbers("budget")
+    taus, budgets = utils.flag_numbers("oracle"), utils.flag_numbers("budget")
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed, n_times=FLAGS.times)
     found = analyze(config, regime, run, **options, taus=taus, budgets=budgets)
     run.say(f"pictures: {', '.join(found['pictures'])}")

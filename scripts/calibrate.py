@@ -24,7 +24,7 @@ from absl import flags
 import utils
 from libs import regimes
 from libs.analysis.budget import DEPTHS, OBJECTIVES, spend
-from libs.analysis.calibrate import POLICIES, calibrate, summary
+from libs.analysis.calibrate import POLICY_OF, calibrate, summary
 from libs.regimes import Regime
 from libs.run import Run
 
@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 
 def work(config, regime: Regime, run: Run) -> None:
     given = [name for name in ("budget", "seconds", "max_quality_loss") if FLAGS[name].value is not None]
-    asked = {name: utils.numbers(name) for name in given}
+    asked = {name: utils.flag_numbers(name) for name in given}
     options = dict(n_images=FLAGS.images, seed=FLAGS.seed)
     if FLAGS.nodes == "keep":
         unfit = [name for name in ("seconds", "depth", "objective") if FLAGS[name].present]
@@ -43,7 +43,7 @@ def work(config, regime: Regime, run: Run) -> None:
             raise ValueError("--nodes=keep takes one --budget or --max_quality_loss")
         one = {name: value for name, (value,) in asked.items()}
         found = calibrate(config, regime, run, **one, **options, n_bins=FLAGS.bins)
-        print(json.dumps({"path": found["path"], **{part: summary(found[part]) for part in POLICIES}}))
+        print(json.dumps({"path": found["path"], **{part: summary(found[part]) for part in POLICY_OF}}))
         return
     if FLAGS["bins"].present:
         raise ValueError(f"--bins={FLAGS.bins} is of the thresholds that --nodes=keep finds: leave it out")

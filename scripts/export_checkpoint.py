@@ -30,7 +30,7 @@ def release(state: dict, source: Path, output: Path) -> None:
         raise ValueError(f"{source} does not say which experiment it belongs to; give a <step>.ckpt folder")
     about["config"] |= OF_THE_MACHINE
     about["config"]["dataset"]["path"] = ""
-    checkpoints.write({key: value.half() for key, value in state.items()}, output, about)
+    checkpoints.write_weights({key: value.half() for key, value in state.items()}, output, about)
     file = checkpoints.file_of(source)
     for path in file.parent.glob(plan_name(file, "*")):
         what = path.stem.partition("plan-")[2]
@@ -50,13 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.suffix not in endings:
         parser.error(f"{args.output} must end in {' or '.join(endings)}")
     try:
-        state = checkpoints.to_ours(checkpoints.read(args.file))
+        state = checkpoints.to_ours(checkpoints.read_weights(args.file))
         if args.layout == "released":
             release(state, args.file, args.output)
         else:
             about = checkpoints.about(args.file) if args.layout == "ours" and not args.bare else None
             state = state if args.layout == "ours" else checkpoints.export(state, args.layout)
-            checkpoints.write(state, args.output, about)
+            checkpoints.write_weights(state, args.output, about)
     except ValueError as error:
         parser.error(str(error) if str(args.file) in str(error) else f"{args.file}: {error}")
     print(f"{args.output}: {len(state)} tensors in the layout of {args.layout}")

@@ -37,7 +37,7 @@ from libs.data.imagenet import ImageNet
 from libs.data.images import ImageFolder
 from libs.data.shards import Sharded
 from libs.files import read_lines
-from libs.run import PATIENCE, Run
+from libs.run import PROCESS_TIMEOUT, Run
 
 PROMPTS = (
     "A lighthouse on a rocky coast at dusk",
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.deterministic = True
     out = options.out / options.split if options.command == "coco" else options.out
     # Processes wait for the slowest one's shard.
-    run = Run(out, Accelerator(cpu=options.cpu, kwargs_handlers=[PATIENCE]))
+    run = Run(out, Accelerator(cpu=options.cpu, kwargs_handlers=[PROCESS_TIMEOUT]))
     with run.stopping:
         summary = work(options, out, run)
     if run.is_main:

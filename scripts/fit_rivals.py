@@ -16,7 +16,7 @@ from absl import flags
 import utils
 from libs import regimes
 from libs.analysis.calibrate import calls_name
-from libs.analysis.rivals import KINDS, fit_gates
+from libs.analysis.rivals import GATES, fit_gates
 from libs.files import write_json
 from libs.regimes import Regime
 from libs.run import Run
@@ -34,7 +34,7 @@ def work(config, regime: Regime, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("kind", "learned_cache", list(KINDS), "A table by call, or a gate by image.")
+    flags.DEFINE_enum("kind", "learned_cache", list(GATES), "A table by call, or a gate by image.")
     flags.DEFINE_float("budget", 0.7, "Share of the MACs of these calls at full depth to spend, gates included.")
     flags.DEFINE_integer("images", 64, "Images to learn from.")
     flags.DEFINE_integer("epochs", 30, "Gradient steps, each over all calls.")

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def describe(path: Path) -> list[str]:
     """The lines to print."""
-    state = checkpoints.read(path)
+    state = checkpoints.read_weights(path)
     try:
         kind, settings = checkpoints.kind(state), checkpoints.infer(state)
     except ValueError as error:

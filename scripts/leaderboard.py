@@ -50,7 +50,7 @@ def append(board: Path, numbers: dict) -> str:
     seconds, best = float(sig(1 / head["speedup_over_best_plain"])), record_of(text, data)  # as the board has it
     if best is not None and seconds >= best:
         return f"{sig(seconds)} of the best plain sampling's seconds is no record on {data}: the best is {sig(best)}."
-    write_file(board, f"{text.rstrip()}\n{row(head, data, seconds, numbers)}\n")
+    write_file(board, f"{text.rstrip()}\n{leaderboard_row(head, data, seconds, numbers)}\n")
     return f"{data}: {head['setting']['label']} takes {sig(seconds)} of the best plain sampling's seconds, the record."
 
 
@@ -60,7 +60,7 @@ def record_of(text: str, data: str) -> float | None:
     return min(map(float, found), default=None)
 
 
-def row(head: dict, data: str, seconds: float, numbers: dict) -> str:
+def leaderboard_row(head: dict, data: str, seconds: float, numbers: dict) -> str:
     def change(key: str) -> str:
         return (
             "not measured" if head[key] is None else signed(Estimate(head[key], *(head["intervals"][key] or ()), n=3))

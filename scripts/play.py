@@ -65,7 +65,7 @@ def page(sampler: Sampler, n: int = 8):
             for images in (both.full, both.early)
             for part in (gallery(images), draw_depths(images.depth, images.trace.t, depth))
         ]
-        return headline(both, what), *shown
+        return speed_line(both, what), *shown
 
     with gr.Blocks(title="Adaptive depth") as built:
         gr.Markdown(f"## Adaptive depth\n{sampler.config.dataset.name}, {depth} layers, {n} images of one noise seed")
@@ -97,7 +97,7 @@ def page(sampler: Sampler, n: int = 8):
     return built
 
 
-def headline(both: SideBySide, what: str) -> str:
+def speed_line(both: SideBySide, what: str) -> str:
     full, early = both.seconds
     layers = [images.mean_depth.mean() for images in (both.early, both.full)]
     return (

@@ -31,7 +31,7 @@ DATA = PAGE.with_suffix("") / "questions.toml"
 EVEN = "calls are evenly spaced: no speed-up here is over the best plain sampling"
 
 
-def load(path: Path) -> dict[str, dict]:
+def load_questions(path: Path) -> dict[str, dict]:
     """Question -> its entry, with the variables filled into the commands; "model" is what all questions share.
 
     `file` of an entry is where its values and its table are, but those that name another file.
@@ -53,7 +53,7 @@ def load(path: Path) -> dict[str, dict]:
 # ---- running -------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) -> bool:
+def run_commands(name: str, lines: list[list[str]], log: Path, finished: dict[str, str]) -> bool:
     """Run a question's commands but those in `finished` (command -> question); returns whether all succeeded."""
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # `python` is this one
@@ -115,7 +115,7 @@ def compared(found: dict) -> dict[str, dict]:
     }
 
 
-def table(spec: dict) -> str:
+def markdown_table(spec: dict) -> str:
     """Markdown: a file as it is (.md), or points (results.jsonl, or the JSON of scripts.compare) beside the first one.
 
     `only`: regular expression of the labels that have a row.
@@ -149,8 +149,8 @@ def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, n
             if values != old.get("values"):
                 fresh[name] |= now | {"values": values}
         spec = entry.get("table")
-        if spec and Path(spec["file"]).is_file() and table(spec) != old.get("table"):
-            fresh[name] |= now | {"table": table(spec)}
+        if spec and Path(spec["file"]).is_file() and markdown_table(spec) != old.get("table"):
+            fresh[name] |= now | {"table": markdown_table(spec)}
         picture = entry.get("picture")
         if picture and Path(picture["file"]).is_file():
             target = folder / Path(picture["file"]).name
@@ -160,7 +160,7 @@ def refresh(questions: dict[str, dict], record: dict[str, dict], folder: Path, n
     return fresh
 
 
-def page(questions: dict[str, dict], record: dict[str, dict]) -> str:
+def questions_page(questions: dict[str, dict], record: dict[str, dict]) -> str:
     """The document: an index (question, answer, number), then every question with its answer first, and its table."""
     names = [name for name in questions if name != "model"]
     texts = {name: filled(questions[name], record[name]) for name in names}
@@ -201,14 +201,14 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write(logs: Path) -> list[str]:
+def write_questions(logs: Path) -> list[str]:
     """Refresh the record, write the page; returns the questions whose words are older than their last run."""
-    questions = load(DATA)
+    questions = load_questions(DATA)
     path = DATA.with_name("record.json")
     now = {"date": datetime.date.today().isoformat(), "commit": commit()}
     record = refresh({k: v for k, v in questions.items() if k != "model"}, read_json(path, "record"), DATA.parent, now)
     write_json(path, record)
-    write_file(PAGE, page(questions, record))
+    write_file(PAGE, questions_page(questions, record))
 
     def last_run(name: str) -> str:
         log = logs / f"{name}.log"
@@ -224,13 +224,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="write docs/questions.md, run nothing")
     parser.add_argument("--logs", type=Path, default=Path("runs/questions"), metavar="DIR", help="default: %(default)s")
     args = parser.parse_args(argv)
-    known = load(DATA)
+    known = load_questions(DATA)
     model = known.pop("model")["commands"]
     if unknown := [name for name in args.questions if name not in known]:
         parser.error(f"{', '.join(unknown)}: there are {', '.join(known)}")
     wanted = {name: known[name] for name in args.questions or known}
     if args.write:
-        for name in write(args.logs):
+        for name in write_questions(args.logs):
             print(f"{name}: was run after its words were recorded; read them again")
         print(PAGE)
         return
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
             print("\n    ".join([f"{name}  {entry['ask']}", *lines]))
         return
     lines, finished = {"model": model} | {name: entry["commands"] for name, entry in wanted.items()}, {}
-    sys.exit(not all([run(name, lines[name], args.logs / f"{name}.log", finished) for name in lines]))
+    sys.exit(not all([run_commands(name, lines[name], args.logs / f"{name}.log", finished) for name in lines]))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def make(args: argparse.Namespace) -> dict:
         raise ValueError(f"--output={args.output} must end in .npz.")
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError(f"--batch_size={args.batch_size} must be at least 1 and --workers={args.workers} at least 0.")
-    dataset = open_dataset(args)
+    dataset = open_real(args)
     extractor = build_extractor(args.extractor, dataset.shape, args.device)
     moments = Moments(extractor.n_features, extractor.device)
     rows = [range(i, min(i + args.batch_size, len(dataset))) for i in range(0, len(dataset), args.batch_size)]
@@ -80,7 +80,7 @@ def make(args: argparse.Namespace) -> dict:
     }
 
 
-def open_dataset(args: argparse.Namespace) -> Dataset:
+def open_real(args: argparse.Namespace) -> Dataset:
     """The data set of --dataset with its --set settings, or of --images."""
     if args.images:
         if args.set:

@@ -34,7 +34,7 @@ def write_page(argv: list[str] | None, command: str) -> tuple[Path, list[str]]:
         parser.error(f"--output={output}: the page needs a name that ends in .html")
     numbers = args.json or (output.with_suffix(".json") if command == "compare" else None)
     try:
-        found = report.load(directories, names)
+        found = report.load_report(directories, names)
         found.write(output)
         if numbers:
             found.write_numbers(numbers)

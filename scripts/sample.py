@@ -30,7 +30,7 @@ from libs.run import Run
 FLAGS = flags.FLAGS
 
 
-def numbers(text: str, flag: str) -> tuple[int, ...]:
+def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
     """ "0-2,7" -> (0, 1, 2, 7)."""
     found: list[int] = []
     for part in text.split(","):
@@ -59,7 +59,7 @@ def wanted(config) -> tuple[int, ...]:
         raise ValueError("give either --n (that many images) or --seeds (these)")
     if FLAGS.n is not None and FLAGS.n < 1:
         raise ValueError(f"--n={FLAGS.n}: at least 1 image can be made")
-    ids = numbers(FLAGS.seeds, "--seeds") if FLAGS.seeds else tuple(range(FLAGS.n or config.sample.n_samples))
+    ids = whole_numbers(FLAGS.seeds, "--seeds") if FLAGS.seeds else tuple(range(FLAGS.n or config.sample.n_samples))
     if len(set(ids)) < len(ids):
         raise ValueError(f"--seeds={FLAGS.seeds} has a number twice")
     return ids

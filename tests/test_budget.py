@@ -15,7 +15,7 @@ from libs.analysis import budget as budgets
 from libs.analysis import joint
 from libs.analysis.budget import spend
 from libs.analysis.joint import WITHIN, Choice, Search
-from libs.analysis.trajectory import Trajectory, best_path, learn, step_errors
+from libs.analysis.trajectory import Trajectory, best_path, learn_trajectory, step_errors
 from libs.exits import EXIT_POLICIES
 from libs.metrics.cost import macs_per_image
 from libs.models import build_model
@@ -37,7 +37,7 @@ def setup(run, monkeypatch):
     for parameter in [*model.heads.parameters(), *model.uem.parameters()]:
         parameter.data += 0.2 * torch.randn_like(parameter)
     config.nnet_path = str(run.dir / "nnet_ema.pth")
-    checkpoints.write(model.state_dict(), config.nnet_path)
+    checkpoints.write_weights(model.state_dict(), config.nnet_path)
     return config, regimes.pixels(config), run
 
 
@@ -96,7 +96,7 @@ def test_the_teacher_is_full_depth(setup):
     config, regime, run = setup
     sampler = Sampler.open(config, regime, run)
     plan = dpm_solver_pp_2m(regime.process, steps=9, grid="power:2", lower_order_final=False)
-    seen = learn(sampler, plan, 1e-3, np.arange(4), seed=7)
+    seen = learn_trajectory(sampler, plan, 1e-3, np.arange(4), seed=7)
     own = [seen.error[max(i - 1, 0), i, i + 1, -1] for i in range(9)]
     assert max(own) < 1e-5 < seen.error[0, 3, 9].min()  # its own steps lead to its own states
     assert (seen.depth[:, -1] == 0).all() and (seen.depth[:, 0] > 0).all() and seen.gain[-1] == 1

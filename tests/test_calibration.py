@@ -201,7 +201,7 @@ def setup(run):
     for parameter in [*model.heads.parameters(), *model.uem.parameters()]:
         parameter.data += 0.2 * torch.randn_like(parameter)
     config.nnet_path = str(run.dir / "nnet.pth")
-    weights.write(model.state_dict(), config.nnet_path)
+    weights.write_weights(model.state_dict(), config.nnet_path)
     return config, model.eval(), regimes.pixels(config), run
 
 

@@ -22,7 +22,7 @@ from configs import base
 from libs import checkpoints as weights
 from libs import regimes, trainer
 from libs.evaluation import evaluate as evaluator
-from libs.evaluation.sweep import read
+from libs.evaluation.sweep import read_entry
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = ["--config.nnet.embed_dim=32", "--config.nnet.depth=4", "--config.mixed_precision=no"]
@@ -87,7 +87,7 @@ def mistakes(tmp_path, trained):
     text.write_text("<html>quota exceeded</html>")
     torch.save({"model": Path("x")}, pickled)
     uvit = tmp_path / "uvit.pth"
-    weights.write(weights.export(weights.read(good), "uvit"), uvit)
+    weights.write_weights(weights.export(weights.read_weights(good), "uvit"), uvit)
     (tmp_path / "empty").mkdir()
     evaluate = ["eval.py", f"--config={CONFIG}", *NETWORK, *SAMPLING]
     train = ["train.py", f"--config={CONFIG}", *SMALL]
@@ -276,7 +276,7 @@ def test_public_settings(setting, tmp_path, monkeypatch, capsys):
 
 def test_what_public_settings_became_is_there():
     """Catches a message that names a setting that was renamed since, and a row about a setting that came back."""
-    known = {*utils.names(base.config().to_dict()), *(f"nnet.{key}" for key in ("clip_dim", "num_classes"))}
+    known = {*utils.setting_names(base.config().to_dict()), *(f"nnet.{key}" for key in ("clip_dim", "num_classes"))}
     for public, instead in base.PUBLIC.items():
         assert "=" in public or public not in known
         assert set(re.findall(r"(?:[a-z_]+\.)+[a-z_]+", instead)) <= known, instead
@@ -396,7 +396,7 @@ def test_comparison_script(scripts):
     sweeps = [ast.literal_eval(a.partition("=")[2]) for call in calls for a in call if "eval.sweep=" in a]
     assert len(sweeps) == 9 and all(len(methods) == len(set(methods)) for methods in sweeps)
     for entry in (entry for sweep in sweeps for entry in sweep):
-        read(entry)
+        read_entry(entry)
     searched = [call for call in calls if "scripts.calibrate" in call and "--nodes=keep" not in call]
     own = [call for call in searched if "--config=configs/digits_uvit_tiny.py" in call]
     asked = [a for call in own for a in call if a.startswith("--budget=")]

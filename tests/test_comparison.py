@@ -233,7 +233,7 @@ def test_plans_of_one_budget_are_one_setting(tmp_path):
         plan |= {"exit": {"name": "planned", "path": f"runs/{number}/plan.json"}, "nfe": 5 + number}
         plan["sampler"]["grid"] = f"1,0.{number + 1},0.001"
         results.write_text("".join(json.dumps(line) + "\n" for line in (full, plan)))
-    found = report.load(directories)
+    found = report.load_report(directories)
     assert len(found.entries) == 2 and found.entries[1].placement == "5 calls of its plan"
     row = found.numbers()["points"][1]
     assert row["exit"]["path"] == "plan.json"
@@ -259,7 +259,7 @@ def test_points_of_one_label_and_other_settings_stay_apart(tmp_path):
     ):
         kept = tmp_path / str(len(list(tmp_path.iterdir())))
         kept.mkdir()
-        entries = report.load([alike(kept, "one", first), alike(kept, "two", second)]).entries
+        entries = report.load_report([alike(kept, "one", first), alike(kept, "two", second)]).entries
         labels = {entry.label for entry in entries}
         assert len(entries) == len(labels) == 3, labels
 
@@ -268,9 +268,9 @@ def test_another_budget_is_no_other_training_of_a_plan(tmp_path):
     """Catches a mean over the plans of two budgets where two trainings are compared."""
     plans = [{"exit": {"name": "planned", "path": f"run{i}/n{i}-plan-budget-0.{i}.json"}} for i in (1, 1, 2)]
     ones = [alike(tmp_path, f"run{i}", {"exit": plans[0]["exit"]}, seed=i) for i in (1, 2)]
-    assert len(report.load(ones).entries) == 2
+    assert len(report.load_report(ones).entries) == 2
     other = alike(tmp_path, "run3", plans[2], seed=3)
-    assert [entry.family for entry in report.load([ones[0], other]).entries] == ["full"]
+    assert [entry.family for entry in report.load_report([ones[0], other]).entries] == ["full"]
 
 
 def test_the_rival_is_chosen_on_the_selection_seed(tmp_path):
@@ -314,7 +314,7 @@ def test_tolerance_is_the_evaluations(tmp_path):
     directory = evaluation(tmp_path / "a", points, noise=0.01)
     for tolerance, label in ((0.05, None), (0.1, "threshold 0.9")):
         (tmp_path / "a" / "config.json").write_text(json.dumps({"eval": {"tolerance": tolerance}}))
-        found = report.load([directory])
+        found = report.load_report([directory])
         head = found.numbers()["headline"]
         found.write(tmp_path / "a.html")
         assert (head and head["setting"]["label"]) == label
@@ -330,7 +330,7 @@ def test_without_times_nothing_is_called_fast(tmp_path):
         for key in ("seconds_per_image", "seconds_per_image_runs", "images_per_s"):
             del line["metrics"][key]
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = report.load([directory])
+    found = report.load_report([directory])
     found.write(tmp_path / "a.html")
     said = found.sentences()
     assert "of the GMACs (not timed)" in said[0] and not any("fast as" in text for text in said)
@@ -578,7 +578,7 @@ def test_files_of_wrong_kinds_are_named(wrong, place, tmp_path):
     first, *rest = (directory / "results.jsonl").read_text().splitlines()
     (directory / "results.jsonl").write_text("\n".join([json.dumps(json.loads(first) | wrong), *rest]))
     with pytest.raises(ValueError, match=place):
-        report.load([str(directory)])
+        report.load_report([str(directory)])
 
 
 # ---- files and commands --------------------------------------------------------------------------------------------
@@ -587,10 +587,10 @@ def test_files_of_wrong_kinds_are_named(wrong, place, tmp_path):
 def test_report_and_comparison_agree(tmp_path):
     """Catches two pages that say different things about one directory."""
     directory = evaluation(tmp_path / "a", n_seeds=2)
-    report.load([directory]).write(tmp_path / "one.html")
+    report.load_report([directory]).write(tmp_path / "one.html")
     compare.main([directory, f"--output={tmp_path / 'two.html'}"])
     assert (tmp_path / "one.html").read_text() == (tmp_path / "two.html").read_text()
-    assert json.loads((tmp_path / "two.json").read_text())["claim"] == report.load([directory]).sentences()[:2]
+    assert json.loads((tmp_path / "two.json").read_text())["claim"] == report.load_report([directory]).sentences()[:2]
 
 
 def test_page_and_command(tmp_path, capsys):
@@ -627,7 +627,7 @@ def test_evaluations_without_a_common_point_are_refused(tmp_path):
     evaluation(tmp_path / "a", points=POINTS[:2], seed=1)
     evaluation(tmp_path / "b", points=POINTS[2:4], seed=2)
     with pytest.raises(ValueError, match="no point was measured in all of them"):
-        report.load([tmp_path / "a", tmp_path / "b"], ["m", "m"])
+        report.load_report([tmp_path / "a", tmp_path / "b"], ["m", "m"])
 
 
 def test_leaderboard_holds_records_only(tmp_path, capsys):

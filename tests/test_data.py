@@ -641,7 +641,7 @@ def wait_or_die(row: int) -> int:
 @pytest.mark.slow
 def test_workers_that_stop_answering_end_the_run(monkeypatch):
     """A full /dev/shm, a lost file descriptor or a killed worker, for which training waited for ever."""
-    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "WORKER_TIMEOUT", 0.5)
     for row in (0, 1):
         with pytest.raises(ValueError, match=r"with 1 worker processes failed .*workers=0.*--shm-size.*ulimit -n"):
             list(workers.read_in_workers(wait_or_die, [row], 1))

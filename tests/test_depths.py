@@ -15,7 +15,7 @@ from libs import regimes, trainer
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.exits.static import layers_at
 from libs.losses import CELLS, Depths, Objective
-from libs.run import PATIENCE, Run
+from libs.run import PROCESS_TIMEOUT, Run
 from sde import PROCESSES
 
 POINTS = (1, 2, 3, 4, 5, 6, 7)
@@ -176,7 +176,7 @@ def test_two_processes_equal_one(tmp_path):
         config = load("digits_uvit_tiny", "quick")
         config.cpu, config.mixed_precision, config.optimizer.name = True, "no", "adamw"
         config.train.update(n_steps=6, sample_interval=0, depths="random")
-        run = Run(tmp_path / str(world), Accelerator(cpu=True, kwargs_handlers=[PATIENCE]))
+        run = Run(tmp_path / str(world), Accelerator(cpu=True, kwargs_handlers=[PROCESS_TIMEOUT]))
         trainer.fit(config, regimes.pixels(config), run)
 
     for world in (1, 2):

@@ -288,10 +288,10 @@ def test_a_file_of_another_network_names_the_experiment(tmp_path):
     torch.save(state, tmp_path / "dit.pt")
     with pytest.raises(ValueError, match=r"it is a dit and nnet.name is 'uvit'; take configs/imagenet512_dit_xl.py"):
         checkpoints.load(tiny(), tmp_path / "dit.pt")
-    checkpoints.write(tiny().state_dict(), tmp_path / "uvit.pth")
+    checkpoints.write_weights(tiny().state_dict(), tmp_path / "uvit.pth")
     with pytest.raises(ValueError, match=r"it is a uvit and nnet.name is 'dit'; take configs/\*_uvit_\*.py"):
         checkpoints.load(small(), tmp_path / "uvit.pth")
-    checkpoints.write(checkpoints.export(small().state_dict(), "dit"), tmp_path / "small.pth")
+    checkpoints.write_weights(checkpoints.export(small().state_dict(), "dit"), tmp_path / "small.pth")
     with pytest.raises(ValueError, match="nnet.img_size: 8 in the file, 16 in the config"):
         checkpoints.load(small(img_size=16), tmp_path / "small.pth")
     with pytest.raises(ValueError, match="layout dit holds a DiT or SiT"):

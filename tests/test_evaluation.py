@@ -22,7 +22,7 @@ from libs.evaluation.monitor import Monitor
 from libs.files import file_hash, read_json
 from libs.metrics import Moments, build_extractor
 from libs.models import build_model
-from libs.run import PATIENCE, Run
+from libs.run import PROCESS_TIMEOUT, Run
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_records_are_the_same_for_any_number_of_processes(config, tmp_path):
     configs = [changed(config, sample__n_samples=n, eval__paired=m, eval__metrics=("kid",)) for n, m in cases]
 
     def work(processes: int) -> None:
-        accelerator = Accelerator(cpu=True, kwargs_handlers=[PATIENCE])
+        accelerator = Accelerator(cpu=True, kwargs_handlers=[PROCESS_TIMEOUT])
         for number, config in enumerate(configs):
             evaluate(config, regimes.of(config), Run(tmp_path / f"{processes}-{number}", accelerator))
 
@@ -181,8 +181,8 @@ def line(family, label, seconds, distance, ssim=0.9, **sampler):
 def said_of(lines, folder):
     run = Run.single(folder)
     run.write_json("config.json", {"eval": {"tolerance": 0.05}})
-    records.write(lines, run)
-    return records.summary_lines(lines, records.recommend(lines, run))
+    records.write_results(lines, run)
+    return records.summary_lines(lines, records.claim_of(lines, run))
 
 
 def test_recommended_is_faster_than_full_depth(tmp_path):
@@ -214,7 +214,7 @@ def test_results_are_json(tmp_path):
     """Catches NaN in a file that is called JSON."""
     assert records.finite(float("nan")) is None and records.finite(1.5) == 1.5
     with pytest.raises(ValueError, match="JSON"):
-        records.write([{"value": float("inf")}], Run.single(tmp_path))
+        records.write_results([{"value": float("inf")}], Run.single(tmp_path))
     assert not (tmp_path / "results.jsonl").exists()
 
 

@@ -231,7 +231,7 @@ def test_a_run_takes_its_data_and_keeps_them(tmp_path):
     _, means, _ = moments(DATASETS["digits"](), Identity(), 10)
     sampler = Sampler.load(first / "last.ckpt", device="cpu")
     assert torch.allclose(sampler.model.gaussian.mean.double(), means, atol=1e-6)
-    known = infer(checkpoints.read(first / "last.ckpt"))
+    known = infer(checkpoints.read_weights(first / "last.ckpt"))
     assert known["nnet.gaussian"] == 20 and known["nnet.points"] == ()
 
     finish(start("train.py", *flags, "--config.train.n_steps=3", f"--workdir={first}"))  # resumed
@@ -257,7 +257,7 @@ def test_a_network_gets_an_exit_0_later(run):
     config = digits_uvit_tiny.get_config("quick")
     config.nnet.gaussian = 0
     old, path = build_model(config), run.dir / "old.pth"
-    checkpoints.write(old.state_dict(), path)
+    checkpoints.write_weights(old.state_dict(), path)
     config.nnet.gaussian = 8
     model = build_model(config)
     said = checkpoints.load(model, path, start=True)
@@ -268,13 +268,13 @@ def test_a_network_gets_an_exit_0_later(run):
         checkpoints.load(model, path)
     for uem in ("linear", "ahead"):  # and back
         config.uem.name, config.nnet.gaussian = uem, 8
-        checkpoints.write(build_model(config).state_dict(), path)
+        checkpoints.write_weights(build_model(config).state_dict(), path)
         config.nnet.gaussian = 0
         checkpoints.load(build_model(config), path, start=True)
     config.uem.name, config.nnet.gaussian = "linear", 8
     model = build_model(config)
     backbone = {key: value for key, value in old.state_dict().items() if key.startswith("backbone.")}
-    checkpoints.write(backbone, path)
+    checkpoints.write_weights(backbone, path)
     checkpoints.load(model, path, full_depth=True)
     assert model.points[0] == 1 and model.gaussian is None
 
@@ -288,7 +288,7 @@ def test_plans_of_no_layers_or_all(run):
     model = build_model(config)
     model.gaussian.fit(*moments(DATASETS["digits"](), Identity(), 10))
     config.nnet_path = str(run.dir / "nnet_ema.pth")
-    checkpoints.write(model.state_dict(), config.nnet_path)
+    checkpoints.write_weights(model.state_dict(), config.nnet_path)
     (found,) = spend(config, regimes.pixels(config), run, {"budget": [0.1]}, depth="ends", n_images=8)
     assert found["path"].endswith("plan-budget-0.1-ends.json")
     assert set(found["plan"]["layers"]) <= {0, model.depth} and found["report"]["met"]
@@ -302,7 +302,7 @@ def test_plans_of_no_layers_or_all(run):
     assert not any(found["plan"]["max_u"])  # a split sends images to an exit in between
 
     config.nnet.gaussian = 0
-    checkpoints.write(build_model(config).state_dict(), config.nnet_path)
+    checkpoints.write_weights(build_model(config).state_dict(), config.nnet_path)
     with pytest.raises(ValueError, match="nnet.gaussian"):
         spend(config, regimes.pixels(config), run, {"budget": [0.1]}, depth="ends", n_images=8)
 

@@ -84,7 +84,7 @@ def experiment(name: str, folder: Path, **train):
 def train(config, directory: Path) -> dict:
     run = Run.single(directory)
     trainer.fit(config, regimes.of(config), run)
-    return weights.read(directory / "last.ckpt" / "nnet.pth")
+    return weights.read_weights(directory / "last.ckpt" / "nnet.pth")
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_train_resume_evaluate_report(name, folder, tmp_path, monkeypatch):
     wanted = {"clip_score_clip", "mmd_clip_"} if text else {"kid_pixels", "precision_pixels", "recall_pixels"}
     assert wanted <= found
     if name != "imagenet256_uvit_huge":  # which differs from the large one in time, not in what a report shows
-        page = report.load([run.dir]).write(run.dir / "report.html").read_text()
+        page = report.load_report([run.dir]).write(run.dir / "report.html").read_text()
         assert "tied" in page and "free" in page
     used = np.load(run.dir / "points" / records[-1]["slug"] / "trace.npz")["used"]
     assert used.shape[1] == 2 and (used[:, 0] == used[:, 1]).all()  # tied branches leave together
@@ -361,10 +361,10 @@ def test_settings_without_images_bind_nobody(model, tmp_path):
 
 def test_ranges():
     """Catches an end that is left out."""
-    assert sample.numbers("0-2,7, 9-9", "--seeds") == (0, 1, 2, 7, 9)
+    assert sample.whole_numbers("0-2,7, 9-9", "--seeds") == (0, 1, 2, 7, 9)
     for text in ("", "3-1", "a", "1-", "-1", "1,,2"):
         with pytest.raises(ValueError, match="--seeds="):
-            sample.numbers(text, "--seeds")
+            sample.whole_numbers(text, "--seeds")
 
 
 def test_picture_folders_have_classes(tmp_path):

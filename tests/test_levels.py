@@ -143,10 +143,10 @@ def test_published_sampling_has_the_larger_variance():
 def test_equal_seconds():
     """Catches a rival that is slower than ours, and a win over nobody: cells faster than every plain one."""
     found = {"ours": [2, 4], "ddim": [1, 2], "seconds_per_call": {"matched-c2": 0.4, "control-c0": 1.0}, "cells": {}}
-    for eta in levels.SAMPLERS:  # seconds 0.8 and 1.6 of ours, 1 and 2 of theirs
+    for eta in levels.PUBLISHED_SAMPLERS:  # seconds 0.8 and 1.6 of ours, 1 and 2 of theirs
         for network, c, fids in (("matched", 2, {2: 1.0, 4: 4.0}), ("control", 0, {1: 5.0, 2: 3.0})):
             found["cells"] |= {f"{network}-c{c}-eta{eta}-{n}": {"fid": fid} for n, fid in fids.items()}
-    assert levels.beaten(found) == (4, [f"eta {eta}, 4 steps" for eta in levels.SAMPLERS])
+    assert levels.beaten(found) == (4, [f"eta {eta}, 4 steps" for eta in levels.PUBLISHED_SAMPLERS])
     found["cells"]["control-c0-eta0.5-1"]["fid"] = 3.5  # any eta is a rival
     assert levels.beaten(found) == (4, [])
 
@@ -184,7 +184,7 @@ def test_dropout_resumes_and_is_off_in_samples(tmp_path):
         for n_steps in steps:
             config.train.update(n_steps=n_steps, save_interval=1)
             trainer.fit(config, regimes.pixels(config), Run.single(directory))
-        return weights.read(directory / "last.ckpt" / "nnet.pth"), config
+        return weights.read_weights(directory / "last.ckpt" / "nnet.pth"), config
 
     (whole, config), (resumed, _) = train(tmp_path / "whole", 3), train(tmp_path / "resumed", 1, 3)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)

@@ -361,8 +361,8 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(25, 3)), draw.normal(size=(30, 3)) + 0.5
     whole = kid(x, y), rbf_mmd(x, y), *precision_recall(x, y)
-    monkeypatch.setattr(kernel, "ROWS", 7)
-    monkeypatch.setattr(prc, "ROWS", 7)
+    monkeypatch.setattr(kernel, "KERNEL_ROWS", 7)
+    monkeypatch.setattr(prc, "DISTANCE_ROWS", 7)
     assert (kid(x, y), rbf_mmd(x, y), *precision_recall(x, y)) == pytest.approx(whole)
 
 
@@ -525,7 +525,7 @@ def no_inception(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("a download was started")
 
-    monkeypatch.setattr(extractors, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(extractors, "ASSETS_FOLDER", tmp_path / "assets")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     return tmp_path / "assets" / "inception", tmp_path / "torch" / "hub" / "checkpoints"

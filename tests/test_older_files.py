@@ -18,7 +18,7 @@ from libs.evaluation import samples
 from libs.evaluation.evaluate import evaluate
 from libs.evaluation.timing import time_together
 from libs.exits import EXIT_POLICIES, Trace
-from libs.report.read import read as read_report
+from libs.report.read import read_evaluations as read_report
 from libs.run import Run
 from tests.test_configs import load
 

@@ -9,7 +9,7 @@ from test_configs import load
 from libs import regimes
 from libs.evaluation import evaluate as evaluator
 from libs.evaluation import sweep as points_module
-from libs.evaluation.sweep import Method, parse, points, read
+from libs.evaluation.sweep import Method, parse_entry, points, read_entry
 from libs.exits import Refresh, Residual
 from libs.models import build_model
 from libs.run import Alone
@@ -75,7 +75,7 @@ def quick(**settings):
 )
 def test_sweep_entries(entry, family, label, settings):
     """Catches entries that are read as another method, lose a setting, or share a label with another point."""
-    method = parse(entry)
+    method = parse_entry(entry)
     assert (method.family, method.label, method.settings) == (family, label, settings)
 
 
@@ -103,7 +103,7 @@ def test_sweep_entries(entry, family, label, settings):
 def test_sweep_mistakes(entry, message):
     """Catches a typing error that evaluates something else; the entry and what is allowed must be named."""
     with pytest.raises(ValueError) as caught:
-        read(entry)
+        read_entry(entry)
     assert message in str(caught.value) and f"eval.sweep entry {entry!r}" in str(caught.value)
 
 
@@ -115,14 +115,14 @@ def test_entries_as_dicts_and_files(tmp_path):
         {"policy": "schedule", "shares": [0.5, 1.0], "refresh": 2},
         {},
     ]
-    assert [read(entry) for entry in dicts] == [[parse(entry)] for entry in text]
-    plans = [read("plan=a/b.json"), read({"plan": "a/b.json"})]
+    assert [read_entry(entry) for entry in dicts] == [[parse_entry(entry)] for entry in text]
+    plans = [read_entry("plan=a/b.json"), read_entry({"plan": "a/b.json"})]
     assert plans == [[Method("planned", {"path": "a/b.json"})]] * 2
     (tmp_path / "sweep.json").write_text(json.dumps([*dicts[:2], "full"]))
-    assert read(str(tmp_path / "sweep.json")) == [parse(entry) for entry in text]
+    assert read_entry(str(tmp_path / "sweep.json")) == [parse_entry(entry) for entry in text]
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match="eval.sweep is .*sweep.json"):
-        read(str(tmp_path / "sweep.json"))
+        read_entry(str(tmp_path / "sweep.json"))
 
 
 def test_points_on_grids():
@@ -144,7 +144,7 @@ def test_points_with_solver_settings():
     assert own.plan.cm[-1, 1] != 0 and default.plan.cm[-1, 1] == 0 and exits.plan.cm[-1, 1] != 0
     assert own.solver["lower_order_final"] is False and own.slug != default.slug and own.family == "plain"
     dicts = {"steps": 4, "grid": "power:2", "lower_order_final": False}
-    assert read(dicts) == read(f"{plain},lower_order_final=False")
+    assert read_entry(dicts) == read_entry(f"{plain},lower_order_final=False")
     with pytest.raises(ValueError, match="lower_order_final is no setting of ddim; it has eta"):
         points(quick(eval__sweep=("steps=4,sampler=ddim,lower_order_final=False",)))
 
@@ -204,9 +204,9 @@ def test_residual_of_the_configured_policy():
 
 def test_a_path_is_text():
     """Catches a file name that is read as a number or an expression, or that breaks the folder of the point."""
-    method = parse("matched_static.path=runs/4/points/a=b/trace.npz")
+    method = parse_entry("matched_static.path=runs/4/points/a=b/trace.npz")
     assert method.settings == {"path": "runs/4/points/a=b/trace.npz"} and "/" not in method.label
-    assert parse("calibrated.path=12").settings == {"path": "12"}
+    assert parse_entry("calibrated.path=12").settings == {"path": "12"}
     assert Method("schedule", {"path": "x/0.6.json"}).label == "schedule path 0.6"
 
 

@@ -13,7 +13,7 @@ from test_inflight import case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from libs import regimes, trainer
-from libs.checkpoints import read
+from libs.checkpoints import read_weights
 from libs.exits import EXIT_POLICIES
 from libs.models import EarlyExitModel
 from libs.run import Alone, Run
@@ -99,7 +99,7 @@ def test_a_training_step_that_overflows_is_skipped(tmp_path):
     skipped = norms.index(next(norm for norm in norms if norm is not None))  # null: not finite
     assert 1 <= skipped <= 3 and all(norm is None for norm in norms[:skipped])
     assert all(0 < norm < 100 for norm in norms[skipped:]), "without the scale, 2^10 or more"
-    before, after = (read(tmp_path / f"ckpts/{step}.ckpt/nnet.pth") for step in (skipped, 5))
-    first = read(tmp_path / "ckpts/1.ckpt/nnet.pth")
+    before, after = (read_weights(tmp_path / f"ckpts/{step}.ckpt/nnet.pth") for step in (skipped, 5))
+    first = read_weights(tmp_path / "ckpts/1.ckpt/nnet.pth")
     assert all(torch.equal(before[name], first[name]) for name in first), "a skipped step changed the weights"
     assert any(not torch.equal(before[name], after[name]) for name in first)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from libs.evaluation.sweep import read
+from libs.evaluation.sweep import read_entry
 from scripts import questions
 
 ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS = questions.load(questions.DATA)
+QUESTIONS = questions.load_questions(questions.DATA)
 RECORD = json.loads(questions.DATA.with_name("record.json").read_text())
 NAMES = [f"Q{n}" for n in range(1, 47)]
 
@@ -30,7 +30,9 @@ def test_every_question_is_there():
 
 def test_the_page_is_what_the_data_say():
     """Catches a page that was edited by hand, or that is older than the numbers it quotes."""
-    assert questions.PAGE.read_text() == questions.page(QUESTIONS, RECORD), "run python -m scripts.questions --write"
+    assert questions.PAGE.read_text() == questions.questions_page(QUESTIONS, RECORD), (
+        "run python -m scripts.questions --write"
+    )
 
 
 def test_the_page_answers_first():
@@ -78,7 +80,7 @@ def check_settings(module: str, arguments: list[str]) -> None:
                 node = node[part]
             if key == "config.eval.sweep":
                 for entry in ast.literal_eval(value):
-                    read(entry)
+                    read_entry(entry)
         else:
             assert key in flags_of(module), (module, key)
 
@@ -145,13 +147,13 @@ def test_tables_are_read_from_the_files(tmp_path):
     (tmp_path / "frontier.json").write_text(json.dumps(found))
     (tmp_path / "levels.md").write_text("| a |\n")
     for name in ("results.jsonl", "frontier.json"):
-        rows = questions.table({"file": str(tmp_path / name), "only": "^threshold"}).splitlines()[2:]
+        rows = questions.markdown_table({"file": str(tmp_path / name), "only": "^threshold"}).splitlines()[2:]
         assert rows == ["| threshold 0.98 | 1.50 | 0.50 | 0.50 | 2.50 |"]
-    (row,) = questions.table({"file": str(tmp_path / "frontier.json"), "only": "^small"}).splitlines()[2:]
+    (row,) = questions.markdown_table({"file": str(tmp_path / "frontier.json"), "only": "^small"}).splitlines()[2:]
     assert row == "| small: full depth | 3.00 | 1.00 | 1.00 | 5.00 |"
     spec = {"file": str(tmp_path / "frontier.json"), "key": ["small: full depth", "quality"]}
     assert questions.measure(spec) == 5.0
-    assert questions.table({"file": str(tmp_path / "levels.md")}) == "| a |"
+    assert questions.markdown_table({"file": str(tmp_path / "levels.md")}) == "| a |"
 
 
 def test_runner(document, capsys):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from libs.codecs import KL
 from libs.codecs.kl import compvis
 from libs.data.coco import CocoImages
-from libs.data.extract import begin, verify
+from libs.data.extract import begin_extraction, verify
 from libs.data.fashion_mnist import FashionMNIST
 from libs.data.features import CaptionShards, LatentShards
 from libs.data.features_npy import CaptionFiles, LatentFiles
@@ -108,7 +108,7 @@ def read_latents(folder: Path, kind=LatentShards, **options) -> None:
 
 
 def read_plan(folder: Path) -> None:
-    begin(folder, {"flips": True})
+    begin_extraction(folder, {"flips": True})
     verify(folder, {0: ["a.npy"]})
 
 

@@ -110,10 +110,10 @@ def test_released_files_are_small():
 
 def test_plans_of_two_weight_files_in_one_folder(tmp_path):
     """Catches the plan of one .pth file that replaces, or serves, the other's."""
-    state = checkpoints.read(checkpoint(tmp_path / "2.ckpt"))
+    state = checkpoints.read_weights(checkpoint(tmp_path / "2.ckpt"))
     about = checkpoints.about(tmp_path / "2.ckpt")
     for name in ("one", "two"):
-        checkpoints.write(state, tmp_path / f"{name}.pth", about)
+        checkpoints.write_weights(state, tmp_path / f"{name}.pth", about)
     (tmp_path / plan_name(tmp_path / "one.pth", "budget-0.3")).write_text(json.dumps(PLAN))
     assert Sampler.load(tmp_path / "one.pth", device="cpu").budgets == (0.3,)
     assert Sampler.load(tmp_path / "two.pth", device="cpu").budgets == ()

@@ -135,7 +135,11 @@ def evaluation(directory: Path, branches: int = 1, size: int = 12) -> Path:
 
 
 def html_of(*directories, output=None) -> str:
-    return report.load(directories).write(output or Path(directories[0]) / "report.html").read_text(encoding="utf-8")
+    return (
+        report.load_report(directories)
+        .write(output or Path(directories[0]) / "report.html")
+        .read_text(encoding="utf-8")
+    )
 
 
 @pytest.fixture(scope="module")

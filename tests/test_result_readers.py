@@ -10,7 +10,7 @@ from conftest import tiny
 
 from libs.checkpoints import training_state
 from libs.exits import EXIT_POLICIES, Trace
-from libs.report.read import read as read_report
+from libs.report.read import read_evaluations as read_report
 from libs.trainer import make_lr_scheduler, make_optimizer
 from tests.test_configs import load
 from tests.test_readers import campaign
@@ -65,7 +65,7 @@ def run_files(folder: Path) -> dict[str, bytes]:
     run = folder / "example"
     run.mkdir()
     meta = {"config": load("digits_uvit_tiny", "quick").to_dict(), "changes": []}
-    training_state.save(fresh_state(), run, meta, keep=1)
+    training_state.save_state(fresh_state(), run, meta, keep=1)
     files = {f"run/{p.relative_to(run)}": p.read_bytes() for p in run.glob("ckpts/0.ckpt/*")}
     return files | {"run/train.jsonl": b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'}
 

@@ -18,9 +18,9 @@ from test_reuse import PROCESS, STEPS, denoiser, samples
 from configs import base
 from libs import checkpoints, regimes
 from libs.analysis import rivals
-from libs.analysis.rivals import KINDS, fit_gates
+from libs.analysis.rivals import GATES, fit_gates
 from libs.evaluation.records import point_key
-from libs.evaluation.sweep import make_point, parse
+from libs.evaluation.sweep import make_point, parse_entry
 from libs.exits import EXIT_POLICIES, looking_back
 from libs.exits.sublayers import gate
 from libs.metrics.cost import macs_per_image
@@ -163,7 +163,7 @@ def shallow_file(folder, **settings) -> str:
     config.update_from_flattened_dict(settings)
     torch.manual_seed(5)
     path = folder / "shallow.pth"
-    checkpoints.write(build_model(config).state_dict(), path, {"config": config.to_dict()})
+    checkpoints.write_weights(build_model(config).state_dict(), path, {"config": config.to_dict()})
     return str(path)
 
 
@@ -222,14 +222,16 @@ def test_a_checkpoint_folder_as_the_second_network(tmp_path):
     """Catches a point that cannot be recognised when an evaluation resumes, since its network is no file."""
     sampler, keys = quick(), []
     sampler.config.nnet_path = str(tmp_path / "deep.pth")
-    checkpoints.write(sampler.model.state_dict(), sampler.config.nnet_path)
+    checkpoints.write_weights(sampler.model.state_dict(), sampler.config.nnet_path)
     (tmp_path / "last.ckpt").mkdir()
     about = {"config": sampler.config.to_dict()}
     for seed in (0, 1):
         torch.manual_seed(seed)
-        checkpoints.write(build_model(sampler.config).state_dict(), tmp_path / "last.ckpt" / "nnet_ema.pth", about)
+        checkpoints.write_weights(
+            build_model(sampler.config).state_dict(), tmp_path / "last.ckpt" / "nnet_ema.pth", about
+        )
         for _ in range(2 - seed):  # the same file twice; written twice, a pickle's bytes may differ
-            point = make_point(parse(f"duo.path={tmp_path}/last.ckpt,duo.first=2"), sampler)
+            point = make_point(parse_entry(f"duo.path={tmp_path}/last.ckpt,duo.first=2"), sampler)
             keys.append(point_key(point, "reference"))
     assert keys[0] == keys[1] != keys[2]
 
@@ -358,13 +360,13 @@ def test_gates_that_are_sure(tmp_path, monkeypatch):
     config = load("digits_uvit_tiny", "quick")
     config.sample.sample_steps = 3
     config.nnet_path = str(tmp_path / "w.pth")
-    checkpoints.write(build_model(config).state_dict(), config.nnet_path)
+    checkpoints.write_weights(build_model(config).state_dict(), config.nnet_path)
 
     def learn(model, gates, *_):
         gates.bias.data = -60 - torch.arange(10.0).view(5, 2)  # (layer, sublayer): the first are the least sure
         return {}
 
-    monkeypatch.setattr(rivals, "learn", learn)
+    monkeypatch.setattr(rivals, "learn_gates", learn)
     found = fit_gates(config, regimes.pixels(config), Alone("cpu"), "lazy_gate", budget=0.95, n_images=4)
     closed = (np.array(found["bias"]) >= 0).reshape(-1).tolist()
     assert closed == sorted(closed, reverse=True) and 0 < sum(closed) < 10
@@ -390,7 +392,7 @@ def test_fits_that_are_refused(options, message):
         fit_gates(config, regimes.pixels(config), Alone("cpu"), "lazy_gate", budget=0.7, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GATES)
 def test_fit(kind, tmp_path):
     """Catches gates that learn the wrong sign, and a budget that is not spent.
 
@@ -406,7 +408,7 @@ def test_fit(kind, tmp_path):
         last = block.mlp.fc2 if j else block.attn.proj
         last.weight.data.zero_(), last.bias.data.zero_()
     config.nnet_path = str(tmp_path / "w.pth")
-    checkpoints.write(model.state_dict(), config.nnet_path)
+    checkpoints.write_weights(model.state_dict(), config.nnet_path)
     macs, calls = model.macs(), 6
     late = calls // 2 if kind == "learned_cache" else calls - 1
     saved = sum(macs.sublayers[j] for _, j in useless)

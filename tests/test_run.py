@@ -81,7 +81,7 @@ def test_weights_of_a_gpu_run_on_a_cpu(tmp_path, monkeypatch):
     config = load("digits_uvit_tiny", "quick")
     for trained, here in (("fp16", "auto"), ("bf16", "auto"), ("no", "no"), ("", "")):
         known = {"config": config.to_dict() | {"mixed_precision": trained}}
-        checkpoints.write(build_model(config).state_dict(), tmp_path / "w.safetensors", known)
+        checkpoints.write_weights(build_model(config).state_dict(), tmp_path / "w.safetensors", known)
         assert base.get_config(str(tmp_path / "w.safetensors")).mixed_precision == here
         found = Sampler.load(tmp_path / "w.safetensors").run.precision
         assert found == precision_on(torch.device("cpu"), here or "no")

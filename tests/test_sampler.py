@@ -30,7 +30,7 @@ def checkpoint(folder, **changes):
     for key in [key for key in state if key.startswith("uem.") and key.endswith("weight")]:
         state[key] = 3 * torch.randn_like(state[key])  # uncertainties that differ, so that images leave at many exits
     folder.mkdir()
-    weights.write(state, folder / "nnet_ema.pth")
+    weights.write_weights(state, folder / "nnet_ema.pth")
     (folder / "meta.json").write_text(json.dumps({"config": config.to_dict(), "class_names": ["cat", "dog", "owl"]}))
     return folder
 

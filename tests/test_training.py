@@ -120,7 +120,7 @@ def test_accumulation_equals_the_full_batch(tmp_path):
         run = Run.single(tmp_path / str(accumulate))
         config = small_config(n_steps=4, accumulate=accumulate, grad_clip=0.0)
         trainer.fit(config, regimes.pixels(config), run)
-        states.append(weights.read(run.dir / "ckpts/4.ckpt/nnet.pth"))
+        states.append(weights.read_weights(run.dir / "ckpts/4.ckpt/nnet.pth"))
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=2e-3, atol=2e-5)
 
@@ -133,7 +133,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
         config = small_config(n_steps=3)
         config.nnet.use_checkpoint = use_checkpoint
         trainer.fit(config, regimes.pixels(config), run)
-        states.append(weights.read(run.dir / "last.ckpt" / "nnet.pth"))
+        states.append(weights.read_weights(run.dir / "last.ckpt" / "nnet.pth"))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -175,7 +175,7 @@ def test_frozen_backbone_stays(tmp_path):
     torch.manual_seed(config.seed)
     start = trainer.build_model(config).state_dict()
     trainer.fit(config, regimes.pixels(config), run)
-    end = weights.read(run.dir / "last.ckpt" / "nnet.pth")
+    end = weights.read_weights(run.dir / "last.ckpt" / "nnet.pth")
     moved = {key.split(".")[0] for key in start if not torch.equal(start[key], end[key])}
     assert moved == {"uem", "heads"}
 
@@ -285,7 +285,7 @@ def test_best_survives_a_kill_between_save_and_keep(tmp_path, monkeypatch):
             trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / name))
         monkeypatch.setattr(checkpoints, name, original)
         trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / name))
-        a, b = (weights.read(tmp_path / run / "best.pth") for run in ("whole", name))
+        a, b = (weights.read_weights(tmp_path / run / "best.pth") for run in ("whole", name))
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 

@@ -275,9 +275,9 @@ def test_a_file_of_diffusers(old, tmp_path):
     net.save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     if old:
-        state = {first_names(key): value for key, value in weights.read(path).items()}
+        state = {first_names(key): value for key, value in weights.read_weights(path).items()}
         assert any("proj_attn" in key for key in state)
-        weights.write(state, path)
+        weights.write_weights(state, path)
     model = EarlyExitModel(UNet(**NET), ESTIMATORS["linear"], heads="own")
     assert "ddpm weights" in weights.load(model, path, start=True)
     x, _, time, _ = inputs(3)
@@ -314,7 +314,7 @@ def test_settings_are_read_from_own_files(uem, exits, tmp_path):
     twin = build_model(config)
     assert found["uem.name"] == uem and found["nnet.num_classes"] == 4 and build_model(config).points == model.points
     assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
-    weights.write(model.state_dict(), tmp_path / "own.pth")
+    weights.write_weights(model.state_dict(), tmp_path / "own.pth")
     other = EarlyExitModel(UNet(**NET | dict(widths=(8, 16)), num_classes=4), ESTIMATORS[uem], heads="own")
     with pytest.raises(ValueError, match=r"nnet.widths: \(8, 16, 16\) in the file, \(8, 16\) in the config"):
         weights.load(other, tmp_path / "own.pth")

@@ -54,7 +54,7 @@ def file_of(kind: str, path: Path, seed=1, **net) -> Path:
         }
         torch.save(state, path)
     else:
-        weights.write(state, path)
+        weights.write_weights(state, path)
     return path
 
 
@@ -81,9 +81,9 @@ def test_loads_by_its_keys(kind, suffix, tmp_path):
 def test_adadiff_certainty_becomes_uncertainty(tmp_path):
     """sigmoid of the file's head is certainty: a head that says certain everywhere must give u near 0."""
     path = file_of("adadiff", tmp_path / "a.pth")
-    state = weights.read(path)
+    state = weights.read_weights(path)
     state["lte_classifer.2.lte.bias"] += 9
-    weights.write(state, path)
+    weights.write_weights(state, path)
     network = model("adadiff")
     weights.load(network, path)
     x, _, time, _ = inputs(2)
@@ -133,7 +133,7 @@ def test_fine_tuning_from_adadiff_keeps_its_estimators(tmp_path):
 def test_fine_tuning_with_another_estimator(tmp_path):
     """Another uem.name than the file's: catches heads or a backbone that start anew with the estimators."""
     trained, network = (EarlyExitModel(UViT(**NET), ESTIMATORS[name], heads="own") for name in ("linear", "attention"))
-    weights.write(trained.state_dict(), tmp_path / "w.pth")
+    weights.write_weights(trained.state_dict(), tmp_path / "w.pth")
     before = {key: value.clone() for key, value in network.uem.state_dict().items()}
     assert "estimator and head tensors start fresh" in weights.load(network, tmp_path / "w.pth", start=True)
     assert same(before, network.uem.state_dict())
@@ -150,11 +150,11 @@ def test_fine_tuning_with_another_estimator(tmp_path):
 @pytest.mark.parametrize("layout", weights.LAYOUTS)
 def test_round_trips_are_exact(layout, suffix, tmp_path):
     """Theirs -> ours -> theirs and ours -> theirs -> ours, to the last bit: catches a lost key, a sign, a dtype."""
-    theirs = weights.read(file_of(layout, tmp_path / "theirs.pth"))
+    theirs = weights.read_weights(file_of(layout, tmp_path / "theirs.pth"))
     assert same(weights.export(weights.to_ours(theirs), layout), theirs)
     ours = model(layout, seed=2).state_dict()
-    weights.write(weights.export(ours, layout), tmp_path / f"x{suffix}")
-    back, plain = weights.to_ours(weights.read(tmp_path / f"x{suffix}")), ("uvit", "dit")
+    weights.write_weights(weights.export(ours, layout), tmp_path / f"x{suffix}")
+    back, plain = weights.to_ours(weights.read_weights(tmp_path / f"x{suffix}")), ("uvit", "dit")
     assert same(back, {key: value for key, value in ours.items() if layout not in plain or key.startswith("backbone.")})
     half = {key: value.half() for key, value in theirs.items()}
     assert same(weights.export(weights.to_ours(half), layout), half)
@@ -165,9 +165,9 @@ def test_export_command(tmp_path, capsys):
     path = file_of("adadiff", tmp_path / "a.pth")
     export_checkpoint.main([str(path), str(tmp_path / "ours.safetensors"), "--layout=ours"])
     export_checkpoint.main([str(tmp_path / "ours.safetensors"), str(tmp_path / "b.pth"), "--layout=adadiff"])
-    assert same(weights.read(path), weights.read(tmp_path / "b.pth"))
+    assert same(weights.read_weights(path), weights.read_weights(tmp_path / "b.pth"))
     export_checkpoint.main([str(path), str(tmp_path / "u.pth"), "--layout=uvit"])
-    assert weights.kind(weights.read(tmp_path / "u.pth")) == "uvit"
+    assert weights.kind(weights.read_weights(tmp_path / "u.pth")) == "uvit"
     for arguments, message in (
         ([str(path), str(tmp_path / "c.ckpt"), "--layout=uvit"], "must end in .pth"),
         ([str(tmp_path / "u.pth"), str(tmp_path / "c.pth"), "--layout=adadiff"], "one linear map after every layer"),
@@ -261,7 +261,7 @@ def test_inspect_command(kind, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"{path}: {kind} weights" in text and "nnet.embed_dim = 32" in text and "(assumed:" in text
     assert ("uncertainty estimators; evaluate at full depth" in text) == (kind == "uvit")
-    count = sum(value.numel() for value in weights.to_ours(weights.read(path)).values())
+    count = sum(value.numel() for value in weights.to_ours(weights.read_weights(path)).values())
     assert f"{count:,} parameters" in text
     macs = model(kind).macs()
     for k in [*([0] if kind == "uva" else []), 1, 2, 3, 4, 5]:
@@ -275,7 +275,7 @@ def test_inspect_refuses(tmp_path, capsys):
     """A file that lacks tensors is not described as if it were whole."""
     state = weights.export(model("uvit").state_dict(), "uvit")
     del state["in_blocks.1.mlp.fc2.bias"]
-    weights.write(state, tmp_path / "x.pth")
+    weights.write_weights(state, tmp_path / "x.pth")
     with pytest.raises(SystemExit):
         inspect_checkpoint.main([str(tmp_path / "x.pth")])
     assert "missing: backbone.in_blocks.1.mlp.fc2.bias" in capsys.readouterr().err
@@ -295,7 +295,7 @@ class Malicious:
 def refused(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     """Bad files, and what the message must say."""
     good, safe = file_of("uvit", tmp_path / "good.pth"), tmp_path / "good.safetensors"
-    weights.write(weights.read(good), safe)
+    weights.write_weights(weights.read_weights(good), safe)
     cases = {}
 
     def case(name: str, content: bytes, message: str):
@@ -307,7 +307,7 @@ def refused(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         torch.save(content, tmp_path / name)
         cases[name] = (tmp_path / name, message)
 
-    whole, tensors = good.read_bytes(), weights.read(good)
+    whole, tensors = good.read_bytes(), weights.read_weights(good)
     case("cut.pth", whole[: len(whole) // 2], "truncated")
     case("cut_short.pth", whole[:40], "truncated")
     case("cut.safetensors", safe.read_bytes()[:-100], "truncated")
@@ -346,7 +346,7 @@ def test_bad_files_are_refused(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_training_states_of_others_load(wrapper, prefix, tmp_path):
     """Catches a file refused, or read without its averaged weights, for what other trainers put around them."""
-    tensors = weights.read(file_of("uvit", tmp_path / "plain.pth"))
+    tensors = weights.read_weights(file_of("uvit", tmp_path / "plain.pth"))
     named = {prefix + key: value for key, value in tensors.items()}
     other = {prefix + key: value + 1 for key, value in tensors.items()}
     states = {
@@ -356,14 +356,14 @@ def test_training_states_of_others_load(wrapper, prefix, tmp_path):
         "nested": {"model": {"state_dict": named}, "step": 1},
     }
     torch.save(states[wrapper], tmp_path / "wrapped.pth")
-    assert same(weights.read(tmp_path / "wrapped.pth"), tensors)
+    assert same(weights.read_weights(tmp_path / "wrapped.pth"), tensors)
 
 
 def test_a_missing_release_names_its_command(tmp_path, monkeypatch):
     """Catches a path that scripts.download knows and an error that does not say so."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="python -m scripts.download cifar10_uvit_small"):
-        weights.read("assets/uvit/cifar10_uvit_small.pth")
+        weights.read_weights("assets/uvit/cifar10_uvit_small.pth")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -372,7 +372,7 @@ def test_a_config_travels_with_the_weights(suffix, tmp_path):
     config = load_config("digits_uvit_tiny", "quick")
     path = tmp_path / f"w{suffix}"
     known = {"config": config.to_dict(), "class_names": ["zero", "one"]}
-    weights.write(build_model(config).state_dict(), path, known)
+    weights.write_weights(build_model(config).state_dict(), path, known)
     found = weights.about(path)
     assert found["class_names"] == ["zero", "one"] and found["config"]["nnet"]["num_heads"] == 4
     weights.check_config(path, config)
@@ -387,7 +387,7 @@ def test_a_config_travels_with_the_weights(suffix, tmp_path):
             load_model(other, Run.single(tmp_path / "run"))
     config.nnet.attention = "sdpa"  # computed otherwise, the same function
     weights.check_config(path, config)
-    weights.write(weights.read(path), path)
+    weights.write_weights(weights.read_weights(path), path)
     assert weights.about(path) == {} and weights.known(path) == {}
 
 
@@ -396,7 +396,7 @@ def test_a_header_that_lies_about_its_length(length, tmp_path):
     """Catches gigabytes asked for because eight bytes say so."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b'{"a":1}')
-    for read in (weights.read, weights.about):
+    for read in (weights.read_weights, weights.about):
         with pytest.raises(ValueError, match="x.safetensors"):
             read(path)
 
@@ -409,7 +409,7 @@ def test_a_foreign_file_beside_a_meta_json(tmp_path):
     folder = tmp_path / "last.ckpt"
     folder.mkdir()
     (folder / "meta.json").write_text(json.dumps({"config": {"pred": "x0"}, "command": "train.py"}))
-    torch.save(weights.read(path), tmp_path / "best.pth")
+    torch.save(weights.read_weights(path), tmp_path / "best.pth")
     assert weights.about(tmp_path / "best.pth") == {"config": {"pred": "x0"}}
 
 
@@ -438,13 +438,13 @@ def test_the_replications_arguments_are_read(tmp_path):
 def test_adadiff_of_odd_depth_and_networks_without_skips(tmp_path):
     """Catches the head that the public code makes and never runs, and a network whose halves are not joined."""
     path = file_of("adadiff", tmp_path / "odd.pth")
-    state = weights.read(path)
+    state = weights.read_weights(path)
     unused = {f"lte_classifer.5.lte.{name}": state[f"lte_classifer.4.lte.{name}"] for name in ("weight", "bias")}
     torch.save(state | unused, path)
     network = model("adadiff")
     weights.load(network, path)
     path = file_of("adadiff", tmp_path / "straight.pth", skip=False)
-    assert weights.infer(weights.read(path))["nnet.skip"] is False
+    assert weights.infer(weights.read_weights(path))["nnet.skip"] is False
     straight = model("adadiff", seed=3, skip=False)
     weights.load(straight, path)
     with pytest.raises(ValueError, match="nnet.skip: False in the file, True in the config"):
@@ -462,7 +462,7 @@ def test_mutated_files_are_refused_by_name(tmp_path):
     originals = [file_of(kind, tmp_path / f"{kind}{suffix}") for kind in ("uvit", "uva") for suffix in FORMATS]
     known = {"config": {"nnet": {"num_heads": 4}}}
     for suffix in FORMATS:
-        weights.write(weights.read(originals[0]), tmp_path / f"known{suffix}", known)
+        weights.write_weights(weights.read_weights(originals[0]), tmp_path / f"known{suffix}", known)
     originals += [tmp_path / name for name in ("known.safetensors", "known.pth")]
     for number in range(int(os.environ.get("MUTATIONS", 60))):
         original = originals[number % len(originals)]
@@ -481,7 +481,12 @@ def test_mutated_files_are_refused_by_name(tmp_path):
         path = tmp_path / f"mutated{number}" / original.name
         path.parent.mkdir()
         path.write_bytes(content)
-        for read in (weights.read, weights.about, weights.known, lambda p: weights.load(model("uvit"), p, start=True)):
+        for read in (
+            weights.read_weights,
+            weights.about,
+            weights.known,
+            lambda p: weights.load(model("uvit"), p, start=True),
+        ):
             try:
                 read(path)
             except ValueError as error:
@@ -491,9 +496,9 @@ def test_mutated_files_are_refused_by_name(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     """Also in a checkpoint folder without weights."""
     with pytest.raises(ValueError, match="no weight file at .*no.pth"):
-        weights.read(tmp_path / "no.pth")
+        weights.read_weights(tmp_path / "no.pth")
     with pytest.raises(ValueError, match="nnet_ema.pth"):
-        weights.read(tmp_path)
+        weights.read_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -521,24 +526,24 @@ def test_a_config_that_contradicts_the_file(kind, change, message, tmp_path):
 
 def test_missing_and_unexpected_tensors(tmp_path):
     """Named, and never skipped: catches a load that is not strict."""
-    state = weights.read(file_of("adadiff", tmp_path / "a.pth"))
+    state = weights.read_weights(file_of("adadiff", tmp_path / "a.pth"))
     for name, changed, message in (
         ("less.pth", {k: v for k, v in state.items() if k != "norm.weight"}, "missing: backbone.norm.weight"),
         ("no_head.pth", {k: v for k, v in state.items() if k != "lte_classifer.3.lte.bias"}, "uem.maps.4.bias"),
         ("more.pth", state | {"extra.weight": torch.ones(1)}, "unexpected: backbone.extra.weight"),
         ("shape.pth", state | {"norm.bias": torch.ones(5)}, r"backbone.norm.bias: \(5,\) in the file, \(32,\) in the"),
     ):
-        weights.write(changed, tmp_path / name)
+        weights.write_weights(changed, tmp_path / name)
         for options in ({}, {"start": True}, {"full_depth": True}):
             with pytest.raises(ValueError, match=message):
                 weights.load(model("adadiff"), tmp_path / name, **options)
-    probes = weights.read(file_of("uva", tmp_path / "u.pth"))
+    probes = weights.read_weights(file_of("uva", tmp_path / "u.pth"))
     for changed, message in (
         ({"matrix.3.q": torch.ones(1)}, "matrix.3.q"),
         ({"matrix.999.classifier.0.weight": torch.ones(1, 32)}, "the batch's first row for all rows"),
         ({"matrix.0, 7.classifier.0.weight": torch.ones(1, 32)}, "the batch's first row for all rows"),
     ):
-        weights.write(probes | changed, tmp_path / "other.pth")
+        weights.write_weights(probes | changed, tmp_path / "other.pth")
         with pytest.raises(ValueError, match=message):
             weights.load(model("uva"), tmp_path / "other.pth")
 
@@ -614,7 +619,7 @@ def test_public_command_lines(tmp_path):
     ]
     for script, kind, name, flags, families in cases:
         config = load_config(name, "quick")
-        weights.write(weights.export(build_model(config).state_dict(), kind), tmp_path / f"{name}.pth")
+        weights.write_weights(weights.export(build_model(config).state_dict(), kind), tmp_path / f"{name}.pth")
         out, log = tmp_path / name, tmp_path / f"{name}.log"
         line = [script, f"--config=configs/{name}.py:quick", f"--nnet_path={out}.pth", f"--output_path={out}"]
         finished(log, *line, "--config.cpu=True", *flags)
@@ -628,7 +633,7 @@ def test_thresholds_need_estimators(tmp_path):
     """A plain U-ViT with a threshold asked for: an error, not full depth under another name."""
     config = load_config("cifar10_uvit_small", "quick")
     state = build_model(config).state_dict()
-    weights.write(weights.export(state, "uvit"), tmp_path / "u.pth")
+    weights.write_weights(weights.export(state, "uvit"), tmp_path / "u.pth")
     config.nnet_path, config.eval.thresholds = str(tmp_path / "u.pth"), (0.9,)
     with pytest.raises(ValueError, match="no uncertainty estimators"):
         load_model(config, Run.single(tmp_path / "run"))
@@ -640,7 +645,7 @@ def test_training_starts_from_weights_of_the_same_meaning(tmp_path):
     """Catches a fine-tuning with 2 heads of weights with 4, which fit tensor by tensor; what is learned may change."""
     config = load_config("digits_uvit_tiny", "quick")
     path = tmp_path / "w.pth"
-    weights.write(build_model(config).state_dict(), path, {"config": config.to_dict()})
+    weights.write_weights(build_model(config).state_dict(), path, {"config": config.to_dict()})
     config.pretrained_weight, config.pred = str(path), "noise"
     weights.check_config(path, config, start=True)
     config.nnet.num_heads = 2
@@ -652,8 +657,8 @@ def test_training_starts_from_a_released_file(tmp_path):
     """--pretrained_weight: the first EMA weights are the file's; catches a copy made before loading."""
     config = load_config("cifar10_uvit_small", "quick")
     state = weights.export(build_model(config).state_dict(), "uvit")
-    weights.write(state, tmp_path / "u.pth")
+    weights.write_weights(state, tmp_path / "u.pth")
     config.pretrained_weight, config.train.n_steps, config.optimizer.lr = str(tmp_path / "u.pth"), 1, 0.0
     run = Run.single(tmp_path / "run")
     trainer.fit(config, regimes.pixels(config), run)
-    assert same(weights.export(weights.read(run.dir / "last.ckpt"), "uvit"), state)
+    assert same(weights.export(weights.read_weights(run.dir / "last.ckpt"), "uvit"), state)

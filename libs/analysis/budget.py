@@ -10,7 +10,7 @@ import torch
 
 from libs.analysis.calibrate import DepthBench, check_images, distance_of, facts_of
 from libs.analysis.joint import WITHIN, Choice, Search
-from libs.analysis.trajectory import learn
+from libs.analysis.trajectory import learn_trajectory
 from libs.evaluation.timing import time_in_turn, timed
 from libs.exits import EXIT_POLICIES, Trace, run_with_exits
 from libs.files import read_json, write_json
@@ -99,7 +99,7 @@ def spend(
     `asked` holds the values of one of "budget", "seconds" (shares of the reference's) and "max_quality_loss". Smaller
     ones come first, as larger budgets begin with what smaller ones found.
     """
-    check(config, run, asked, n_images, seed)
+    check_request(config, run, asked, n_images, seed)
     ((name, values),) = asked.items()
     sampler = Sampler.open(config, regime, run)
     bench = PlanBench(
@@ -135,7 +135,7 @@ class Planner:
             macs = model.macs()
             cost = np.array([macs.at(k) for k in self.points]) / macs.at(model.depth)
         ids = np.arange(min(bench.n, bench.config.sample.mini_batch_size))
-        seen = learn(sampler, bench.teacher, bench.t_end, ids, bench.seed)
+        seen = learn_trajectory(sampler, bench.teacher, bench.t_end, ids, bench.seed)
         self.all_costs = cost
         last = len(self.points) - 1
         self.exits = {"search": slice(None), "full": slice(last, None), "ends": slice(0, None, last)}[depth]
@@ -300,7 +300,7 @@ def facts_of_plan(sampler: Sampler, n_images: int, seed: int) -> dict:
     }
 
 
-def check(config, run: Run, asked: Mapping, n_images: int, seed: int) -> None:
+def check_request(config, run: Run, asked: Mapping, n_images: int, seed: int) -> None:
     if len(asked) != 1 or not all(asked.values()):
         raise ValueError("give one of --budget, --seconds (shares of the reference's) and --max_quality_loss")
     ((name, values),) = asked.items()

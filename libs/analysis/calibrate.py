@@ -36,7 +36,7 @@ from libs.sampling.plans import Plan
 from libs.sampling.sampler import Sampler, split
 from libs.sampling.stored import name_beside
 
-POLICIES = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
+POLICY_OF = {"schedule": "schedule", "thresholds": "calibrated"}  # part of the file -> the policy that reads it
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DepthBench:
 
     def policy(self, part: str, path: Path) -> ExitPolicy:
         """The policy that reads `part` of the file, with the configured residual correction."""
-        policy = EXIT_POLICIES[POLICIES[part]](path=str(path))
+        policy = EXIT_POLICIES[POLICY_OF[part]](path=str(path))
         return looking_back(policy, residual=self.config.sample.residual, refresh=self.config.sample.refresh)
 
     def images(self, policy: ExitPolicy, seed: int, n: int | None = None, plan: Plan | None = None) -> list[Images]:
@@ -190,7 +190,7 @@ class DepthSearch:
 
 def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss=None, n_images, seed, n_bins) -> dict:
     """Write the calibration file into the run's directory; returns its content."""
-    check(config, run, budget, max_quality_loss, n_images, seed, n_bins)
+    check_calibration(config, run, budget, max_quality_loss, n_images, seed, n_bins)
     bench = DepthBench(Sampler.open(config, regime, run), n_images, seed)
     full_macs = bench.plan.nfe * (1 + (config.sample.scale > 0)) * bench.model.macs().at(bench.model.depth)
     asked = {"budget": budget} if budget is not None else {"max_quality_loss": max_quality_loss}
@@ -210,7 +210,7 @@ def calibrate(config, regime: Regime, run: Run, *, budget=None, max_quality_loss
     n = n_images if distance is None else config.sample.n_samples
     full = bench.images(EXIT_POLICIES["full"](), seed + 2, n)
     try:
-        for part in POLICIES:
+        for part in POLICY_OF:
             if distance is None:
                 content = search.for_budget(part, budget)
             else:
@@ -300,7 +300,7 @@ def file_name(config, asked: dict) -> str:
     return "-".join(parts) + ".json"
 
 
-def check(config, run: Run, budget, max_quality_loss, n_images: int, seed: int, n_bins: int) -> None:
+def check_calibration(config, run: Run, budget, max_quality_loss, n_images: int, seed: int, n_bins: int) -> None:
     if (budget is None) == (max_quality_loss is None):
         raise ValueError("give either --budget (a share of the full-depth MACs) or --max_quality_loss, not both")
     if max_quality_loss is not None and not max_quality_loss >= 0:

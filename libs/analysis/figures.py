@@ -10,18 +10,18 @@ from libs.sampling.images import Images
 ENDS = "t (0 = data, 1 = noise)"
 
 
-def draw(found: dict, images: dict[str, tuple[str, Images]], folder: Path) -> list[str]:
+def draw_analysis(found: dict, images: dict[str, tuple[str, Images]], folder: Path) -> list[str]:
     """Write the PNG files; returns their names. `images`: slug -> (label, images) of the points in found["exits"]."""
     estimates = found["estimates"]
     pictures = {"exits.png": exits, "variance.png": variance} if found["exits"] else {}
     names = []
     for name, picture in pictures.items():
-        names.append(save(picture(found["exits"], found["depth"]), folder / name))
+        names.append(save_figure(picture(found["exits"], found["depth"]), folder / name))
     if images:
-        names.append(save(early_and_late(images), folder / "late.png"))
+        names.append(save_figure(early_and_late(images), folder / "late.png"))
     for name, picture in {"layers.png": layers, "estimates.png": scores, "calibration.png": calibration}.items():
-        names.append(save(picture(estimates), folder / name))
-    return [*names, save(weights(estimates), folder / "weights.png")]
+        names.append(save_figure(picture(estimates), folder / name))
+    return [*names, save_figure(weights(estimates), folder / "weights.png")]
 
 
 def figure(rows: int, columns: int, width: float = 4.6, height: float = 3.4):
@@ -33,7 +33,7 @@ def figure(rows: int, columns: int, width: float = 4.6, height: float = 3.4):
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
-def save(fig, path: Path) -> str:
+def save_figure(fig, path: Path) -> str:
     with atomic_write(path) as file:
         fig.savefig(file, format="png", dpi=110)
     return path.name

@@ -27,7 +27,7 @@ from libs.sampling.solvers import dpm_solver_pp_2m
 from libs.sampling.stored import plan_of
 from sde import Process
 
-GRIDS = ("power:1.5", "power:2", "power:2.5", "logsnr", "karras:7")
+TRIED_GRIDS = ("power:1.5", "power:2", "power:2.5", "logsnr", "karras:7")
 MOST_CALLS = 16
 CALL = 0.05  # of a full-depth call: the least that a call counts where calls are proposed, however few its MACs are
 WORK = 5.0  # of one budget's changes, in samplings of the reference's cost
@@ -113,7 +113,7 @@ class Search:
         for n in counts:
             affordable = np.flatnonzero(self.cost * n <= calls * (1 + WITHIN))
             even = int(affordable[-1]) if len(affordable) else 0
-            for grid in GRIDS:
+            for grid in TRIED_GRIDS:
                 found.append(Choice(self.grid(n, grid), (even,) * n, False, grid))
                 found.append(self.bought(found[-1], budget))
         return list({(c.nodes, c.exits, c.lower_order_final): c for c in found}.values())

@@ -21,9 +21,9 @@ from libs.sampling.sampler import Sampler
 
 CS = (0, 1, 2, 3, 5)
 STAND_INS = ("zero", "duplicate", "interpolate")
-NETWORKS = ("plain", *STAND_INS, "control", "matched")  # plain: before fine-tuning; control: fine-tuned at full depth
+COMPARED = ("plain", *STAND_INS, "control", "matched")  # plain: before fine-tuning; control: fine-tuned at full depth
 OURS = 2  # c of the third table, whose network, `matched`, is trained on batches of one k(t), with zeros
-SAMPLERS = {  # by eta; DDPM has the larger of its two variances, as their numbers at few steps show
+PUBLISHED_SAMPLERS = {  # by eta; DDPM has the larger of its two variances, as their numbers at few steps show
     **{eta: ("ddim", {"eta": float(eta)}) for eta in ("0", "0.5", "1")},
     "DDPM": ("ddpm", {"variance": "beta"}),
 }
@@ -52,7 +52,7 @@ PUBLISHED_STEPS = {  # eta -> ours with c = 2 at 20, 40, 100, 200, 1000 steps; D
 
 @dataclass(frozen=True)
 class Setting:
-    """One cell: a network, how many levels it bypasses (c), and how it is sampled (`eta`: of SAMPLERS, or FIRST)."""
+    """One cell: a network, how many levels it bypasses (c), its sampler (`eta`: of PUBLISHED_SAMPLERS, or FIRST)."""
 
     network: str
     c: int
@@ -65,7 +65,7 @@ class Setting:
 
     def point(self, networks: Mapping[str, Sampler]) -> Point:
         sampler = networks[self.network]
-        algorithm, settings = SAMPLERS.get(self.eta, ("ddpm", {"variance": "posterior"}))
+        algorithm, settings = PUBLISHED_SAMPLERS.get(self.eta, ("ddpm", {"variance": "posterior"}))
         config = copy.deepcopy(sampler.config)
         config.sample.update(algorithm=algorithm, grid="")
         config.sample[algorithm].update(settings)
@@ -91,11 +91,11 @@ def tables(folder: Path, *, steps: int, ours: Sequence[int], ddim: Sequence[int]
     for name, values in (("images", [images]), ("runs", [runs]), ("steps", [steps, *ours, *ddim])):
         if any(not 1 <= value <= (1_000 if name == "steps" else 10**9) for value in values):
             raise ValueError(f"--{name}: {values} must be at least 1, and steps at most 1000")
-    missing = [name for name in NETWORKS if not (folder / name / "last.ckpt").exists()]
+    missing = [name for name in COMPARED if not (folder / name / "last.ckpt").exists()]
     if missing:
         raise ValueError(f"{folder} has no {', '.join(missing)}: bash scripts/digits_levels.sh trains them")
     run = Run.single(folder)
-    networks = {name: replace(Sampler.load(folder / name, device="cpu"), run=run) for name in NETWORKS}
+    networks = {name: replace(Sampler.load(folder / name, device="cpu"), run=run) for name in COMPARED}
     for sampler in networks.values():
         sampler.config.sample.n_samples = images
     bench = Bench.open(networks["plain"])
@@ -105,8 +105,8 @@ def tables(folder: Path, *, steps: int, ours: Sequence[int], ddim: Sequence[int]
     kept = found.get("cells", {})
 
     cells = [Setting(network, c, FIRST, steps) for network in ("plain", *STAND_INS) for c in CS]
-    cells += [Setting("matched", OURS, eta, n) for eta in SAMPLERS for n in ours]
-    cells += [Setting("control", 0, eta, n) for eta in SAMPLERS for n in ddim]
+    cells += [Setting("matched", OURS, eta, n) for eta in PUBLISHED_SAMPLERS for n in ours]
+    cells += [Setting("control", 0, eta, n) for eta in PUBLISHED_SAMPLERS for n in ddim]
     for cell in say_progress(cells, len(cells), "levels", run):
         point = cell.point(networks)
         key = bench.key(point)
@@ -141,8 +141,12 @@ def beaten(found: dict) -> tuple[int, list[str]]:
     """How often early exits beat fewer DDIM steps: cells of ours that are better than every plain cell which takes no
     more seconds; of how many. A cell faster than every plain one has no rival and does not count."""
     per_call, wins, compared = found["seconds_per_call"], [], 0
-    plain = [(n * per_call["control-c0"], fid(found, "control", 0, eta, n)) for eta in SAMPLERS for n in found["ddim"]]
-    for eta in SAMPLERS:
+    plain = [
+        (n * per_call["control-c0"], fid(found, "control", 0, eta, n))
+        for eta in PUBLISHED_SAMPLERS
+        for n in found["ddim"]
+    ]
+    for eta in PUBLISHED_SAMPLERS:
         for n in found["ours"]:
             seconds, own = n * per_call[f"matched-c{OURS}"], fid(found, "matched", OURS, eta, n)
             rivals = [distance for spent, distance in plain if spent <= seconds]
@@ -173,7 +177,7 @@ def markdown(found: dict) -> str:
     heads = [*(f"ours {n}" for n in found["ours"]), *(f"DDIM {n}" for n in found["ddim"])]
     lines += ["", f"{key} by steps; a step of ours (zero, c = {OURS}) takes {share:.2f} of a plain one's time"]
     lines += ["", f"| eta | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for eta in SAMPLERS:
+    for eta in PUBLISHED_SAMPLERS:
         cells = [sig(fid(found, "matched", OURS, eta, n)) for n in found["ours"]]
         cells += [sig(fid(found, "control", 0, eta, n)) for n in found["ddim"]]
         lines.append(f"| {eta} | {' | '.join(cells)} |")

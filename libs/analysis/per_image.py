@@ -28,7 +28,7 @@ from libs.metrics.paired import mse, psnr
 from libs.report.statistics import estimate
 from libs.sampling.dense import DenseCall, sample_dense
 from libs.sampling.images import Images
-from libs.sampling.inflight import BATCHES, suits
+from libs.sampling.inflight import IN_FLIGHT, suits
 
 N_SEEDS = 3  # noise seeds that report: the least that an interval needs
 N_BINS = 50  # bins of time for the thresholds
@@ -120,12 +120,12 @@ def record(
     }
     found: dict = {"budget": budget, "n_images": bench.n, "noise_seeds": seeds}
     for name, by_seed in ways.items():
-        found[name] = over_seeds(by_seed)
+        found[name] = mean_over_seeds(by_seed)
     found["full_distance"] = float(np.mean(list(measure.full_distance.values())))
     for name, key in (("thresholds", "gain"), ("oracle", "oracle_gain")):
         equal = static.at(found[name]["spends"])
         if name == "thresholds":
-            found["static_at_thresholds"] = over_seeds(equal)
+            found["static_at_thresholds"] = mean_over_seeds(equal)
         found[key] = asdict(
             estimate(1 - ways[name][s]["mse"] / equal[s]["mse"] if equal[s]["mse"] else 0.0 for s in seeds)
         )
@@ -135,7 +135,7 @@ def record(
     return found
 
 
-def over_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, float]:
+def mean_over_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, float]:
     mean = {key: float(np.mean([found[key] for found in by_seed.values()])) for key in ("spends", "mse", "distance")}
     return mean | {"psnr": psnr(mean["mse"])}
 
@@ -199,7 +199,7 @@ def seconds(bench: DepthBench, search: DepthSearch, thresholds: dict, budget: fl
         jobs["inflight"] = (policies["thresholds"], True)
 
     def job(policy, inflight: bool) -> Callable[[], float]:
-        ids = np.arange(size * BATCHES)
+        ids = np.arange(size * IN_FLIGHT)
         options = dict(plan=bench.plan, policy=policy, batch_size=size, inflight=inflight)
         return timed(lambda: list(bench.sampler.images(ids, seed=bench.seed, **options)), len(ids))
 

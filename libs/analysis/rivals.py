@@ -28,8 +28,8 @@ from libs.run import Run
 from libs.sampling.denoiser import Denoiser
 from libs.sampling.sampler import Sampler
 
-KINDS = ("learned_cache", "lazy_gate")
-ROWS = 32  # rows of one gradient
+GATES = ("learned_cache", "lazy_gate")
+GRADIENT_ROWS = 32  # rows of one gradient
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def fit_gates(
     penalty: float = 0.5,
     seed: int = 7001,
 ) -> dict:
-    """Fit `kind` (KINDS) to the configured sampling, and return what its policy reads.
+    """Fit `kind` (GATES) to the configured sampling, and return what its policy reads.
 
     `budget`: the share of the MACs of these calls at full depth that may be spent, gates included.
 
@@ -117,7 +117,7 @@ def fit_gates(
     torch.manual_seed(seed)
     gates = (Table if table else Gates)(model, len(calls)).to(run.device)
     with run.autocast():
-        losses = learn(model, gates, calls, late, epochs, penalty, run)
+        losses = learn_gates(model, gates, calls, late, epochs, penalty, run)
         logits = logits_of(model, gates, calls, late)  # (late, K, 2, B)
     found = {"kind": kind, "seeds": {"learned": seed}, "t": plan.t[plan.computed].tolist()}
     if table:
@@ -166,14 +166,16 @@ def mixed(model, gates: Table | Gates, call: int, last: dict, x, time, cond) -> 
     return out, torch.stack(opened).mean()
 
 
-def learn(model, gates: Table | Gates, calls: list[Call], late: range, epochs: int, penalty: float, run: Run) -> dict:
+def learn_gates(
+    model, gates: Table | Gates, calls: list[Call], late: range, epochs: int, penalty: float, run: Run
+) -> dict:
     """Adam on the gates alone; an epoch is one step on the summed gradients of all late calls. First and last loss."""
     optimizer, losses = torch.optim.Adam(gates.parameters(), lr=0.1 if isinstance(gates, Table) else 0.02), []
     for epoch in range(epochs):
         optimizer.zero_grad()
         total = 0.0
         for call in late:
-            index = torch.randperm(len(calls[call].x))[:ROWS].to(calls[call].x.device)
+            index = torch.randperm(len(calls[call].x))[:GRADIENT_ROWS].to(calls[call].x.device)
             now = calls[call].rows(index)
             with torch.no_grad():
                 last = residuals_of(model, *calls[call - 1].rows(index))

@@ -73,7 +73,7 @@ class Teacher:
         return state
 
 
-def learn(sampler: Sampler, plan: Plan, t_end: float, ids: np.ndarray, seed: int) -> Trajectory:
+def learn_trajectory(sampler: Sampler, plan: Plan, t_end: float, ids: np.ndarray, seed: int) -> Trajectory:
     """Run the teacher's `plan` to t_end, a DPM-Solver++(2M), on the images `ids` of noise seed `seed`."""
     process, teacher = sampler.regime.process, Teacher(sampler, plan, ids, seed)
     states, outputs = [], []

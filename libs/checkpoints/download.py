@@ -63,7 +63,7 @@ def fetch(name: str, root: Path | str = "assets", *, timeout: float = 30, retrie
             say(f"{name}: from {address}" + (f", continuing at byte {begun}" if begun else ""))
             try:
                 receive(address, whole, name, timeout, retries)
-                check(whole, dest, asset, address)  # records the hash before the file appears
+                check_download(whole, dest, asset, address)  # records the hash before the file appears
             except Refused as error:
                 whole.unlink(missing_ok=True)
                 say(f"{name}: {error}")
@@ -163,7 +163,7 @@ def locked(dest: Path):
 def verify_in_place(dest: Path, asset: Asset) -> Path:
     """Verify a file that is already in place; one that was put there by hand gets its hash recorded."""
     try:
-        check(dest, dest, asset, "a file already in place")
+        check_download(dest, dest, asset, "a file already in place")
     except Refused as error:
         raise DownloadError(
             f"{dest} is already there but is not the expected file: {error}. Delete it to download it again"
@@ -172,7 +172,7 @@ def verify_in_place(dest: Path, asset: Asset) -> Path:
     return dest
 
 
-def check(path: Path, dest: Path, asset: Asset, origin: str) -> None:
+def check_download(path: Path, dest: Path, asset: Asset, origin: str) -> None:
     """Check `path` by size and hash; raises `Refused` with the reason.
 
     Where no hash was published, the checksums inside a zip file (npz, torch) stand for it, and the hash of this

@@ -21,7 +21,7 @@ ABOUT = ("config", "class_names")
 INSIDE = "archive/extra/about.json"  # the member of a .pth file that holds them
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weight file, <step>.ckpt folder or run directory, on the CPU.
 
     A training state around them ({"state_dict": ...}, {"ema": ...} and the like) and the `module.` that DDP puts before
@@ -184,7 +184,7 @@ def text_about(path: Path) -> str | bytes | None:
     return metadata.get("about") if isinstance(metadata, dict) else None
 
 
-def write(state: dict[str, Tensor], path: str | Path, about: dict | None = None) -> None:
+def write_weights(state: dict[str, Tensor], path: str | Path, about: dict | None = None) -> None:
     """Write tensors, and what is known `about` them, as one file, atomically; .safetensors picks that format.
 
     A .pth file stays what torch.load reads everywhere: the JSON is one more member of its zip archive.

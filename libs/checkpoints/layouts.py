@@ -23,7 +23,7 @@ from libs.checkpoints.files import shorten
 
 LAYOUTS = ("uvit", "adadiff", "uva", "dit")
 ESTIMATOR, HEADS, NET, GAUSSIAN = "uem.", "heads.", "backbone.net.", "gaussian."
-ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of `modern_attention`
+ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of `modern_attention`
 DIT_MARK = "backbone.x_embedder.proj.weight"  # every DiT has it, and nothing else
 DIFFUSERS_DIT = (  # diffusers' prefixes -> DiT's; {i} stands in both for the number of a block
     ("pos_embed.proj.", "x_embedder.proj."),
@@ -63,7 +63,7 @@ def kind(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def names(layout: str, half: int, attention: bool = False) -> list[tuple[str, str]]:
+def weight_names(layout: str, half: int, attention: bool = False) -> list[tuple[str, str]]:
     """(their prefix, our prefix) of a network with `half` in-blocks; the first pair that fits a key applies.
 
     `attention`: the replication's probes are the attentive ones.
@@ -83,7 +83,9 @@ def names(layout: str, half: int, attention: bool = False) -> list[tuple[str, st
 
 def modern_attention(key: str) -> str:
     """A tensor's name with what diffusers calls the attention's maps today, whatever it called them first."""
-    return re.sub(rf"(attentions\.\d+)\.({'|'.join(ATTENTION)})\.", lambda m: f"{m[1]}.{ATTENTION[m[2]]}.", key)
+    return re.sub(
+        rf"(attentions\.\d+)\.({'|'.join(ATTENTION_NAMES)})\.", lambda m: f"{m[1]}.{ATTENTION_NAMES[m[2]]}.", key
+    )
 
 
 def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,12 +145,14 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return from_diffusers_dit(state)
     if layout == "uva":
         state = modern(state)
-        return convert(state, names(layout, numbered(state, "uvit.in_blocks."), "matrix.0.q" in state), negated=None)
+        return convert(
+            state, weight_names(layout, numbered(state, "uvit.in_blocks."), "matrix.0.q" in state), negated=None
+        )
     half = numbered(state, "in_blocks.")
     if layout == "adadiff":  # with an odd depth the public code makes one head more than it runs
         unused = re.compile(rf"lte_classifer\.{2 * half + 1}\.")
         state = {key: value for key, value in state.items() if not unused.match(key)}
-    return convert(state, names(layout, half), negated="lte_classifer.")
+    return convert(state, weight_names(layout, half), negated="lte_classifer.")
 
 
 def from_diffusers_dit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -203,7 +207,7 @@ def export(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
         raise ValueError(
             "the replication's files hold uem.name=probe or attention_probe at exits 0..K - 1; this model has others"
         )
-    pairs = [(ours, theirs) for theirs, ours in names(layout, half, "uem.maps.0.q" in state)]
+    pairs = [(ours, theirs) for theirs, ours in weight_names(layout, half, "uem.maps.0.q" in state)]
     return convert(state, pairs, negated=ESTIMATOR if layout == "adadiff" else None)
 
 

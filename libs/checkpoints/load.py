@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from libs.build import flat, listed
-from libs.checkpoints.files import about, file_of, read, shorten, whole
+from libs.checkpoints.files import about, file_of, read_weights, shorten, whole
 from libs.checkpoints.infer import ASSUMED, experiment, settings_of
 from libs.checkpoints.layouts import ESTIMATOR, GAUSSIAN, HEADS, complete, kind, to_ours
 from libs.files import read_json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_depth: bool = False) -> str:
+def load_weights(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_depth: bool = False) -> str:
     """Load a weight file of any kind into a model; returns a sentence that says what came from where.
 
     Every key must fit, but for these cases. `start`, fine-tuning: estimators that the file lacks, or has under another
@@ -31,7 +31,7 @@ def load(model: EarlyExitModel, path: str | Path, *, start: bool = False, full_d
     Raises:
         ValueError: the file is refused (`read`), or it and the network differ; the message names both sides.
     """
-    state = read(path)
+    state = read_weights(path)
     path = file_of(path)
     try:
         what = kind(state)

@@ -14,7 +14,7 @@ from torch import nn
 from libs import files
 from libs.build import MAY_CHANGE, differences, in_use
 from libs.checkpoints.files import ABOUT
-from libs.checkpoints.files import write as write_weights
+from libs.checkpoints.files import write_weights as write_weights
 
 
 @dataclass
@@ -31,7 +31,7 @@ class TrainState:
     looked: bool = True  # whether the samples and the monitoring due at `step` are done
 
 
-def save(state: TrainState, directory: Path, meta: dict, keep: int) -> Path:
+def save_state(state: TrainState, directory: Path, meta: dict, keep: int) -> Path:
     """Write <step>.ckpt completely or not at all, point last.ckpt at it, then drop all but the newest `keep`.
 
     Raises:
@@ -104,7 +104,7 @@ def sync(folder: Path) -> None:
 def keep_best(directory: Path, ema: nn.Module, meta: dict) -> None:
     """Write the EMA weights, with what meta.json knows about them, to <workdir>/best.pth.
 
-    To be called before `save`: a run that is killed between the two comes by here again, as its checkpoint is older.
+    To be called before `save_state`: a run that is killed between the two comes by here again; its checkpoint is older.
     """
     known = {key: meta[key] for key in ABOUT if key in meta}
     write_weights({key: value.cpu() for key, value in ema.state_dict().items()}, directory / "best.pth", known)

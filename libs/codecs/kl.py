@@ -211,7 +211,7 @@ def read_autoencoder(path: str) -> dict[str, Tensor]:
             f"there is no autoencoder at {path}. `python -m scripts.download autoencoder_kl` fetches it "
             "(autoencoder_kl_ema for the ImageNet H models), or set autoencoder.path"
         )
-    state, prefix = checkpoints.read(path), "first_stage_model."
+    state, prefix = checkpoints.read_weights(path), "first_stage_model."
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return inner or {key: value for key, value in state.items() if not key.startswith("loss.")}
 

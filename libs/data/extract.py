@@ -61,10 +61,10 @@ def extract(
     captions = data.captions if text else None
     plan = dependencies(data, codec, text, layout, flips=flips, batch_size=batch_size, shard_size=shard_size)
     if run.is_main:
-        begin(out, plan)
+        begin_extraction(out, plan)
     run.barrier()
     shards = list(enumerate(chunks(range(len(data)), shard_size)))
-    todo = [(number, rows) for number, rows in shards if not record(out, number).exists()]
+    todo = [(number, rows) for number, rows in shards if not record_path(out, number).exists()]
     run.barrier()  # nobody may finish a shard while others still look for what is to be done
     mine = todo[run.rank :: run.world]
     run.say(f"{len(data)} images in {len(shards)} shards, {len(shards) - len(todo)} of which are done already")
@@ -88,14 +88,15 @@ def extract(
                 [captions[i] for i in rows] if text else None,
                 np.concatenate(contexts) if text else None,
             )
-            finish(out, number, zip(names(layout, number, rows, flips, captions), files, strict=True))
+            finish(out, number, zip(item_names(layout, number, rows, flips, captions), files, strict=True))
     run.barrier()
 
     verify(
-        out, {number: names(layout, number, rows, flips, captions) for number, rows in shards[run.rank :: run.world]}
+        out,
+        {number: item_names(layout, number, rows, flips, captions) for number, rows in shards[run.rank :: run.world]},
     )
     run.barrier()
-    done = [read_json(record(out, number), "the record of a shard") for number, _ in shards]
+    done = [read_json(record_path(out, number), "the record of a shard") for number, _ in shards]
     if run.is_main and isinstance(layout, Sharded):
         write_index(out, data, plan, shards, done, codec, text)
     run.barrier()
@@ -116,8 +117,8 @@ def dependencies(data: Dataset, codec, text, layout: Sharded | Npy, **settings) 
     return {
         "data": {"name": data.name, "images": len(data), "sha256": data_fingerprint(data)},
         "resolution": data.shape[-1],
-        "autoencoder": fingerprint(codec.vae),
-        "clip": fingerprint(text.model) if text else None,
+        "autoencoder": network_fingerprint(codec.vae),
+        "clip": network_fingerprint(text.model) if text else None,
         "precision": str(codec.dtype).removeprefix("torch."),
         "layout": type(layout).__name__.lower(),
         "dtype": layout.dtype,
@@ -125,7 +126,7 @@ def dependencies(data: Dataset, codec, text, layout: Sharded | Npy, **settings) 
     }
 
 
-def begin(out: Path, plan: dict) -> None:
+def begin_extraction(out: Path, plan: dict) -> None:
     """Keep the plan beside the records, or refuse to continue another one."""
     file = out / ".extract" / "plan.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,7 @@ def begin(out: Path, plan: dict) -> None:
         )
 
 
-def names(layout: Sharded | Npy, number: int, rows: range, flips: bool, captions) -> list[str]:
+def item_names(layout: Sharded | Npy, number: int, rows: range, flips: bool, captions) -> list[str]:
     """The files of one shard."""
     return layout.names(number, rows, flips, [captions[i] for i in rows] if captions else None)
 
@@ -156,7 +157,7 @@ def finish(out: Path, number: int, files: Iterator[tuple[str, bytes]]) -> None:
         digest.update(content)
         count, size = count + 1, size + len(content)
     os.sync()  # once for all files: U-ViT's layout has hundreds in a shard
-    write_json(record(out, number), {"files": count, "bytes": size, "sha256": digest.hexdigest()})
+    write_json(record_path(out, number), {"files": count, "bytes": size, "sha256": digest.hexdigest()})
 
 
 def verify(out: Path, shards: dict[int, Sequence[str]]) -> None:
@@ -171,8 +172,10 @@ def verify(out: Path, shards: dict[int, Sequence[str]]) -> None:
         for name in files:
             there = there and (out / name).is_file()
             digest.update((out / name).read_bytes() if there else b"")
-        if not there or digest.hexdigest() != read_json(record(out, number), "the record of a shard").get("sha256"):
-            record(out, number).unlink()
+        if not there or digest.hexdigest() != read_json(record_path(out, number), "the record of a shard").get(
+            "sha256"
+        ):
+            record_path(out, number).unlink()
             broken += files
     if broken:
         raise ValueError(
@@ -226,7 +229,7 @@ def write_prompts(text, prompts: Sequence[str], out: Path) -> dict:
     return {"out": str(folder), "prompts": len(prompts)}
 
 
-def record(out: Path, number: int) -> Path:
+def record_path(out: Path, number: int) -> Path:
     return out / ".extract" / f"{number:05d}.json"
 
 
@@ -249,7 +252,7 @@ def stored(values: Tensor, dtype: str) -> np.ndarray:
     return array
 
 
-def fingerprint(network: torch.nn.Module) -> str:
+def network_fingerprint(network: torch.nn.Module) -> str:
     """Hash of the weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

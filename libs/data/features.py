@@ -32,7 +32,7 @@ from torch import Tensor
 
 from libs.data.dataset import Dataset
 from libs.data.npy import read_array
-from libs.data.shards import DTYPES, SAFETENSORS, Shard, read_index
+from libs.data.shards import SAFETENSORS, SHARD_DTYPES, Shard, read_index
 
 OPEN_SHARDS = 256  # files that a data set keeps open; systems allow a process about a thousand
 CHANGING = threading.Lock()  # the open files of a data set: one thread at a time; not of the object, which is pickled
@@ -191,7 +191,7 @@ class CaptionShards(LatentShards):
 def stacked(rows: Sequence[bytes], dtype: str, shape: tuple[int, ...]) -> Tensor:
     """Raw rows as one tensor (b, *shape) of the dtype they have."""
     data = bytearray().join(rows)  # a bytearray, because torch wants memory that may be written
-    return torch.frombuffer(data, dtype=DTYPES[dtype]).view(len(rows), *shape)
+    return torch.frombuffer(data, dtype=SHARD_DTYPES[dtype]).view(len(rows), *shape)
 
 
 def picked(draw: float, n: int) -> int:

@@ -99,7 +99,7 @@ class Placeholder:
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
         if isinstance(data, list):
-            self.value = [item.value if isinstance(item, Placeholder) else plain(item) for item in data]
+            self.value = [item.value if isinstance(item, Placeholder) else plain_item(item) for item in data]
         else:
             self.value = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
 
@@ -146,7 +146,7 @@ class ArrayReader(pickle._Unpickler):
         return self.KNOWN[short, name]
 
 
-def plain(item):
+def plain_item(item):
     if not isinstance(item, int | float | str | np.number):
         raise ValueError(f"an element of type {type(item).__name__}")
     return item

@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from libs.files import first_line, open_regular, read_json
 
 FORMAT = "latent shards, version 1"
-DTYPES = {"<f2": torch.float16, "<f4": torch.float32}
+SHARD_DTYPES = {"<f2": torch.float16, "<f4": torch.float32}
 SAFETENSORS = {"<f2": "F16", "<f4": "F32"}
 BYTES = {"F16": 2, "F32": 4, "I64": 8, "U8": 1}  # per number
 
@@ -126,7 +126,7 @@ def read_index(path: str) -> dict:
         "shape": is_sizes(index.get("shape"), 3),
         "context": index.get("context") is None or is_sizes(index["context"], 2),
         "flips": isinstance(index.get("flips"), bool),
-        "dtype": isinstance(index.get("dtype"), str) and index["dtype"] in DTYPES,
+        "dtype": isinstance(index.get("dtype"), str) and index["dtype"] in SHARD_DTYPES,
         "shard_size": is_count(index.get("shard_size")),
         "files": isinstance(index.get("files"), list) and are_shards(index["files"]),
         "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),

@@ -12,8 +12,8 @@ from libs import rng
 
 SHARED = "/dev/shm"  # where worker processes hand over their tensors
 AHEAD = 2  # items that each worker keeps ready
-PATIENCE = 300.0  # seconds without an item from any worker: a stuck disk, or a hand-over that failed
-REMEDY = (
+WORKER_TIMEOUT = 300.0  # seconds without an item from any worker: a stuck disk, or a hand-over that failed
+WORKER_REMEDY = (
     "set --config.dataset.workers=0 (or --workers 0) or a smaller number; give more shared memory (docker run "
     "--shm-size=8g) or file descriptors (ulimit -n 65536); or look whether the disk answers"
 )
@@ -31,7 +31,7 @@ def read_in_workers(
 
     Raises:
         ValueError: at the call, shared memory does not suffice. While reading, what `read` raised, with its own message
-            alone; a worker died, or none has answered for `PATIENCE` seconds.
+            alone; a worker died, or none has answered for `WORKER_TIMEOUT` seconds.
     """
     if not workers:
         return map(read, rows)
@@ -39,7 +39,7 @@ def read_in_workers(
     if free is not None and free < (needed := AHEAD * workers * item_bytes):
         raise ValueError(
             f"{workers} worker processes would keep {needed / 1e6:.0f} MB of batches ready in {SHARED}, which has "
-            f"{free / 1e6:.0f} MB free: {REMEDY}."
+            f"{free / 1e6:.0f} MB free: {WORKER_REMEDY}."
         )
     loader = DataLoader(
         _Items(read),
@@ -47,7 +47,7 @@ def read_in_workers(
         batch_size=None,  # one item is one row, read by one worker
         num_workers=workers,
         prefetch_factor=AHEAD,
-        timeout=PATIENCE,
+        timeout=WORKER_TIMEOUT,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=leave_signals_to_the_parent,
         generator=rng.stream(seed, "workers"),  # else starting the workers would draw from the global generator
@@ -65,7 +65,9 @@ def _checked(loader: DataLoader, workers: int) -> Iterator:
             return
         except (RuntimeError, OSError) as error:  # torch: a time-out, a dead worker, no more file descriptors
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"Reading data with {workers} worker processes failed ({reason}): {REMEDY}.") from error
+            raise ValueError(
+                f"Reading data with {workers} worker processes failed ({reason}): {WORKER_REMEDY}."
+            ) from error
         if isinstance(item, Failure):
             raise ValueError(item.text)
         yield item

@@ -49,14 +49,14 @@ def evaluate(config, regime: Regime, run: Run) -> list[dict]:
     if run.is_main:
         seconds = time_in_turn([timing_job(point) for point in todo], config.eval.timing_runs, run)
         machine = describe_machine() | {"weights": sampler.weights}
-        lines = [records.record(p, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
+        lines = [records.result_line(p, m, s, machine) for p, m, s in zip(todo, measured, seconds, strict=True)]
         (run.dir / "timing.json").unlink(missing_ok=True)  # of scripts.time_together, for older results
         records.keep_training(training, run)
         chosen = {"mixed_precision": run.precision, "tf32": tf32()}  # not by the config alone
         run.write_json("config.json", config.to_dict() | chosen)
-        records.write(lines, run)
-        said = records.recommend(lines, run)
-        records.write(lines, run)
+        records.write_results(lines, run)
+        said = records.claim_of(lines, run)
+        records.write_results(lines, run)
         save_uncertainty_maps(sampler, run.dir / "umaps.npz", config.eval.seeds[0])
         run.say(records.summary_lines(lines, said))
     run.barrier()

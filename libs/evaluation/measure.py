@@ -26,7 +26,7 @@ from libs.sampling.images import Images, save_grid, save_png
 from libs.sampling.sampler import Sampler
 
 TRACED = 4096  # images whose depths are kept
-SHOWN = 64  # images of a point's grid
+GRID_IMAGES = 64  # images of a point's grid
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def measure_point(point: Point, bench: Bench, full: FullDepth, folder: Path) -> 
     distances, depths, costs, others = [], [], [], []
     for number, seed in enumerate(config.eval.seeds):
         frechet, more = Frechet(bench.extractor, bench.reference), bench.more(seed)
-        keep = max(full.n, SHOWN) if number == 0 else 0
+        keep = max(full.n, GRID_IMAGES) if number == 0 else 0
         parts = bench.sample(point, seed, [frechet, *more], keep)
         distances.append(bench.distance(frechet, point, seed))
         others.append({name: value for metric in more for name, value in metric.compute(run).items()})
@@ -238,7 +238,9 @@ def spent(parts: list[Images], point: Point, run: Run) -> tuple[float, float]:
 
 def keep_examples(parts: list[Images], folder: Path, run: Run) -> None:
     """The first images as a grid, and the depths of the first images as a trace."""
-    rows = [(p.ids[0], p.ids, p.trace, p.pixels[: int((p.ids < SHOWN).sum())]) for p in parts if p.ids[0] < TRACED]
+    rows = [
+        (p.ids[0], p.ids, p.trace, p.pixels[: int((p.ids < GRID_IMAGES).sum())]) for p in parts if p.ids[0] < TRACED
+    ]
     rows = sorted(run.gather_list(rows), key=lambda row: row[0])
     if run.is_main:
         ids, trace = np.concatenate([row[1] for row in rows]), Trace.concatenate(row[2] for row in rows)

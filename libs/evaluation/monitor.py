@@ -36,7 +36,7 @@ class Monitor:
     def quality(self, model) -> dict[str, float]:
         """The Frechet distance of `model` to the real images; its key names the features."""
         frechet = Frechet(self.extractor, self.reference)
-        sampler, options = plain(model, self.config, self.regime, self.run)
+        sampler, options = full_depth_sampler(model, self.config, self.regime, self.run)
         ids, size = np.arange(self.config.train.monitor_samples), self.config.sample.mini_batch_size
         for images in sampler.images(ids, batch_size=size, **options):
             frechet.update(images)
@@ -47,12 +47,12 @@ def save_samples(model, config, regime: Regime, run: Run, path: Path) -> None:
     """A grid of 64 full-depth samples."""
     if run.is_main:
         path.parent.mkdir(exist_ok=True)
-        sampler, options = plain(model, config, regime, run)
+        sampler, options = full_depth_sampler(model, config, regime, run)
         sampler.batch(np.arange(64), **options).save(path)
     run.barrier()
 
 
-def plain(model, config, regime: Regime, run: Run) -> tuple[Sampler, dict]:
+def full_depth_sampler(model, config, regime: Regime, run: Run) -> tuple[Sampler, dict]:
     """Full depth without guidance, and what it samples with."""
     sampler = replace(Sampler.of(config, model, regime, run), guidance=Guidance())
     plan = sampler.plan(config.train.monitor_steps)

@@ -76,7 +76,7 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def record(point: Point, measured: dict, seconds: list[float], machine: dict) -> dict:
+def result_line(point: Point, measured: dict, seconds: list[float], machine: dict) -> dict:
     """One line of results.jsonl."""
     config, quality_key, median = point.sampler.config, measured["quality_key"], statistics.median(seconds)
     return {
@@ -115,9 +115,9 @@ def record(point: Point, measured: dict, seconds: list[float], machine: dict) ->
     }
 
 
-def recommend(records: list[dict], run: Run) -> Claim:
+def claim_of(records: list[dict], run: Run) -> Claim:
     """What the report says of the run's directory, its recommended point marked in the records."""
-    found = report.load([run.dir])
+    found = report.load_report([run.dir])
     said = claim(found.entries, found.tolerance)
     for line in records:
         line["recommended"] = said.chosen is not None and line["slug"] == said.chosen.first.slug
@@ -139,7 +139,7 @@ def summary_lines(records: list[dict], said: Claim) -> str:
     return "\n".join((*lines, *said.sentences))
 
 
-def write(records: list[dict], run: Run) -> None:
+def write_results(records: list[dict], run: Run) -> None:
     """results.jsonl."""
     write_file(run.dir / "results.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in records))
 

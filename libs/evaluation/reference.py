@@ -19,7 +19,7 @@ from libs.regimes import Regime, Texts
 from libs.run import Run, say_progress
 
 METRICS = ("kid", "precision_recall", "cmmd", "clip_score")
-MOST = 50_000  # real images whose features are kept: 0.4 GB of 2,048 features, and as many as are mostly generated
+MOST_REAL = 50_000  # real images whose features are kept: 0.4 GB of 2,048 features, and as many as are mostly generated
 HALVES = 10_000  # real images that are held against one another: 5,000 on each side
 CHUNK = 256
 
@@ -32,7 +32,7 @@ def real_images(config, regime: Regime) -> Dataset:
     return DATASETS["images"](path=config.eval.real, resolution=size, channels=channels, labels=False)
 
 
-def fingerprint(images: Dataset, extractor: Extractor, n: int = 64) -> str:
+def images_fingerprint(images: Dataset, extractor: Extractor, n: int = 64) -> str:
     """Tells images apart, wherever they lie, by their number and the pixels of up to `n` of them, and the features."""
     features = extractor.name, extractor.preprocessing, extractor.resolution
     digest = hashlib.sha256(json.dumps([len(images), *features]).encode())
@@ -51,7 +51,7 @@ def open_reference(config, regime: Regime, extractor: Extractor, run: Run) -> St
             (run.dir / "reference.json").unlink(missing_ok=True)  # of images that are not compared with any more
         return Statistics.load(config.eval.reference, extractor)
     images = real_images(config, regime)
-    path, note, key = run.dir / "reference.npz", run.dir / "reference.json", fingerprint(images, extractor)
+    path, note, key = run.dir / "reference.npz", run.dir / "reference.json", images_fingerprint(images, extractor)
     kept = path.exists() and note.exists() and read_json(note, "the kept reference").get("key") == key
     run.barrier()  # nobody may write while others still look
     if not kept:
@@ -85,10 +85,10 @@ def make_reference(images: Dataset, extractor: Extractor, key: str, run: Run) ->
 
 
 def real_features(config, regime: Regime, run: Run, extractor: Extractor) -> np.ndarray:
-    """(n, F) of at most `MOST` real images, evenly spread."""
+    """(n, F) of at most `MOST_REAL` real images, evenly spread."""
     images = real_images(config, regime)
-    run.say(f"{extractor.name}: features of {min(MOST, len(images))} of {len(images)} real images")
-    index = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int).tolist()
+    run.say(f"{extractor.name}: features of {min(MOST_REAL, len(images))} of {len(images)} real images")
+    index = np.linspace(0, len(images) - 1, min(MOST_REAL, len(images))).round().astype(int).tolist()
     chunks = (index[i : i + 64] for i in range(0, len(index), 64))
     return features_of(extractor, map(images.stack, chunks))
 

@@ -51,7 +51,7 @@ def sample_to_folder(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
             for future in writing:  # at most one batch waits, and errors show
                 future.result()
             rows = [row for row, i in enumerate(images.ids) if f"{i}.png" not in there]
-            writing = [pool.submit(save, run.dir, images, row) for row in rows]
+            writing = [pool.submit(save_images, run.dir, images, row) for row in rows]
         for future in writing:
             future.result()
     run.barrier()
@@ -98,7 +98,7 @@ def begin(run: Run, settings: dict) -> None:
         )
 
 
-def save(folder: Path, images: Images, row: int) -> None:
+def save_images(folder: Path, images: Images, row: int) -> None:
     text = {"depth": f"{images.mean_depth[row]:.4f}"}
     if images.labels is not None:
         text["label"] = str(images.labels[row])
@@ -106,7 +106,7 @@ def save(folder: Path, images: Images, row: int) -> None:
 
 
 def read_note(path: Path) -> dict[str, float]:
-    """Class and mean depth of an image that `save` wrote; images of earlier versions have neither."""
+    """Class and mean depth of an image that `save_images` wrote; images of earlier versions have neither."""
     with Image.open(path, formats=["PNG"]) as image:
         text = image.text
     return {name: kind(text[name]) for name, kind in (("label", int), ("depth", float)) if name in text}

@@ -77,7 +77,7 @@ class Method:
         """`threshold 0.98, residual, refresh 4`: a certainty needs no name, everything else has one."""
         name = "full depth" if self.policy == "full" else self.policy
         for key, value in self.settings.items():
-            value = source(value) if key == "path" else plain(value) if isinstance(value, float) else value
+            value = source(value) if key == "path" else shortest(value) if isinstance(value, float) else value
             name += f" {value}" if key == "certainty" else f" {key} {value}"
         parts = [name] + ["residual"] * self.residual + [f"refresh {self.refresh}"] * (self.refresh > 0)
         if self.pair:
@@ -92,7 +92,7 @@ class Method:
         return " ".join(parts) if parts == ["full depth", f"{self.steps} steps"] else ", ".join(parts)
 
 
-def plain(value: float) -> str:
+def shortest(value: float) -> str:
     """The shortest text that reads back as `value`: thresholds that differ anywhere are two points."""
     return repr(value).removesuffix(".0")
 
@@ -123,7 +123,7 @@ def points(sampler: Sampler) -> list[Point]:
         methods.append(Method(name, **back))
     methods += [Method("fixed", {"layer": layer}) for layer in config.eval.fixed]
     methods += [Method(steps=steps) for steps in config.eval.fewer_steps]
-    methods += [method for entry in config.eval.sweep for method in read(entry)]
+    methods += [method for entry in config.eval.sweep for method in read_entry(entry)]
     found: dict[str, Point] = {}
     for method in methods:
         point = make_point(method, sampler)
@@ -196,8 +196,8 @@ SOLVER |= {"forecast.every": 1, "forecast.order": 1, "forecast.tail": 4}
 COMMON = {"residual": False, "refresh": 0, "pair": "", "steps": 1, "sampler": "", "grid": "", **SOLVER}
 
 
-def read(entry: str | Mapping) -> list[Method]:
-    """The methods that one entry of `eval.sweep` stands for: text (see `parse`), a dict, or a JSON file with a list.
+def read_entry(entry: str | Mapping) -> list[Method]:
+    """The methods of one entry of `eval.sweep`: text (see `parse_entry`), a dict, or a JSON file with a list.
 
     {"policy": "threshold", "certainty": 0.9, "steps": 7, "grid": "power:2.5"} has the policy's own settings and those
     of any policy side by side. "plan=FILE" or {"plan": FILE} is a plan of scripts.calibrate.
@@ -210,13 +210,13 @@ def read(entry: str | Mapping) -> list[Method]:
         common = {key: given.pop(key) for key in COMMON if key in given}
         return [checked(entry, policy, given, common)]
     if entry.startswith("plan="):  # a file of scripts.calibrate, which holds policy and solver
-        return [parse(f"planned.path={entry.removeprefix('plan=')}")]
+        return [parse_entry(f"planned.path={entry.removeprefix('plan=')}")]
     if entry.endswith(".json") and "=" not in entry:
-        return [method for each in read_json(entry, "eval.sweep", list) for method in read(each)]
-    return [parse(entry)]
+        return [method for each in read_json(entry, "eval.sweep", list) for method in read_entry(each)]
+    return [parse_entry(entry)]
 
 
-def parse(entry: str) -> Method:
+def parse_entry(entry: str) -> Method:
     """One entry of `eval.sweep`: settings separated by commas, of one policy at most.
 
     "fixed.layer=3" | "threshold.certainty=0.9,residual=True,refresh=4" | "schedule,pair=tied" | "steps=10,sampler=ddim"

@@ -18,7 +18,7 @@ from libs.files import read_json
 
 STATIC = ("fixed", "schedule", "power", "levels")  # the policies here that say how deep a time goes, by exit.name
 ASE_DEMO = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
-NEEDED = {
+FILE_KEYS = {
     "schedule": ("t", "layers"),
     "thresholds": ("edges", "max_u"),
     "plan": ("layers", "max_u", "nodes", "computed", "order", "lower_order_final"),
@@ -201,7 +201,7 @@ class Levels(ExitPolicy):
 
 
 def read_calibration(path: str, part: str, setting: str) -> dict:
-    """The `part` (a key of NEEDED) of a calibration file, with the model's exits as "points".
+    """The `part` (a key of FILE_KEYS) of a calibration file, with the model's exits as "points".
 
     ValueError, naming `setting`, where there is no such file or it lacks what is needed.
     """
@@ -209,7 +209,7 @@ def read_calibration(path: str, part: str, setting: str) -> dict:
         raise ValueError(f"{setting} is not set; it must name a JSON file of scripts.calibrate")
     stored = read_json(path, setting)
     try:
-        found = {"points": stored["points"], **{name: stored[part][name] for name in NEEDED[part]}}
+        found = {"points": stored["points"], **{name: stored[part][name] for name in FILE_KEYS[part]}}
         arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{setting} is {path}, which is no file of scripts.calibrate ({str(error)[:100]!r})") from None
@@ -230,7 +230,7 @@ def fit_together(part: str, arrays: dict[str, np.ndarray]) -> bool:
         calls = (int(computed.sum()),)
         descending = nodes.shape == (len(np.atleast_1d(computed)) + 1,) and bool((np.diff(nodes) < 0).all())
         return descending and arrays["layers"].shape == calls and arrays["max_u"].shape[:1] == calls
-    rows, columns = (arrays[name] for name in NEEDED[part])
+    rows, columns = (arrays[name] for name in FILE_KEYS[part])
     width = (len(points) - 1,) if part == "thresholds" else ()
     shapes = rows.ndim == 1 and columns.shape == (len(rows) + (part == "thresholds"), *width)
     return shapes and (part == "schedule" or bool((np.diff(rows) > 0).all()))

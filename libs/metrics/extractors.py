@@ -21,7 +21,7 @@ from torch import Tensor
 from libs.codecs.clip_text import load_clip
 from libs.files import sha256
 from libs.metrics.classifier import SHIPPED
-from libs.metrics.networks import ASSETS, TIMM_NAMES, is_timm, load_inception, load_timm
+from libs.metrics.networks import ASSETS_FOLDER, TIMM_NAMES, is_timm, load_inception, load_timm
 from libs.run import Run
 from libs.sampling.images import Images
 
@@ -250,7 +250,7 @@ def state_hash(net: nn.Module) -> str:
 
 def inception_path() -> Path:
     """The weights file: in `assets/inception/`, `assets/`, or torch's own cache (`$TORCH_HOME/hub/checkpoints/`)."""
-    folders = ASSETS / "inception", ASSETS, Path(torch.hub.get_dir()) / "checkpoints"
+    folders = ASSETS_FOLDER / "inception", ASSETS_FOLDER, Path(torch.hub.get_dir()) / "checkpoints"
     paths = [folder / INCEPTION_FILE for folder in folders]
     for path in paths:
         if path.is_file():

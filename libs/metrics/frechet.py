@@ -16,7 +16,7 @@ from libs.metrics.extractors import Extractor
 from libs.run import Run
 from libs.sampling.images import Images
 
-REMEDY = "Make a matching reference with: python -m scripts.reference_stats"
+REFERENCE_REMEDY = "Make a matching reference with: python -m scripts.reference_stats"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Statistics:
         try:
             arrays = read_npz(path, "the reference", ("mu", "sigma"), optional=("n", *told))
         except ValueError as error:
-            raise ValueError(f"{error}. {REMEDY}") from error
+            raise ValueError(f"{error}. {REFERENCE_REMEDY}") from error
         n = int(arrays["n"]) if "n" in arrays else None
         known = {name: str(arrays[name]) for name in told if name in arrays}
         mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
@@ -89,14 +89,14 @@ class Statistics:
             ("resolution", self.resolution, extractor.resolution),
         ):
             if mine is not None and mine != theirs:
-                raise ValueError(f"{source} has the {what} {mine!r}, the evaluation has {theirs!r}. {REMEDY}")
+                raise ValueError(f"{source} has the {what} {mine!r}, the evaluation has {theirs!r}. {REFERENCE_REMEDY}")
         if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
-            raise ValueError(f"{source} has values that are not finite numbers. {REMEDY}")
+            raise ValueError(f"{source} has values that are not finite numbers. {REFERENCE_REMEDY}")
         n_features = extractor.n_features
         if self.mu.shape != (n_features,) or self.sigma.shape != (n_features, n_features):
             raise ValueError(
                 f"{source} has mu {self.mu.shape} and sigma {self.sigma.shape}; the extractor {extractor.name!r} gives "
-                f"{n_features} features. {REMEDY}"
+                f"{n_features} features. {REFERENCE_REMEDY}"
             )
 
 

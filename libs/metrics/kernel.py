@@ -8,7 +8,7 @@ import numpy as np
 from libs.metrics.extractors import FeatureBank
 from libs.run import Run
 
-ROWS = 1024  # rows of a kernel matrix held at once
+KERNEL_ROWS = 1024  # rows of a kernel matrix held at once
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: how many, and images of one on each side
 
 
@@ -62,7 +62,7 @@ def _cubic_diagonal(x) -> float:
 
 def _kernel_sum(x, y, kernel) -> float:
     x, y = x.astype(np.float64), y.astype(np.float64)
-    return sum(float(kernel(x[i : i + ROWS], y).sum()) for i in range(0, len(x), ROWS))
+    return sum(float(kernel(x[i : i + KERNEL_ROWS], y).sum()) for i in range(0, len(x), KERNEL_ROWS))
 
 
 class KID(FeatureBank):

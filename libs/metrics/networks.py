@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 import torch.nn as nn
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+ASSETS_FOLDER = Path(__file__).resolve().parents[2] / "assets"
 # Names of our own: the network of timm that is meant, how it is built, and the pixels that it reads where that is not
 # timm's own number. EfficientNet-Lite0 is for small images on CPUs: at 96 pixels it takes a fifth of the time.
 TIMM_NAMES = {
@@ -69,7 +69,7 @@ def load_timm(name: str) -> tuple[nn.Module, dict]:
             f"The weights of the extractor {name!r} are missing"
             + (f": there is no file {given}" if given else "")
             + f". Get them with: hf download {config.hf_hub_id} model.safetensors{packed}; or put them at "
-            f"{ASSETS}/timm/{architecture}.safetensors, or name the file: {name}:FILE"
+            f"{ASSETS_FOLDER}/timm/{architecture}.safetensors, or name the file: {name}:FILE"
         )
     try:
         if EFFICIENTNET in path.parts:  # the same tensors in the same order under other names
@@ -88,7 +88,7 @@ def timm_file(architecture: str, config) -> Path | None:
     """Where the weights of a network of timm lie on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
-    paths = [ASSETS / "timm" / f"{architecture}{end}" for end in (".safetensors", ".pth")]
+    paths = [ASSETS_FOLDER / "timm" / f"{architecture}{end}" for end in (".safetensors", ".pth")]
     if config.hf_hub_id:
         cached = (try_to_load_from_cache(config.hf_hub_id, f) for f in ("model.safetensors", "pytorch_model.bin"))
         paths += [Path(file) for file in cached if isinstance(file, str)]

@@ -5,7 +5,7 @@ import numpy as np
 from libs.metrics.extractors import FeatureBank
 from libs.run import Run
 
-ROWS = 1024  # rows of a distance matrix held at once
+DISTANCE_ROWS = 1024  # rows of a distance matrix held at once
 
 
 def precision_recall(generated: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -42,7 +42,7 @@ def _inside(points, owners, k) -> float:
 
 
 def _blocks(x):
-    return (x[i : i + ROWS] for i in range(0, len(x), ROWS))
+    return (x[i : i + DISTANCE_ROWS] for i in range(0, len(x), DISTANCE_ROWS))
 
 
 def _squares(a, b):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sde import Process
 
-MOST = 10_000  # numbers of an image: their covariance is decomposed
+MOST_NUMBERS = 10_000  # numbers of an image: their covariance is decomposed
 PER_CLASS = 10**8  # numbers in the covariances of all classes; where they are more, the classes share one
 
 
@@ -40,8 +40,10 @@ class Gaussian(nn.Module):
     def __init__(self, shape: Sequence[int], n_labels: int, rank: int, process: Process, pred: str):
         super().__init__()
         numbers = torch.Size(shape).numel()
-        if numbers > MOST:
-            raise ValueError(f"nnet.gaussian is {rank}; it must be 0 (none) for images of {numbers} > {MOST} numbers")
+        if numbers > MOST_NUMBERS:
+            raise ValueError(
+                f"nnet.gaussian is {rank}; it must be 0 (none) for images of {numbers} > {MOST_NUMBERS} numbers"
+            )
         if not 0 < rank <= numbers:
             raise ValueError(f"nnet.gaussian is {rank}; it must be 0 (none) or a number of directions up to {numbers}")
         process.check_prediction(pred)

@@ -18,7 +18,7 @@ from libs.build import check_at_least
 from libs.models.backbone import Tokens
 from libs.models.uvit import time_embedding
 
-OUTPUTS = ("map", "scalar")
+UEM_OUTPUTS = ("map", "scalar")
 
 
 class Estimator(nn.Module):
@@ -56,9 +56,9 @@ class Linear(Estimator):
 
     def __init__(self, tokens: Sequence[Tokens], points: tuple[int, ...], *, norm: bool = True, output: str = "map"):
         super().__init__()
-        if output not in OUTPUTS:
+        if output not in UEM_OUTPUTS:
             name = f"uem.{type(self).__name__.lower()}.output"
-            raise ValueError(f"{name} is {output!r}; it must be one of {', '.join(OUTPUTS)}")
+            raise ValueError(f"{name} is {output!r}; it must be one of {', '.join(UEM_OUTPUTS)}")
         self.scalar = output == "scalar"
         self.grids = [1 if self.scalar else of.n for of in tokens]  # estimates per row are this many times `out`
         self.norms = nn.ModuleDict({str(k): nn.LayerNorm(tokens[k].width) for k in points} if norm else {})

@@ -12,7 +12,7 @@ from typing import Any
 from libs.files import write_file, write_json
 from libs.report.entries import Entry, change, entries, speedup
 from libs.report.page import render
-from libs.report.read import Evaluation, Result, read
+from libs.report.read import Evaluation, Result, read_evaluations
 from libs.report.statistics import over_seeds
 from libs.report.verdict import (
     RULE,
@@ -78,7 +78,7 @@ class Report:
         }
 
 
-def load(directories: Sequence[str | Path], names: Sequence[str | None] | None = None) -> Report:
+def load_report(directories: Sequence[str | Path], names: Sequence[str | None] | None = None) -> Report:
     """Read evaluation directories; seconds are shares of what full depth of the first takes.
 
     Args:
@@ -88,7 +88,7 @@ def load(directories: Sequence[str | Path], names: Sequence[str | None] | None =
     Raises:
         ValueError: a file is malformed (the message names file and line), or the directories cannot be compared.
     """
-    evaluations = read(directories)
+    evaluations = read_evaluations(directories)
     found, notes = entries(evaluations, names or [None] * len(evaluations))
     tolerance = evaluations[0].tolerance
     return Report(evaluations, found, notes, TOLERANCE if tolerance is None else tolerance)

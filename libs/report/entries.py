@@ -210,7 +210,7 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
     scales, notes = costs(models, together is not None)
     found = []
     for model, runs in models.items():
-        tables = [table(run) for run in runs]  # key -> (point, evaluation)
+        tables = [by_identity(run) for run in runs]  # key -> (point, evaluation)
         for key in tables[0]:
             if all(key in others for others in tables):
                 cells = [others[key] for others in tables]
@@ -223,13 +223,13 @@ def entries(evaluations: Sequence[Evaluation], named: Sequence[str | None]) -> t
             notes.append(f"Left out, as not every run of {model} has them: {', '.join(sorted(missing))}.")
     if not found:
         raise ValueError(f"{', '.join(str(e.dir) for e in evaluations)}: no point was measured in all of them")
-    for tell in (lambda e: e.placement, lambda e: settings_of(e.first)):  # what tells points of one label apart
+    for tell in (lambda e: e.placement, lambda e: settings_words(e.first)):  # what tells points of one label apart
         labels = Counter((e.model, e.label) for e in found)
         found = [e if labels[e.model, e.label] == 1 else replace(e, where=f"{e.where}, {tell(e)}") for e in found]
     return found, notes + warnings([p for e in found for p in e.points])
 
 
-def table(run: Sequence[Evaluation]) -> dict[tuple, tuple[Result, Evaluation]]:
+def by_identity(run: Sequence[Evaluation]) -> dict[tuple, tuple[Result, Evaluation]]:
     """The points of one training run by what identifies them; where two evaluations have one, the first counts."""
     cells: dict[tuple, tuple[Result, Evaluation]] = {}
     for evaluation in run:
@@ -250,7 +250,7 @@ def exit_of(p: Result) -> dict:
     return settings
 
 
-def settings_of(p: Result) -> str:
+def settings_words(p: Result) -> str:
     """Everything about how a point is sampled, in words."""
     solver = {} if planned(p) else p.record.get("sampler") or {}
     found = {k: v for k, v in {**exit_of(p), **solver}.items() if k not in ("name", "steps", "grid")}
@@ -315,7 +315,7 @@ def costs(models: dict[str, list[list[Evaluation]]], together: bool) -> tuple[di
         seconds = geometric_mean([full.pace for run in first if (full := full_of(run[0])) and full.pace])
         return {str(e.dir): 1 / seconds for _, e in evaluations}, []
     same = [full for _, e in evaluations if (full := full_of(e)) and same_network(full, reference)]
-    alike = [f.pace * reference.gmacs / f.gmacs for f in same if machine(f) == machine(reference)]
+    alike = [f.pace * reference.gmacs / f.gmacs for f in same if machine_of(f) == machine_of(reference)]
     seconds = geometric_mean(alike or [reference.pace])
     scales: dict[str, float | None] = {}
     other, unknown = [], []
@@ -324,7 +324,7 @@ def costs(models: dict[str, list[list[Evaluation]]], together: bool) -> tuple[di
         scales[str(e.dir)] = None
         if full is not None and same_network(full, reference):
             scales[str(e.dir)] = full.gmacs / reference.gmacs / full.pace
-        elif machine(e.points[0]) == machine(reference):
+        elif machine_of(e.points[0]) == machine_of(reference):
             scales[str(e.dir)] = 1 / seconds
             other.append(model)
         else:
@@ -357,6 +357,6 @@ def same_network(full: Result, reference: Result) -> bool:
     return math.isclose(full.gmacs / full.nfe, reference.gmacs / reference.nfe, rel_tol=1e-6)
 
 
-def machine(point: Result) -> tuple:
+def machine_of(point: Result) -> tuple:
     keys = ("device", "threads", "batch_size", "float32_products")
     return tuple(str(point.record.get(key)) for key in keys)

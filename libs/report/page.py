@@ -71,14 +71,14 @@ def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: S
             looks=[look for look in shown if look.entry is not full],
             chart=figures.frontier(entries, said.chosen, tolerance, lambda e: look_facts(e, entries, full)),
             tolerance=tolerance,
-            table=table(entries, said.chosen, several),
+            points_table=points_table(entries, said.chosen, several),
             fastest=[(e, *against(e, entries)) for e in fastest_of_each(entries, tolerance)],
             several=several,
             verdicts=verdicts(entries),
             controls=worth_of_looking(entries),
             rule=RULE,
             macs=MACS,
-            runs=[run(evaluation) for evaluation in evaluations],
+            runs=[evaluation_sections(evaluation) for evaluation in evaluations],
             notes=[*notes, *dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)],
             ramp=figures.gradient(),
             view=(figures.WIDTH, figures.HEIGHT, figures.LEFT, figures.RIGHT, figures.TOP, figures.BOTTOM),
@@ -208,7 +208,7 @@ def exit_sentence(exits: Exits) -> str:
 # ---- table ---------------------------------------------------------------------------------------------------------
 
 
-def table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict[str, Any]:
+def points_table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict[str, Any]:
     """Heads and rows; a cell is (text, number to sort by). The speed-up stands second."""
     key = entries[0].first.quality_key
     factor, unit = time_unit(max((e.seconds for e in entries if e.seconds is not None), default=1.0))
@@ -242,7 +242,7 @@ def table(entries: Sequence[Entry], chosen: Entry | None, several: bool) -> dict
 # ---- one evaluation ------------------------------------------------------------------------------------------------
 
 
-def run(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_sections(evaluation: Evaluation) -> dict[str, Any]:
     """The folded sections of one evaluation directory."""
     maps, train, trained = evaluation.uncertainty(), evaluation.train, ""
     if train:

@@ -156,7 +156,7 @@ def tiles(grid: Image.Image, most: int, columns: int = 8) -> list[Image.Image]:
     return [grid.crop((x, y, x + tile, y + tile)) for x, y in places[:most]]
 
 
-def read(directories: Sequence[str | Path]) -> list[Evaluation]:
+def read_evaluations(directories: Sequence[str | Path]) -> list[Evaluation]:
     """Evaluation directories, in order; all must report the same quality metric, or their points cannot be compared."""
     if not directories:
         raise ValueError("No evaluation directory was given; at least one is needed.")
@@ -204,7 +204,7 @@ def read_directory(path: Path, name: str) -> Evaluation:
 
 
 # What a line must hold beside its metrics' values, and the word for it.
-NEEDED = {str: "a non-empty string", int: "a whole number of at least 1", dict: "an object of numbers"}
+KIND_WORDS = {str: "a non-empty string", int: "a whole number of at least 1", dict: "an object of numbers"}
 FIELDS = {"metrics": dict, "slug": str, "quality_key": str, "family": str, "label": str, "nfe": int, "depth": int}
 
 
@@ -212,7 +212,7 @@ def read_point(record: dict[str, Any], where: str, directory: Path) -> Result:
     for key, kind in FIELDS.items():
         value = record.get(key)
         if type(value) is not kind or not value or (kind is int and value < 1):
-            raise ValueError(f"{where}: `{key}` is {value!r}; {NEEDED[kind]} is needed.")
+            raise ValueError(f"{where}: `{key}` is {value!r}; {KIND_WORDS[kind]} is needed.")
     metrics, slug, key = record["metrics"], record["slug"], record["quality_key"]
     if Path(slug).name != slug or slug == "..":
         raise ValueError(f"{where}: `slug` is {slug!r}; it names a folder, so it must be a single path component.")
@@ -231,7 +231,7 @@ def read_point(record: dict[str, Any], where: str, directory: Path) -> Result:
         dir=directory,
         **{name: record[name] for name in FIELDS if name != "metrics"},
         quality=quality,
-        quality_per_seed=numbers(metrics, f"{key}_per_seed", where),
+        quality_per_seed=metric_numbers(metrics, f"{key}_per_seed", where),
         mean_depth=number(metrics, "mean_depth", where),
         gmacs=number(metrics, "gmacs", where),
         seconds=seconds,
@@ -251,7 +251,7 @@ def number(values: dict[str, Any], key: str, where: str | Path) -> float | None:
     return float(value)
 
 
-def numbers(values: dict[str, Any], key: str, where: str | Path) -> tuple[float, ...]:
+def metric_numbers(values: dict[str, Any], key: str, where: str | Path) -> tuple[float, ...]:
     many = values.get(key)
     if many is None:
         return ()
@@ -262,7 +262,7 @@ def numbers(values: dict[str, Any], key: str, where: str | Path) -> tuple[float,
 
 def positive(values: dict[str, Any], key: str, where: str | Path) -> tuple[float, ...]:
     """Seconds: ratios and geometric means are taken of them."""
-    found = numbers(values, key, where)
+    found = metric_numbers(values, key, where)
     if any(value <= 0 for value in found):
         raise ValueError(f"{where}: `{key}` is {list(found)}; they must be positive.")
     return found

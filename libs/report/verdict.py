@@ -189,7 +189,7 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     base = even or full
     word = quality_word(chosen.first.quality_key)
     name = chosen.name(several)
-    first = f"{name[0].upper()}{name[1:]} {costs(chosen, base)} {calls(base, several)}; its {word} changes by "
+    first = f"{name[0].upper()}{name[1:]} {cost_words(chosen, base)} {calls(base, several)}; its {word} changes by "
     first += f"{signed(change(chosen, base))}."
     tone, second = against_rival(chosen, rival_of(chosen, entries), base, entries, several)
     simpler, ahead = simpler_than(chosen, entries), ahead_of(chosen, entries)
@@ -202,7 +202,7 @@ def claim(entries: Sequence[Entry], tolerance: float) -> Claim:
     else:
         return Claim(tone, (first, second), chosen)
     name = found.name(several)
-    warning = f"{name[0].upper()}{name[1:]} {does}: it {costs(found, chosen)} the recommended point, its {word} "
+    warning = f"{name[0].upper()}{name[1:]} {does}: it {cost_words(found, chosen)} the recommended point, its {word} "
     warning += f"differs by {signed(change(found, chosen))}."
     return Claim(tone, (warning, first, second), chosen)
 
@@ -213,7 +213,7 @@ def as_fast(a: Entry, b: Entry) -> bool:
     return found is not None and (found.mean >= 1 - EQUAL or found.excludes(1.0) is False)
 
 
-def costs(a: Entry, b: Entry) -> str:
+def cost_words(a: Entry, b: Entry) -> str:
     """`is 2.50× [2.31, 2.70] as fast as`, or in GMACs, which are no speed-up."""
     found = speedup(a, b)
     if found is not None:
@@ -251,7 +251,7 @@ def against_rival(
     text = f"The best plain sampling of that quality is {calls(rival, several)}"
     if rival.choosing > (1 + EQUAL) * chosen.choosing:
         text = f"No plain sampling that was evaluated is as good; the best is {calls(rival, several)}"
-    return tone, f"{text}: early exit {costs(chosen, rival)} it{noise}.{note}"
+    return tone, f"{text}: early exit {cost_words(chosen, rival)} it{noise}.{note}"
 
 
 def headline(entries: Sequence[Entry], tolerance: float) -> dict | None:

@@ -33,13 +33,13 @@ class DenseCall:
 
 
 # Sees a call; returns the layers (B,) that the sampling goes on with, or None for full depth.
-Look = Callable[[DenseCall], Tensor | None]
+Pick = Callable[[DenseCall], Tensor | None]
 
 
 class DenseDenoiser(Denoiser):
     """Runs every layer and every head; `look` picks the exit that is taken."""
 
-    def __init__(self, *args, look: Look, **options):
+    def __init__(self, *args, look: Pick, **options):
         super().__init__(*args, **options)
         self.look, self.number = look, 0
 
@@ -54,7 +54,7 @@ class DenseDenoiser(Denoiser):
         return eps[index, torch.arange(len(x), device=x.device)], used.cpu().numpy(), None
 
 
-def sample_dense(sampler: Sampler, ids: np.ndarray, look: Look, *, seed: int, plan: Plan) -> Images:
+def sample_dense(sampler: Sampler, ids: np.ndarray, look: Pick, *, seed: int, plan: Plan) -> Images:
     """The images `ids` (n,) as one batch, along the trajectory that `look` picks (None: full depth)."""
     options = dict(policy=EXIT_POLICIES["full"](), make_denoiser=partial(DenseDenoiser, look=look))
     return sampler.batch(ids, seed=seed, plan=plan, **options)

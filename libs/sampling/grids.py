@@ -111,7 +111,7 @@ def explicit(grid: str, n: int, least: float) -> Tensor:
     """The times that `grid` lists, or that the file of this name does; (n + 1,)."""
     allowed = f"sample.grid is {grid!r}; it must be one of {', '.join(GRIDS)} (power:2.5, karras:7), times, or a file"
     try:
-        t = numbers(grid) if "," in grid else numbers(Path(grid).read_text(encoding="utf-8"))
+        t = numbers_in(grid) if "," in grid else numbers_in(Path(grid).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{allowed} of times ({error})") from error
     if len(t) != n + 1:
@@ -125,5 +125,5 @@ def explicit(grid: str, n: int, least: float) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
-def numbers(text: str) -> Sequence[float]:
+def numbers_in(text: str) -> Sequence[float]:
     return [float(value) for value in text.replace(",", " ").strip().strip("[]").split()]

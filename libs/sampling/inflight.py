@@ -25,7 +25,7 @@ from libs.sampling.denoiser import Guidance
 from libs.sampling.images import Images, labels_of
 from libs.sampling.plans import State, advance
 
-BATCHES = 4  # on their way at once: with fewer, rows find no company; more cost memory
+IN_FLIGHT = 4  # on their way at once: with fewer, rows find no company; more cost memory
 START = -1  # the queue of rows whose next network call has not begun; queue k >= 0: rows that have run k layers
 
 
@@ -74,7 +74,7 @@ class Pooled(Carry):
 
 
 class InFlight:
-    """The images `ids` (n,) on their way: at most BATCHES x `batch_size` at once, `batch_size` in a network call.
+    """The images `ids` (n,) on their way: at most IN_FLIGHT x `batch_size` at once, `batch_size` in a network call.
 
     An image has a place from its first step to its last, then another image gets the place. Under guidance it has two
     rows there: row `place` is conditional and row `places + place` is not.
@@ -90,7 +90,7 @@ class InFlight:
         self.asked = frozenset(policy.asked(model.points))
         self.branches = 2 if self.denoiser.guided else 1
         self.batch_rows = self.branches * batch_size
-        self.places = places = min(BATCHES * batch_size, len(ids))
+        self.places = places = min(IN_FLIGHT * batch_size, len(ids))
         slots = self.branches * places
 
         # `keep` copies: x and anchor, and the outputs of different calls, are written apart from one another

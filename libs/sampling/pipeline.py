@@ -108,7 +108,7 @@ class AdaptiveDepthPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"config": self.sampler.config.to_dict(), "class_names": list(self.sampler.class_names)}
-        checkpoints.write(self.sampler.model.state_dict(), folder / WEIGHTS, about)
+        checkpoints.write_weights(self.sampler.model.state_dict(), folder / WEIGHTS, about)
         for budget, plan in all_beside(self.sampler.config.nnet_path).items():
             name = plan_name(folder / WEIGHTS, f"budget-{budget:g}")
             write_json(folder / name, read_json(plan, "a plan beside the weights"))

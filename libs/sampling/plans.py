@@ -30,7 +30,7 @@ from libs.rng import SeededNoise
 from sde import Process
 
 HISTORY = 3  # the longest memory: DPM-Solver-3 combines the outputs at s and at its two interior points
-OUTPUTS = 4  # the longest memory of forecasts: a cubic
+MOST_OUTPUTS = 4  # the longest memory of forecasts: a cubic
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class State:
     def start(cls, x: Tensor, plan: Plan | None = None) -> State:
         """Initial noise x (B, C, H, W) at row 0 of `plan`, which may be left out where nothing is forecast."""
         nothing = torch.zeros_like(x)
-        outputs = (nothing,) * OUTPUTS if plan is not None and plan.forecast is not None else ()
+        outputs = (nothing,) * MOST_OUTPUTS if plan is not None and plan.forecast is not None else ()
         return cls(x, x, (nothing,) * HISTORY, torch.zeros(len(x), dtype=torch.long), outputs)
 
     def done(self, plan: Plan) -> Tensor:
@@ -229,14 +229,14 @@ def forecasting(plan: Plan, process: Process, computed: Sequence[bool], order: i
     computed = torch.tensor(computed, dtype=torch.bool)
     if computed.shape != plan.t.shape or not computed[0]:
         raise ValueError(f"forecasts: {len(computed)} rows for {plan.rows} steps; every step, the first one computed")
-    if order not in range(OUTPUTS):
+    if order not in range(MOST_OUTPUTS):
         raise ValueError(f"sample.forecast.order is {order}; it must be 0, 1, 2 or 3")
-    s, ahead = torch.arange(plan.rows).double(), torch.zeros(plan.rows, OUTPUTS, dtype=torch.float64)
+    s, ahead = torch.arange(plan.rows).double(), torch.zeros(plan.rows, MOST_OUTPUTS, dtype=torch.float64)
     for i in (~computed).nonzero().flatten().tolist():
         past = s[:i][computed[:i]][-order - 1 :]  # newest last
         for j in range(len(past)):
             others = torch.cat([past[:j], past[j + 1 :]])
-            ahead[i, OUTPUTS - len(past) + j] = ((s[i] - others) / (past[j] - others)).prod()  # Lagrange
+            ahead[i, MOST_OUTPUTS - len(past) + j] = ((s[i] - others) / (past[j] - others)).prod()  # Lagrange
     forecast = torch.cat([torch.stack([process.alpha(plan.t), process.sigma(plan.t)], 1), ahead], 1)
     return replace(plan, computed=computed, forecast=forecast)
 

@@ -34,7 +34,7 @@ def euler_maruyama_ode(process: Process, *, steps: int, t_end: float | None = No
 
 def euler(process: Process, steps: int, t_end: float | None, grid: str, sde: bool) -> Plan:
     """x' = (1 - beta dt/2) x + (g2 dt / sigma) eps + sqrt(-g2 dt) z; the ODE has half the second term and no z."""
-    t_end = check(process, steps, t_end, default=1e-3, grid=grid)
+    t_end = check_times(process, steps, t_end, default=1e-3, grid=grid)
     if grid and named(grid)[0] is None:
         nodes = times_to_zero(process, steps, grid)
     else:
@@ -59,7 +59,7 @@ def ddim(process: Process, *, steps: int, eta: float = 0.0, grid: str = "") -> P
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must lie in [0, 1], 0 for no noise and 1 for DDPM's")
-    check(process, steps)
+    check_times(process, steps)
     nodes = times_to_zero(process, steps, grid or "time_uniform")
     callable_from(process, nodes, steps, grid)
     log_alpha, sigma, lam = process.log_alpha(nodes), process.sigma(nodes), process.lam(nodes)
@@ -97,7 +97,7 @@ def dpm_solver(process: Process, *, steps: int, order: int = 3, t_end: float | N
     On any other grid the interior points are nodes, as in dpm_solver_pp. The remainder of `steps` is spent on lower
     orders at the end, so that exactly `steps` evaluations are made.
     """
-    t_end = check(process, steps, t_end, default=1e-4, grid=grid)
+    t_end = check_times(process, steps, t_end, default=1e-4, grid=grid)
     orders = fast_orders(steps, order)
     if grid:
         return singlestep(process, spans_of(times(process, steps, t_end, grid), orders), data=False)
@@ -115,7 +115,7 @@ def dpm_solver_pp(process: Process, *, steps: int, order: int = 3, t_end: float 
     `steps` + 1 nodes from 1 to `t_end` (default 1e-3), published: uniform in time. A step of order k spans k intervals,
     and its interior points are the nodes in between, so its r1, r2 vary with the schedule.
     """
-    t_end = check(process, steps, t_end, default=1e-3, grid=grid)
+    t_end = check_times(process, steps, t_end, default=1e-3, grid=grid)
     nodes = times(process, steps, t_end, grid or "time_uniform")
     return singlestep(process, spans_of(nodes, fast_orders(steps, order)), data=True)
 
@@ -215,7 +215,7 @@ def multistep(process: Process, steps: int, grid: str, lower_order_final: bool, 
 
     The stochastic form has e^{-h} sigma_t/sigma_s, e^{-2h} - 1, and adds sigma_t sqrt(1 - e^{-2h}) z.
     """
-    t_end = check(process, steps, t_end, default=1e-3, grid=grid)
+    t_end = check_times(process, steps, t_end, default=1e-3, grid=grid)
     nodes = times(process, steps, t_end, grid)
     alpha, sigma, lam = process.alpha(nodes), process.sigma(nodes), process.lam(nodes)
     h, rows = lam.diff(), []  # (steps,)
@@ -244,7 +244,9 @@ SAMPLERS = {
 # ---- what no solver can do -------------------------------------------------------------------------------------------
 
 
-def check(process: Process, steps: int, t_end: float | None = None, default: float = 0.0, grid: str = "") -> float:
+def check_times(
+    process: Process, steps: int, t_end: float | None = None, default: float = 0.0, grid: str = ""
+) -> float:
     """Refuse what no solver can do; returns where to stop: t_end, or the default as far as the process reaches."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; a sampler needs at least 1 network evaluation")
