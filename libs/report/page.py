@@ -71,7 +71,7 @@ def render(evaluations: Sequence[Evaluation], entries: Sequence[Entry], notes: S
             looks=[look for look in shown if look.entry is not full],
             chart=figures.frontier(entries, said.chosen, tolerance, lambda e: look_facts(e, entries, full)),
             tolerance=tolerance,
-            points_table=points_table(entries, said.chosen, several),
+            table=points_table(entries, said.chosen, several),
             fastest=[(e, *against(e, entries)) for e in fastest_of_each(entries, tolerance)],
             several=several,
             verdicts=verdicts(entries),
