@@ -19,8 +19,7 @@ from torch import Tensor
 
 from libs import rng
 from libs.build import check_ranges, lookup
-from libs.checkpoints import check_config
-from libs.checkpoints import load as load_weights
+from libs.checkpoints import check_config, load_weights
 from libs.checkpoints import training_state as checkpoints
 from libs.checkpoints.training_state import TrainState
 from libs.data import batches

@@ -63,7 +63,7 @@ def changed(qualities: dict[str, float]) -> tuple:
 def compared(directories, names=None):
     """Entries and notes, as the page has them."""
     directories = [directories] if isinstance(directories, str) else directories
-    return report.entries(report.read(directories), names or [None] * len(directories))
+    return report.entries(report.read_evaluations(directories), names or [None] * len(directories))
 
 
 def at(entries, budget):

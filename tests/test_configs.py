@@ -153,7 +153,7 @@ RECIPES = {
 
 OTHERS = {"digits_uvit_tiny", "digits_unet_tiny", "digits_dit_tiny", "cifar10_unet", "cifar10_uva_small"}
 OTHERS |= {"digits_uvit_deep", "digits_levels_tiny", "cifar10_levels"}
-OTHERS |= {"fashion_uvit_small", "cifar10_uvit_tiny"}
+OTHERS |= {"fashion_uvit_small", "cifar10_uvit_tiny", "images_uvit_tiny"}
 DIT_RECIPES = {
     # parameters (the public codes', without memory), published Gflops (multiply-adds), steps, process, pred, sampler
     "imagenet256_dit_xl": (675_129_632, 118.64, 7_000_000, "ddpm", "noise", "ddpm"),

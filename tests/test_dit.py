@@ -253,7 +253,7 @@ def test_a_folder_of_diffusers(tmp_path):
         block.norm1.emb.load_state_dict(first.state_dict())
     net.save_pretrained(tmp_path / "transformer")
     model = small()
-    assert "diffusers_dit weights" in checkpoints.load(model, tmp_path, start=True)
+    assert "diffusers_dit weights" in checkpoints.load_weights(model, tmp_path, start=True)
     for block in net.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     x, time = golden_input("dit.x", (4, 4, 8, 8)), torch.tensor([999.0, 500.0, 20.0, 0.0])
@@ -262,11 +262,11 @@ def test_a_folder_of_diffusers(tmp_path):
     text = "\n".join(inspect_checkpoint.describe(tmp_path))
     assert "nnet.num_classes = 11" in text and "nnet.img_size = 8" in text and "nnet.num_heads = 4" in text
     with pytest.raises(ValueError, match="config.json has sample_size 8 instead of 16"):
-        checkpoints.load(small(img_size=16), tmp_path, start=True)
+        checkpoints.load_weights(small(img_size=16), tmp_path, start=True)
     net.transformer_blocks[2].norm1.emb.class_embedder.embedding_table.weight.data += 1
     net.save_pretrained(tmp_path / "transformer")
     with pytest.raises(ValueError, match=r"transformer_blocks.2.norm1.emb.class_embedder.* differs from block 0's"):
-        checkpoints.load(model, tmp_path, start=True)
+        checkpoints.load_weights(model, tmp_path, start=True)
 
 
 def test_a_training_state_of_the_public_code(tmp_path):
@@ -275,7 +275,7 @@ def test_a_training_state_of_the_public_code(tmp_path):
     averaged = {key: value + 1 for key, value in state.items()}
     torch.save({"model": state, "ema": averaged, "opt": {}, "args": None}, tmp_path / "0400000.pt")
     model = small()
-    checkpoints.load(model, tmp_path / "0400000.pt", full_depth=True)
+    checkpoints.load_weights(model, tmp_path / "0400000.pt", full_depth=True)
     assert torch.equal(model.backbone.x_embedder.proj.bias, averaged["x_embedder.proj.bias"])
 
 
@@ -287,13 +287,13 @@ def test_a_file_of_another_network_names_the_experiment(tmp_path):
     state = {key: torch.zeros(1, dtype=torch.int8).expand(value.shape) for key, value in state.items()}
     torch.save(state, tmp_path / "dit.pt")
     with pytest.raises(ValueError, match=r"it is a dit and nnet.name is 'uvit'; take configs/imagenet512_dit_xl.py"):
-        checkpoints.load(tiny(), tmp_path / "dit.pt")
+        checkpoints.load_weights(tiny(), tmp_path / "dit.pt")
     checkpoints.write_weights(tiny().state_dict(), tmp_path / "uvit.pth")
     with pytest.raises(ValueError, match=r"it is a uvit and nnet.name is 'dit'; take configs/\*_uvit_\*.py"):
-        checkpoints.load(small(), tmp_path / "uvit.pth")
+        checkpoints.load_weights(small(), tmp_path / "uvit.pth")
     checkpoints.write_weights(checkpoints.export(small().state_dict(), "dit"), tmp_path / "small.pth")
     with pytest.raises(ValueError, match="nnet.img_size: 8 in the file, 16 in the config"):
-        checkpoints.load(small(img_size=16), tmp_path / "small.pth")
+        checkpoints.load_weights(small(img_size=16), tmp_path / "small.pth")
     with pytest.raises(ValueError, match="layout dit holds a DiT or SiT"):
         checkpoints.export(tiny().state_dict(), "dit")
 

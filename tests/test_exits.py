@@ -15,7 +15,7 @@ from libs.sampling.denoiser import Denoiser, Guidance
 from libs.sampling.solvers import ddim
 from sde import PROCESSES, VPLinear
 
-# One instance of every policy, with settings at which the tiny model's exits differ between images.
+# Settings at which the tiny model's exits differ between images; a policy that is not here is tested with its defaults.
 SETTINGS = {
     "full": {},
     "fixed": {"layer": 3},
@@ -40,26 +40,14 @@ SETTINGS = {
 }
 # Alone, a call of theirs runs full depth: tested in test_reuse.py and test_rivals.py.
 LOOK_BACK = ("reuse", "cache", "first_block", "teacache", "duo", "learned_cache", "lazy_gate")
-PER_IMAGE = [name for name in SETTINGS if name != "released_batch_mean"]
+PER_IMAGE = [name for name in EXIT_POLICIES if name != "released_batch_mean"]
 MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding
 TOLERANCE = 2e-6  # of predictions of order one, fp32
 
 
 def made(name: str):
     """The policy `name` as it decides in the second call of a sampling."""
-    return EXIT_POLICIES[name](**SETTINGS[name]).at_call(1)
-
-
-def test_every_policy_is_tested():
-    """Catches a policy that was added to the registry without the contract tests below."""
-    assert set(SETTINGS) == set(EXIT_POLICIES)
-
-
-def max_u(policy, t):
-    """What `policy` compares the estimates with: a number, or (E - 1, n)."""
-    if not hasattr(policy, "table"):
-        return policy.max_u if hasattr(policy, "max_u") else 1 - policy.certainty
-    return policy.table[torch.bucketize(t, torch.tensor(policy.stored["edges"]).double(), right=True)].T
+    return EXIT_POLICIES[name](**SETTINGS.get(name, {})).at_call(1)
 
 
 def check_batch_equals_singles(model, policy, n=64, tolerance=TOLERANCE):
@@ -71,8 +59,12 @@ def check_batch_equals_singles(model, policy, n=64, tolerance=TOLERANCE):
     singles = [run_with_exits(model, policy.bind(0, [r.start]), x[r], t[r], time[r], cond) for r in rows]
     close = np.zeros(n, bool)
     if "u" in policy.reads:
-        distance = (exits.mean_u[:-1] - max_u(policy, t)).abs().amin(0)  # (n,)
-        close = (distance < MARGIN).numpy()
+        bound = policy.bind(0, range(n))
+        sign = torch.ones(len(exits.u), *[1] * (exits.u.dim() - 1))
+        sign[1::2] = -1  # in turn: for rules that compare two exits
+        for shift in (sign.abs(), -sign.abs(), sign, -sign):
+            moved = replace(exits, u=exits.u + MARGIN * shift)
+            close |= dense_decisions(model, bound, moved, t) != dense_decisions(model, bound, exits, t)
         assert close.mean() < 0.05, "the test's threshold lies in the middle of the estimates"
     np.testing.assert_array_equal(used[~close], np.array([int(single[1][0]) for single in singles])[~close])
     wanted = torch.cat([single[0] for single in singles])
@@ -86,7 +78,7 @@ def test_batch_equals_single_images(name, heads):
     """Catches decisions that depend on batch mates, rows returned in the wrong order, wrong heads, wrong skips."""
     model = tiny("time", heads)
     used = check_batch_equals_singles(model, made(name))
-    if name not in ("full", "fixed", "planned", *LOOK_BACK):
+    if name in SETTINGS and name not in ("full", "fixed", "planned", *LOOK_BACK):
         assert len(set(used)) >= 3, "the exits must be spread or the test shows nothing"
 
 
@@ -119,7 +111,7 @@ def check_no_memory(policy):
     np.testing.assert_array_equal(run_with_exits(model, policy, x, t, time, cond)[1], first)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", EXIT_POLICIES)
 def test_no_state_between_calls(name):
     """Catches counters that live on the policy or the model."""
     check_no_memory(made(name))
@@ -131,7 +123,7 @@ def test_state_between_calls_is_caught():
         check_no_memory(RememberingPatience(certainty=0.5, times=2))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", EXIT_POLICIES)
 def test_row_order_does_not_matter(name):
     """Catches outputs that are returned in the order in which rows left."""
     model, policy = tiny("time"), made(name)
@@ -163,7 +155,7 @@ def dense_decisions(model, policy, exits, t):
     return used
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "similarity"])
+@pytest.mark.parametrize("name", [name for name in EXIT_POLICIES if "patches" not in EXIT_POLICIES[name].reads])
 def test_decisions_equal_the_dense_reference(name):
     """Catches an executor that decides on other uncertainties than a dense call shows (wrong rows, wrong exit)."""
     model, policy = tiny("time"), made(name).bind(0, range(64))
@@ -175,7 +167,7 @@ def test_decisions_equal_the_dense_reference(name):
     assert (out - wanted).abs().max() < TOLERANCE * wanted.abs().max()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", EXIT_POLICIES)
 def test_work_is_the_sum_of_layers_used(name):
     """Catches exits that are only simulated: rows entering layers, heads and estimators are counted as they run."""
     model, policy = tiny(), made(name).bind(0, range(64))
@@ -446,13 +438,16 @@ def test_pairs_pass_batchwise_decisions_through():
     assert decide(Look(k=3, rows=torch.arange(4))) is True
 
 
-def test_the_example_of_a_policy_works():
-    """Catches an example that lacks an import or breaks the contract: the README's code is run as printed."""
+def test_the_example_of_a_policy_works(monkeypatch):
+    """Catches an example that lacks an import or breaks the contract, and a contract that only fits our policies."""
     blocks = [block.partition("```")[0] for block in Path("README.md").read_text().split("```python\n")[1:]]
     (code,) = [block for block in blocks if "(ExitPolicy)" in block]
     exec(compile(code, "example", "exec", dont_inherit=True), names := {"__name__": "mine"})
-    model, (x, t, time, _), policy = tiny("time"), inputs(), names["Mine"](slack=0.01)
-    used = run_with_exits(model, policy, x, t, time, None)[1]
-    rows = [slice(i, i + 1) for i in range(len(x))]
-    alone = [int(run_with_exits(model, policy, x[r], t[r], time[r], None)[1][0]) for r in rows]
-    assert used.tolist() == alone and len(set(used)) > 1
+    monkeypatch.setitem(EXIT_POLICIES, "mine", names["Mine"])
+    test_batch_equals_single_images("mine", "shared")
+    test_no_state_between_calls("mine")
+    test_row_order_does_not_matter("mine")
+    test_decisions_equal_the_dense_reference("mine")
+    test_work_is_the_sum_of_layers_used("mine")
+    model, (x, t, time, _) = tiny("time"), inputs()
+    assert len(set(run_with_exits(model, names["Mine"](slack=0.01), x, t, time, None)[1])) > 1

@@ -260,22 +260,22 @@ def test_a_network_gets_an_exit_0_later(run):
     checkpoints.write_weights(old.state_dict(), path)
     config.nnet.gaussian = 8
     model = build_model(config)
-    said = checkpoints.load(model, path, start=True)
+    said = checkpoints.load_weights(model, path, start=True)
     assert "4 estimator and head tensors start fresh" in said and torch.equal(
         model.heads["1"].norm.bias, old.heads["1"].norm.bias
     )
     with pytest.raises(ValueError, match="--config.nnet.gaussian=0"):
-        checkpoints.load(model, path)
+        checkpoints.load_weights(model, path)
     for uem in ("linear", "ahead"):  # and back
         config.uem.name, config.nnet.gaussian = uem, 8
         checkpoints.write_weights(build_model(config).state_dict(), path)
         config.nnet.gaussian = 0
-        checkpoints.load(build_model(config), path, start=True)
+        checkpoints.load_weights(build_model(config), path, start=True)
     config.uem.name, config.nnet.gaussian = "linear", 8
     model = build_model(config)
     backbone = {key: value for key, value in old.state_dict().items() if key.startswith("backbone.")}
     checkpoints.write_weights(backbone, path)
-    checkpoints.load(model, path, full_depth=True)
+    checkpoints.load_weights(model, path, full_depth=True)
     assert model.points[0] == 1 and model.gaussian is None
 
 

@@ -245,7 +245,7 @@ def test_two_halves_of_the_real_images_are_no_floor(complete):
 
 def test_files_of_earlier_versions_are_read():
     """Catches a directory that the evaluation wrote before grids of calls were recorded, and is refused or misread."""
-    (found,) = report.read([RECORDED])
+    (found,) = report.read_evaluations([RECORDED])
     assert len(found.points) == 9 and found.tolerance == 0.05
     entries, notes = report.entries([found], [None])
     head = report.headline(entries, found.tolerance)
@@ -259,7 +259,7 @@ def test_recorded_pictures(tmp_path):
     root = parse(html_of(RECORDED, output=tmp_path / "page.html"))
     names = [look.get("data-name") for look in root.iter("section") if look.get("class") == "look"]
     assert names == ["threshold 0.98", "full depth 10 steps"]
-    images = report.read([RECORDED])[0].images(report.read([RECORDED])[0].points[0], 8)
+    images = report.read_evaluations([RECORDED])[0].images(report.read_evaluations([RECORDED])[0].points[0], 8)
     assert [image.size for image in images] == [(48, 48)] * 8
     assert all(np.asarray(image)[0, 0].max() < 250 for image in images), "a white frame was cut along"
 
@@ -401,7 +401,7 @@ def broken(field: str, value) -> dict:
 def test_bad_records_name_file_line_and_field(tmp_path, row, says):
     """A traceback from deep inside a plot, or a point that is silently left out."""
     with pytest.raises(ValueError, match=r"results\.jsonl, line 2: ") as caught:
-        report.read([write_results(tmp_path, [record(*SWEEP[0]), row])])
+        report.read_evaluations([write_results(tmp_path, [record(*SWEEP[0]), row])])
     assert says in str(caught.value)
 
 
@@ -421,7 +421,7 @@ def test_bad_files_are_named(tmp_path, name, content, says):
     write_results(tmp_path, [record(*SWEEP[0])])
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(name)) as caught:
-        report.read([tmp_path])
+        report.read_evaluations([tmp_path])
     assert says in str(caught.value)
 
 
@@ -430,7 +430,7 @@ def test_bad_arrays_and_grids_are_named(tmp_path):
     rows = [record(*SWEEP[0]), record(*SWEEP[2])]
     folder = write_results(tmp_path, rows) / "points" / rows[1]["slug"]
     folder.mkdir(parents=True)
-    run = report.read([tmp_path])[0]
+    run = report.read_evaluations([tmp_path])[0]
     np.savez(folder / "trace.npz", t=np.ones(3), used=np.ones((4, 1, 5)), depth=7)
     with pytest.raises(ValueError, match="trace.npz.*calls"):
         run.exits(run.points[1])
@@ -455,11 +455,11 @@ def test_directories_must_exist_differ_and_agree(tmp_path):
     row["quality_key"], row["metrics"] = "fid", {"fid": 3.0}
     second = write_results(tmp_path / "b", [row])
     with pytest.raises(ValueError, match="different quality metrics"):
-        report.read([first, second])
+        report.read_evaluations([first, second])
     with pytest.raises(ValueError, match="given twice"):
-        report.read([first, tmp_path / "b" / ".." / "a"])
+        report.read_evaluations([first, tmp_path / "b" / ".." / "a"])
     with pytest.raises(ValueError, match="no such file"):
-        report.read([tmp_path / "none"])
+        report.read_evaluations([tmp_path / "none"])
 
 
 def test_command_ends_with_usage_and_leaves_no_report(tmp_path, capsys):
@@ -474,6 +474,6 @@ def test_command_ends_with_usage_and_leaves_no_report(tmp_path, capsys):
 def test_a_point_evaluated_twice_counts_once(tmp_path):
     """The stale line of a restarted sweep drawn beside the new one."""
     rows = [record(*SWEEP[0]), record(*SWEEP[2]), record("threshold", "threshold 0.98", 4, 20, 2, 30.0)]
-    run = report.read([write_results(tmp_path, rows)])[0]
+    run = report.read_evaluations([write_results(tmp_path, rows)])[0]
     assert [point.quality for point in run.points] == [25.9, 30.0]
     assert "threshold-0.98" in run.notes[0]

@@ -279,13 +279,13 @@ def test_a_file_of_diffusers(old, tmp_path):
         assert any("proj_attn" in key for key in state)
         weights.write_weights(state, path)
     model = EarlyExitModel(UNet(**NET), ESTIMATORS["linear"], heads="own")
-    assert "ddpm weights" in weights.load(model, path, start=True)
+    assert "ddpm weights" in weights.load_weights(model, path, start=True)
     x, _, time, _ = inputs(3)
     assert torch.equal(model.backbone(x, time), net(x, time).sample)
     with pytest.raises(ValueError, match="no uncertainty estimators"):
-        weights.load(EarlyExitModel(UNet(**NET), ESTIMATORS["linear"]), path)
+        weights.load_weights(EarlyExitModel(UNet(**NET), ESTIMATORS["linear"]), path)
     plain = EarlyExitModel(UNet(**NET), ESTIMATORS["linear"], heads="own")
-    assert "fixed layers and schedules use the common one" in weights.load(plain, path, full_depth=True)
+    assert "fixed layers and schedules use the common one" in weights.load_weights(plain, path, full_depth=True)
     assert torch.equal(plain.backbone(x, time), net(x, time).sample) and not plain.heads
     text = "\n".join(inspect_checkpoint.describe(path))
     assert "nnet.widths = (8, 16, 16)" in text and "nnet.attention = (1,)" in text and "missing: uncertainty" in text
@@ -300,7 +300,7 @@ def test_another_network_with_the_same_tensors_is_refused(key, value, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     model = EarlyExitModel(UNet(**NET), ESTIMATORS["linear"])
     with pytest.raises(ValueError, match=f"config.json has {key} {value} instead of"):
-        weights.load(model, tmp_path / "diffusion_pytorch_model.safetensors", start=True)
+        weights.load_weights(model, tmp_path / "diffusion_pytorch_model.safetensors", start=True)
 
 
 @pytest.mark.parametrize("exits", [(2,), (0, 1, 2)])
@@ -317,8 +317,8 @@ def test_settings_are_read_from_own_files(uem, exits, tmp_path):
     weights.write_weights(model.state_dict(), tmp_path / "own.pth")
     other = EarlyExitModel(UNet(**NET | dict(widths=(8, 16)), num_classes=4), ESTIMATORS[uem], heads="own")
     with pytest.raises(ValueError, match=r"nnet.widths: \(8, 16, 16\) in the file, \(8, 16\) in the config"):
-        weights.load(other, tmp_path / "own.pth")
+        weights.load_weights(other, tmp_path / "own.pth")
     with pytest.raises(ValueError, match="it is a unet and nnet.name is 'uvit'"):
-        weights.load(tiny(), tmp_path / "own.pth")
+        weights.load_weights(tiny(), tmp_path / "own.pth")
     with pytest.raises(ValueError, match="holds a U-ViT"):
         weights.export(model.state_dict(), "uvit")

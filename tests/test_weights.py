@@ -71,7 +71,7 @@ def test_loads_by_its_keys(kind, suffix, tmp_path):
     """Whatever the file is called: catches a kind told by name or suffix, and a certainty taken for an uncertainty."""
     path = file_of(kind, tmp_path / f"weights{suffix}").rename(tmp_path / "weights.bin")
     network, source = model(kind), model(kind, seed=1)
-    assert f"({kind} weights) from {path}" in weights.load(network, path)
+    assert f"({kind} weights) from {path}" in weights.load_weights(network, path)
     assert same(network.state_dict(), source.state_dict())
     x, _, time, _ = inputs(4)
     a, b = network(x, time), source(x, time)
@@ -85,7 +85,7 @@ def test_adadiff_certainty_becomes_uncertainty(tmp_path):
     state["lte_classifer.2.lte.bias"] += 9
     weights.write_weights(state, path)
     network = model("adadiff")
-    weights.load(network, path)
+    weights.load_weights(network, path)
     x, _, time, _ = inputs(2)
     u = network(x, time).mean_u.mean(1)
     assert u[2] < 0.01 and (u[[0, 1, 3, 4]] > 0.2).all()
@@ -95,14 +95,14 @@ def test_a_plain_uvit_runs_at_full_depth(tmp_path):
     """Released baselines: no estimator is needed where nothing is asked, and asking is an error, not a guess."""
     path = file_of("uvit", tmp_path / "u.pth")
     network = model("uvit")
-    assert "nothing leaves early" in weights.load(network, path, full_depth=True)
+    assert "nothing leaves early" in weights.load_weights(network, path, full_depth=True)
     assert isinstance(network.uem, NoEstimator) and set(network.macs().ask) == {0}
     x, _, time, _ = inputs(2)
     assert torch.equal(network.backbone(x, time), model("uvit", 1).backbone(x, time))
     with pytest.raises(ValueError, match="no uncertainty estimator"):
         network(x, time)
     with pytest.raises(ValueError, match="--pretrained_weight"):
-        weights.load(model("uvit"), path)
+        weights.load_weights(model("uvit"), path)
 
 
 @pytest.mark.parametrize("heads", ["shared", "own"])
@@ -111,7 +111,7 @@ def test_fine_tuning_starts_from_a_plain_uvit(heads, tmp_path):
     path = file_of("uvit", tmp_path / "u.pth")
     network = EarlyExitModel(UViT(**NET), ESTIMATORS["time"], heads=heads)
     before = {key: value.clone() for key, value in network.uem.state_dict().items()}
-    assert "start fresh" in weights.load(network, path, start=True)
+    assert "start fresh" in weights.load_weights(network, path, start=True)
     assert same(before, network.uem.state_dict())
     head = model("uvit", 1).backbone.new_head(1).state_dict()
     assert len(network.heads) == (4 if heads == "own" else 0)
@@ -124,10 +124,10 @@ def test_fine_tuning_from_adadiff_keeps_its_estimators(tmp_path):
     """A file with estimators never starts with fresh ones in silence."""
     path = file_of("adadiff", tmp_path / "a.pth")
     network = model("adadiff")
-    weights.load(network, path, start=True)
+    weights.load_weights(network, path, start=True)
     assert same(network.uem.state_dict(), model("adadiff", 1).uem.state_dict())
     with pytest.raises(ValueError, match="uem.linear.norm: False in the file, True in the config"):
-        weights.load(model("ours"), path, start=True)
+        weights.load_weights(model("ours"), path, start=True)
 
 
 def test_fine_tuning_with_another_estimator(tmp_path):
@@ -135,12 +135,12 @@ def test_fine_tuning_with_another_estimator(tmp_path):
     trained, network = (EarlyExitModel(UViT(**NET), ESTIMATORS[name], heads="own") for name in ("linear", "attention"))
     weights.write_weights(trained.state_dict(), tmp_path / "w.pth")
     before = {key: value.clone() for key, value in network.uem.state_dict().items()}
-    assert "estimator and head tensors start fresh" in weights.load(network, tmp_path / "w.pth", start=True)
+    assert "estimator and head tensors start fresh" in weights.load_weights(network, tmp_path / "w.pth", start=True)
     assert same(before, network.uem.state_dict())
     assert same(network.backbone.state_dict(), trained.backbone.state_dict())
     assert same(network.heads.state_dict(), trained.heads.state_dict())
     with pytest.raises(ValueError, match="uem.name: 'linear' in the file, 'attention' in the config"):
-        weights.load(network, tmp_path / "w.pth")
+        weights.load_weights(network, tmp_path / "w.pth")
 
 
 # ---- round trips ---------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_bad_files_are_refused(tmp_path):
     """Each message names the file and the reason; no code of a file runs."""
     for path, message in refused(tmp_path).values():
         with pytest.raises(ValueError, match=message) as error:
-            weights.load(model("uvit"), path, full_depth=True)
+            weights.load_weights(model("uvit"), path, full_depth=True)
         assert str(path) in str(error.value), "the file's name"
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "code.pth", weights_only=False)
@@ -442,13 +442,13 @@ def test_adadiff_of_odd_depth_and_networks_without_skips(tmp_path):
     unused = {f"lte_classifer.5.lte.{name}": state[f"lte_classifer.4.lte.{name}"] for name in ("weight", "bias")}
     torch.save(state | unused, path)
     network = model("adadiff")
-    weights.load(network, path)
+    weights.load_weights(network, path)
     path = file_of("adadiff", tmp_path / "straight.pth", skip=False)
     assert weights.infer(weights.read_weights(path))["nnet.skip"] is False
     straight = model("adadiff", seed=3, skip=False)
-    weights.load(straight, path)
+    weights.load_weights(straight, path)
     with pytest.raises(ValueError, match="nnet.skip: False in the file, True in the config"):
-        weights.load(network, path)
+        weights.load_weights(network, path)
     x, t, time, cond = inputs(1, model=straight)
     assert count_macs(lambda: straight.backbone(x, time, cond)) == straight.macs().at(straight.depth)
 
@@ -485,7 +485,7 @@ def test_mutated_files_are_refused_by_name(tmp_path):
             weights.read_weights,
             weights.about,
             weights.known,
-            lambda p: weights.load(model("uvit"), p, start=True),
+            lambda p: weights.load_weights(model("uvit"), p, start=True),
         ):
             try:
                 read(path)
@@ -519,7 +519,7 @@ def test_a_config_that_contradicts_the_file(kind, change, message, tmp_path):
     """Both sides are shown, and the flags that would fit."""
     path = file_of(kind, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=message) as error:
-        weights.load(model(kind, **change), path, full_depth=True)
+        weights.load_weights(model(kind, **change), path, full_depth=True)
     key, value = message.split(":")[0], message.split(": ")[1].split()[0]
     assert str(path) in str(error.value) and f"--config.{key}={value}" in str(error.value)
 
@@ -536,7 +536,7 @@ def test_missing_and_unexpected_tensors(tmp_path):
         weights.write_weights(changed, tmp_path / name)
         for options in ({}, {"start": True}, {"full_depth": True}):
             with pytest.raises(ValueError, match=message):
-                weights.load(model("adadiff"), tmp_path / name, **options)
+                weights.load_weights(model("adadiff"), tmp_path / name, **options)
     probes = weights.read_weights(file_of("uva", tmp_path / "u.pth"))
     for changed, message in (
         ({"matrix.3.q": torch.ones(1)}, "matrix.3.q"),
@@ -545,7 +545,7 @@ def test_missing_and_unexpected_tensors(tmp_path):
     ):
         weights.write_weights(probes | changed, tmp_path / "other.pth")
         with pytest.raises(ValueError, match=message):
-            weights.load(model("uva"), tmp_path / "other.pth")
+            weights.load_weights(model("uva"), tmp_path / "other.pth")
 
 
 # ---- the published shapes ------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from torch import nn
 
 from libs import files
 from libs.build import MAY_CHANGE, differences, in_use
-from libs.checkpoints.files import ABOUT
-from libs.checkpoints.files import write_weights as write_weights
+from libs.checkpoints.files import ABOUT, write_weights
 
 
 @dataclass

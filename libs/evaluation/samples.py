@@ -43,7 +43,10 @@ def sample_to_folder(config, regime: Regime, run: Run, ids: np.ndarray) -> dict:
     todo = [batch for batch in batches if not all(f"{i}.png" in there for i in batch)]
     run.barrier()  # nobody may finish a batch while others still look for what is to be done
     mine = todo[run.rank :: run.world]
-    run.say(f"{len(ids)} images in {len(batches)} batches, {len(batches) - len(todo)} of which are done already")
+    run.say(
+        f"{len(ids)} images of {point.plan.nfe} calls, {point.solver['name']}: {len(batches)} batches, "
+        f"{len(batches) - len(todo)} of which are done already"
+    )
     with ThreadPoolExecutor(WRITERS) as pool:
         writing: list = []
         for batch in run.stopping.between(say_progress(mine, len(mine), "sample", run)):

@@ -16,7 +16,7 @@ from libs import regimes
 from libs.evaluation.sweep import Point, points
 from libs.files import read_json, read_lines, write_json
 from libs.run import Alone, Run, describe_machine, hold, say_progress, set_tf32
-from libs.sampling.inflight import IN_FLIGHT as IN_FLIGHT
+from libs.sampling.inflight import IN_FLIGHT
 from libs.sampling.sampler import Sampler
 
 

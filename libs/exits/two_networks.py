@@ -70,7 +70,7 @@ class Duo(Full):
     @cached_property
     def shallow(self) -> EarlyExitModel:
         model = build_model(self.config)
-        checkpoints.load(model, self.path, full_depth=True)
+        checkpoints.load_weights(model, self.path, full_depth=True)
         return model.eval().requires_grad_(False)
 
     def check(self, model):

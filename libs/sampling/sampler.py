@@ -111,7 +111,7 @@ class Sampler:
         config = ConfigDict(known)
         run = Alone(device, precision or portable(config.mixed_precision, device) or "no")
         model = build_model(config)
-        checkpoints.load(model, path, full_depth=True)
+        checkpoints.load_weights(model, path, full_depth=True)
         config.nnet_path = str(checkpoints.file_of(path))  # its plans lie beside it
         sampler = cls.of(config, model.to(run.device).eval().requires_grad_(False), regimes.of(config), run)
         return replace(sampler, class_names=tuple(about.get("class_names") or ()))
@@ -297,7 +297,7 @@ def load_model(config, run: Run) -> EarlyExitModel:
         raise ValueError("nnet_path is not set: give the weights to evaluate with --nnet_path=FILE")
     checkpoints.check_config(config.nnet_path, config)
     model = build_model(config)
-    run.say(checkpoints.load(model, config.nnet_path, full_depth=not config.eval.thresholds))
+    run.say(checkpoints.load_weights(model, config.nnet_path, full_depth=not config.eval.thresholds))
     return model.to(run.device).eval().requires_grad_(False)
 
 

@@ -98,6 +98,6 @@ def beside(weights: str | Path, budget: float) -> Planned:
         there = ", ".join(f"{value:g}" for value in found) or "none"
         raise ValueError(
             f"budget is {budget}; beside {weights} there are plans for: {there}. "
-            f"Make one with python -m scripts.calibrate --budget={budget}"
+            f"Make one with python -m scripts.calibrate --nnet_path={weights} --budget={budget}"
         )
     return Planned(path=str(found[budget]))
