@@ -271,7 +271,7 @@ def test_best_survives_a_kill_between_save_and_keep(tmp_path, monkeypatch):
     """Catches a best.pth that is lost when the run dies between the two writes: the resumed run writes the same."""
     config = small_config(n_steps=2, eval_interval=1, monitor_samples=8, save_interval=1)
     trainer.fit(config, regimes.pixels(config), Run.single(tmp_path / "whole"))
-    for name in ("keep_best", "save"):
+    for name in ("keep_best", "save_state"):
         original, calls = getattr(checkpoints, name), []
 
         def killed(*args, original=original, calls=calls):
