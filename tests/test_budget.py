@@ -130,6 +130,14 @@ def test_search_spends_the_budget_and_improves():
     assert full.select(0.27, quality, (cheap, 1.0)) == (cheap, 1.0)
 
 
+def test_two_exits_pay_for_more_calls_than_whole_ones():
+    """Catches grids of two calls for a budget of two whole ones where the first exit costs next to nothing."""
+    search = Search(VPLinear(), trajectory(exits=2), np.array([1e-3, 1.0]), 20.0, np.random.default_rng(0))
+    mixed = [choice for choice in search.family(0.1) if set(choice.exits) == {0, 1}]
+    assert {len(choice.exits) for choice in mixed} >= {6, 16}
+    assert all(search.affords(choice, 0.1) for choice in mixed)
+
+
 def test_a_larger_budgets_plan_is_where_a_smaller_one_begins():
     """Catches times that a larger budget found good, and that a smaller one never tries."""
     search = Search(VPLinear(), trajectory(), np.array([0.3, 0.6, 1.0]), 10.0, np.random.default_rng(0))

@@ -295,6 +295,11 @@ def test_plans_of_no_layers_or_all(run):
     assert len(found["plan"]["layers"]) <= 16 and 0 < sum(layers > 0 for layers in found["plan"]["layers"]) <= 2
     assert json.loads((run.dir / "plan-budget-0.1-ends.json").read_text())["plan"] == found["plan"]
 
+    good = found | {"report": found["report"] | {"selected_at": -1.0}}  # nothing is better
+    (run.dir / "plan-budget-0.1-ends.json").write_text(json.dumps(good))
+    (every,) = spend(config, regimes.pixels(config), run, {"budget": [0.1]}, n_images=8)
+    assert every["plan"]["nodes"] == found["plan"]["nodes"], "all exits are no worse than two of them"
+
     split = found | {"asked": {"budget": [0.09]}, "report": found["report"] | {"budget": 0.09, "selected_at": -1.0}}
     split["plan"] = split["plan"] | {"max_u": [0.4] + [0.0] * (len(split["plan"]["layers"]) - 1)}
     (run.dir / "plan-budget-0.09.json").write_text(json.dumps(split))

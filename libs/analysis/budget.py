@@ -186,11 +186,12 @@ class Planner:
         return self.search.select(budget, quality, cheaper, dearer, say=self.bench.sampler.run.say)
 
     def neighbours(self, budget: float) -> tuple[tuple[Choice, float] | None, Choice | None]:
-        """Of the plans that lie there already, the best of smaller budgets with its quality, and the next larger one.
+        """Of the plans that lie there already, the best that spends no more with its quality, and the next larger one.
 
-        With more to spend, nothing should get worse.
+        With more to spend, or more exits to choose from, nothing should get worse.
         """
         smaller, larger, points = [], [], self.points[self.exits]
+        others = tuple(f"-{depth}" for depth in DEPTHS if depth != self.depth)
         for path in sorted(self.bench.draft.parent.glob(plan_name(self.bench.config.nnet_path, "*"))):
             content = read_json(path, "a plan beside the weights")
             same = all(content.get(name) == self.bench.facts[name] for name in ("points", "config_hash", "seeds"))
@@ -200,11 +201,12 @@ class Planner:
             plan, report = content["plan"], content["report"]
             if self.depth == "ends" and any(plan["max_u"]):
                 continue  # its split sends images to an exit in between
-            if report["budget"] != budget and report["objective"] == self.objective:
+            as_large = report["budget"] == budget
+            if report["objective"] == self.objective and (not as_large or path.stem.endswith(others)):
                 exits = tuple(points.index(k) for k in plan["layers"])
                 max_u, lower = tuple(plan["max_u"]), plan["lower_order_final"]
                 choice = Choice(tuple(plan["nodes"]), exits, lower, path.stem, max_u)
-                if report["budget"] < budget:
+                if report["budget"] <= budget:
                     smaller.append((choice, report["selected_at"]))
                 elif path.stem.endswith("-full") == (len(points) == 1):  # full depth is no plan to make shallower
                     larger.append((choice, report["budget"]))
