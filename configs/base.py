@@ -227,6 +227,7 @@ PRESETS = {
     },
 }
 PRESETS["small"] = PRESETS["plain"]  # and half the network
+PRESETS["exit0"] = {"nnet.gaussian": 64}  # after another, as in plain,exit0: no layers or all
 
 
 def finish(c: ConfigDict, arg: str) -> ConfigDict:

@@ -12,7 +12,8 @@ JOBS=${JOBS:-1} DATA=${1:-digits} FOLDER=${2:-runs/comparison-${1:-digits}} MORE
 # the small one; images per noise seed; budgets as shares of the reference's GMACs, those between them, which begin with
 # the plans on both sides, those of no layers or all (exit 0), and those of full depth; the grid on which few calls do well, how many calls full depth tries
 # on it, and on how many calls exits and fixed layers are compared; the settings of exits, forecasts and caches. Of the
-# digits they are the best that cost no more than five calls of full depth, found on other noise (Q41).
+# digits they are the best that cost no more than five calls of full depth, found on other noise (Q41). Where there is
+# an exit 0, the other networks have it too (Q47).
 OTHERS="small plain" SMALL_STEPS=6000 IMAGES=1024 BUDGETS="0.1 0.15 0.2" BETWEEN="" ENDS="" PLACED="0.2 0.25 0.3 0.35 0.4"
 GRID=karras:7 PLAIN=(steps={4,5,6,8,10}) CALLS=6 LAYERS="1 2" CERTAINTIES="0.98 0.99" FORECASTS=10
 RIVALS=(
@@ -79,9 +80,9 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the other netwo
     checkpoint=$1/last.ckpt
     python train.py --config=$CONFIG "${MORE[@]}" --config.seed="$2" --workdir="$1"
     if [ "$checkpoint" = "$FIRST" ]; then # its plans serve all networks: what they are worth where nobody searched
+        place $CONFIG "$FIRST" ends $ENDS  # a search begins with them
         place $CONFIG "$FIRST" search $BUDGETS
         for budget in $BETWEEN; do place $CONFIG "$FIRST" search "$budget"; done # in this order
-        place $CONFIG "$FIRST" ends $ENDS
         place $CONFIG "$FIRST" full $PLACED
     fi
     few=("${MORE[@]}" --nnet_path="$checkpoint" $FEW_CONFIG --config.sample.sample_steps=6 --budget=0.6)
@@ -91,10 +92,13 @@ prepare() { # RUN SEED: everything that an evaluation reads, but the other netwo
             python -m scripts.fit_rivals --config=$CONFIG $REFERENCE "${few[@]}" --kind=$kind
     done
 }
+ZERO=${ENDS:+,exit0}
 prepare_other() { # RUN SEED PRESET; a network of the same size takes as many steps
     steps=$([ "$3" != small ] || echo --config.train.n_steps=$SMALL_STEPS)
-    python train.py --config=$CONFIG:"$3" --config.seed="$2" $steps "${MORE[@]}" --workdir="$1/$3"
-    [ "$1/last.ckpt" != "$FIRST" ] || place "$CONFIG:$3" "$1/$3/last.ckpt" full $PLACED
+    python train.py --config="$CONFIG:$3$ZERO" --config.seed="$2" $steps "${MORE[@]}" --workdir="$1/$3"
+    [ "$1/last.ckpt" = "$FIRST" ] || return 0
+    place "$CONFIG:$3$ZERO" "$1/$3/last.ckpt" ends $ENDS
+    place "$CONFIG:$3$ZERO" "$1/$3/last.ckpt" full $PLACED
 }
 tuple() { printf "("; printf "'%s'," "$@"; printf ")"; }
 evaluate() { # RUN CONFIG ENTRIES...; the seconds that count are measured at the end, all together
@@ -133,7 +137,8 @@ for seed in $SEEDS; do
     for other in $OTHERS; do
         placed=() of=${FIRST%/*}/$other/last.ckpt
         for budget in $PLACED; do placed+=("plan=$of/plan-budget-$budget-full.json"); done
-        evaluate "$run/$other" "$CONFIG:$other" "${PLAIN[@]}" "${placed[@]}"
+        for budget in $ENDS; do placed+=("plan=$of/plan-budget-$budget-ends.json"); done
+        evaluate "$run/$other" "$CONFIG:$other$ZERO" "${PLAIN[@]}" "${placed[@]}"
         evaluations+=("$other=$run/$other/eval")
     done
 done
