@@ -14,7 +14,7 @@ from scripts import questions
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = questions.load_questions(questions.DATA)
 RECORD = json.loads(questions.DATA.with_name("record.json").read_text())
-NAMES = [f"Q{n}" for n in range(1, 47)]
+NAMES = [f"Q{n}" for n in range(1, 48)]
 
 
 def test_every_question_is_there():
