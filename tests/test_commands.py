@@ -404,7 +404,9 @@ def test_comparison_script(scripts):
     assert sum(f"{kind}.path" in entry for kind in fitted[:2] for entry in sweeps[0]) == 2 and len(fitted) == 6
     plans = [[entry for entry in sweep if entry.startswith("plan=")] for sweep in sweeps[::3]]
     assert len(asked) == 3 and len(plans[0]) == sum(len(a.split(",")) for a in asked)
-    assert plans[0] == plans[1] == plans[2] and len(searched) == 5  # made once, and once for each other network
+    assert plans[0] == plans[1] == plans[2] and len(searched) == 7  # made once, and twice for each other network
+    others = [call for call in calls if any(a.endswith((":small,exit0", ":plain,exit0")) for a in call)]
+    assert sum("train.py" in call for call in others) == 6 and sum("-ends.json" in str(sweep) for sweep in sweeps) == 9
     directories = [a.partition("=")[2] for a in calls[-1] if a.endswith("/eval")]
     assert len(directories) == 9 and set(directories) < set(calls[-2])
     assert "benchmarks/results/frontier-digits-cpu.json" in calls[-1]
