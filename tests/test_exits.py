@@ -40,7 +40,7 @@ SETTINGS = {
 }
 # Alone, a call of theirs runs full depth: tested in test_reuse.py and test_rivals.py.
 LOOK_BACK = ("reuse", "cache", "first_block", "teacache", "duo", "learned_cache", "lazy_gate")
-PER_IMAGE = [name for name in EXIT_POLICIES if name != "released_batch_mean"]
+PER_IMAGE = [name for name, policy in EXIT_POLICIES.items() if policy.per_image or name in LOOK_BACK]
 MARGIN = 1e-5  # a mean uncertainty this close to the threshold may fall on either side of it by rounding
 TOLERANCE = 2e-6  # of predictions of order one, fp32
 

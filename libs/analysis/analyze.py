@@ -195,15 +195,15 @@ def gradient_flow(bench: DepthBench) -> dict:
 
 
 def moved_parts(model, term) -> list[str]:
-    """Which of `explain.COST_PARTS` get a gradient that is not zero."""
+    """Which of `explain.MODEL_PARTS` get a gradient that is not zero."""
     if not term.requires_grad:
         return []
     model.zero_grad()
     term.backward(retain_graph=True)
-    modules = dict(zip(explain.COST_PARTS, (model.backbone, model.heads, model.uem), strict=True))
+    modules = dict(zip(explain.MODEL_PARTS, (model.backbone, model.heads, model.uem), strict=True))
     grads = {name: [p.grad for p in module.parameters() if p.grad is not None] for name, module in modules.items()}
     model.zero_grad()
-    return [name for name in explain.COST_PARTS if any(bool(grad.any()) for grad in grads[name])]
+    return [name for name in explain.MODEL_PARTS if any(bool(grad.any()) for grad in grads[name])]
 
 
 # ---- the oracle ----------------------------------------------------------------------------------------------------

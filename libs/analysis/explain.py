@@ -140,7 +140,7 @@ def explained_by_time(values: np.ndarray) -> float:
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
-COST_PARTS = ("backbone", "heads", "estimator")
+MODEL_PARTS = ("backbone", "heads", "estimator")
 
 
 def expected_reach(weights: str, *, own_heads: bool, frozen: bool, extra: bool = False) -> dict[str, list[str]]:

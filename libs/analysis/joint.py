@@ -103,8 +103,8 @@ class Search:
 
         The last step is of second order: on grids that are dense near the data first order costs quality there.
         """
-        calls, exits = budget * self.reference, len(self.cost)
-        shallow = max(self.cost[min(1, exits - 1) if exits != 2 else 0], CALL)
+        calls = budget * self.reference
+        shallow = max(self.cost[1 if len(self.cost) > 2 else 0], CALL)
         most = min(max(calls / shallow, 1), MOST_CALLS)
         tried = int(np.clip(0.5 / budget, 2, 5))
         counts = np.unique(np.geomspace(max(1, np.ceil(calls - 1e-9)), most, tried).round().astype(int))

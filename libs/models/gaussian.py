@@ -111,7 +111,7 @@ class Gaussian(nn.Module):
                 signal = parts[0] if len(parts) == 1 else torch.where(which[:, None] == 0, *parts)
             elif x.device.type == "cpu":
                 signal = torch.empty_like(d)
-                for i in which.unique().tolist():  # a gather would copy a basis per row: seven times as slow
+                for i in which.unique().tolist():  # a gather would copy a basis per row: five times as slow
                     rows = which == i
                     signal[rows] = ((w - w_rest)[rows] * (d[rows] @ basis[i])) @ basis[i].T
             else:  # nothing that waits for the device
