@@ -18,7 +18,7 @@ from libs.data.moments import moments
 from libs.exits import EXIT_POLICIES, run_with_exits
 from libs.losses import Depths, Objective
 from libs.models import EarlyExitModel, UViT, build_model, gaussian
-from libs.models.gaussian import Gaussian
+from libs.models.gaussian import Gaussian, by_class, gathered
 from libs.models.uem import Linear
 from sde import PROCESSES, VPLinear
 
@@ -59,6 +59,13 @@ def test_it_is_the_posterior_mean(name):
         for i, c in enumerate(labels):
             wanted = posterior_mean(x[i], process.alpha(t[i]), process.sigma(t[i]), means[c], covariances(3)[c])
             assert (x0[i].flatten() - wanted).abs().max() < 3e-4, (pred, i)
+
+
+def test_a_gather_is_the_product_per_class():
+    """Catches a GPU that denoises with other Gaussians than a CPU."""
+    d, w, basis = torch.randn(7, 12), torch.rand(7, 5), torch.randn(4, 12, 5)
+    which = torch.tensor([3, 0, 0, 2, 3, 0, 2])  # none of class 1
+    assert torch.allclose(gathered(d, w, basis, which), by_class(d, w, basis, which), atol=1e-5)
 
 
 def test_fewer_directions_keep_the_variance():
